@@ -1,0 +1,175 @@
+"""From the bytes of a TOML file to a checked struct; every fault is an `InputError` that names the key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from typing import Any, TypeVar, get_args
+
+import msgspec
+
+from costmodel.errors import InputError
+from costmodel.hardware.quantity import ALLOWED, Allowed, Kind, Quantity
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+MAX_BYTES = 1_000_000
+"""Size above which a file is not taken for a profile."""
+
+
+class _Plain:
+    """A value that error messages show as it is, without quotes."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def read_bytes(path: str) -> bytes:
+    """Content of a file; raises `InputError` if it cannot be read or is larger than `MAX_BYTES`."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError("hardware profile", path, f"cannot be read: {reason.lower()}") from None
+    if len(data) > MAX_BYTES:
+        raise InputError("hardware profile", path, f"is larger than {MAX_BYTES:,} bytes")
+    return data
+
+
+def decode(data: bytes, kind: type[S], file: str) -> S:
+    """Read TOML as a ``kind``; ``file`` is only for the messages.
+
+    Raises `InputError` for bytes that are not UTF-8, text that is not TOML, and keys that are unknown,
+    missing, of the wrong type or out of range.
+    """
+    raw = _parse(data, file)
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise _explain(error, raw, kind, file) from None
+
+
+def _parse(data: bytes, file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(file, _Plain(f"byte {error.start}"), "the file must be UTF-8 text") from None
+    except RecursionError:
+        raise InputError(file, _Plain("the text"), "is nested too deeply to be a profile") from None
+    except ValueError as error:  # TOMLDecodeError, and integers of thousands of digits
+        raise InputError(file, _Plain("the text"), f"must be TOML: {error}") from None
+
+
+def _explain(error: Exception, raw: object, kind: type[msgspec.Struct], file: str) -> InputError:
+    """Reword a msgspec error: file and key first, then what is allowed and the nearest valid key."""
+    message, _, where = str(error).partition(" - at `$")
+    path = where.rstrip("`").lstrip(".")
+    cause = error.__cause__
+    if isinstance(cause, InputError):
+        field = _join(path, cause.field)
+        return InputError(f"{file}: {field}", _shown(cause.value), cause.rule, cause.remedy)
+    name = re.search(r"field `(.*)`", message)
+    if name and "unknown" in message:
+        return _unknown_key(file, path, name[1], raw, _fields(kind, path))
+    if name:
+        field = _join(path, name[1])
+        return InputError(f"{file}: {field}", _Plain("no value"), "this key is required", _wanted(field))
+    value = _shown(_look_up(raw, path))
+    return InputError(f"{file}: {path or 'top level'}", value, _type_rule(message, path), _wanted(path))
+
+
+def _unknown_key(file: str, path: str, key: str, raw: object, known: list[str]) -> InputError:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    field = _join(path, key)
+    table = _look_up(raw, path)
+    value = _shown(table.get(key)) if isinstance(table, dict) else _Plain("it")
+    hint = f"did you mean {close[0]!r}?" if close else None
+    rule = f"there is no such key; known here: {', '.join(known)}"
+    return InputError(f"{file}: {field}", value, rule, hint)
+
+
+def _type_rule(message: str, path: str) -> str:
+    """The rule behind ``Expected `x`, got `y``` or ``Invalid enum value``."""
+    if path.endswith("kind"):
+        return "must be one of " + ", ".join(get_args(Kind))
+    if path == "schema":
+        return "must be 1, the only schema there is"
+    found = re.match(r"Expected `([^`|]*)", message)
+    expected = found[1].strip() if found else "float"  # else "Number out of range"
+    if expected == "float":
+        allowed = _allowed(path)
+        return f"must be a number of {allowed.unit}" if allowed else "must be a number"
+    words = {"str": "text", "int": "a whole number", "bool": "true or false", "object": "a table"}
+    words["array"] = "an array of tables"
+    return f"must be {words.get(expected, expected)}"
+
+
+def _allowed(path: str) -> Allowed | None:
+    """Unit and range for a path such as ``device.launch_s.value`` or ``device.launch_s``, else None."""
+    parts = path.split(".")
+    key = parts[-2] if len(parts) > 1 and parts[-1] in Quantity.__struct_fields__ else parts[-1]
+    return ALLOWED.get(key)
+
+
+def _wanted(path: str) -> str | None:
+    """An example of what to write at a path that holds a `Quantity` or one of its numbers."""
+    allowed = _allowed(path)
+    if allowed is None:
+        return None
+    if path.rpartition(".")[2] in ALLOWED:
+        return f'write {{ value = {allowed.example}, source = "...", kind = "cited" }} in {allowed.unit}'
+    return f"for example {allowed.example}" if path.rpartition(".")[2] in ("value", "low", "high") else None
+
+
+def _fields(kind: Any, path: str) -> list[str]:
+    """Keys that are valid at ``path`` below ``kind``."""
+    for part in _parts(path):
+        if not part.isdigit():
+            field = next(f for f in msgspec.structs.fields(kind) if f.encode_name == part)
+            kind = _struct_in(field.type)
+    return [f.encode_name for f in msgspec.structs.fields(kind)]
+
+
+def _parts(path: str) -> list[str]:
+    """``links[0].name`` -> ``["links", "0", "name"]``."""
+    return re.findall(r"[^.\[\]]+", path)
+
+
+def _struct_in(annotation: Any) -> Any:
+    """The struct class in ``X``, ``X | None`` or ``tuple[X, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return annotation
+    return next(a for a in annotation.__args__ if isinstance(a, type) and issubclass(a, msgspec.Struct))
+
+
+def _look_up(raw: Any, path: str) -> object:
+    """The value at a path such as ``links[0].devices`` in plain dicts and lists."""
+    for part in _parts(path):
+        try:
+            raw = raw[int(part)] if isinstance(raw, list) else raw[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return _Plain("what is there")
+    return raw
+
+
+def _shown(value: object) -> object:
+    """``value`` short enough for one line of a message."""
+    if isinstance(value, dict):
+        return _Plain("a table")
+    if isinstance(value, list):
+        return _Plain("an array")
+    if isinstance(value, bool):
+        return _Plain(str(value).lower())
+    text = str(value)
+    if len(text) > 60:
+        return f"{text[:57]}..."
+    return value
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

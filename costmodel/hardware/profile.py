@@ -1,0 +1,269 @@
+"""What a machine is: its device, the links between devices and the host, as read from one TOML file.
+
+Nothing here computes a time. Numbers are in SI base units (bytes, seconds, FLOP/s) and carry their source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import msgspec
+
+from costmodel.errors import InputError, UnknownNameError
+from costmodel.hardware.decode import decode, read_bytes
+from costmodel.hardware.quantity import ALLOWED, Quantity
+
+Family = Literal["gemm", "attention", "attention_backward", "elementwise", "reduction", "gather", "copy"]
+Collective = Literal["all_to_all", "ring_shift", "all_gather", "reduce_scatter", "all_reduce"]
+
+T = TypeVar("T")
+
+
+class Noun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the nouns below: frozen, hashable, no key beyond those declared."""
+
+
+class Table(Noun, Generic[T], frozen=True):
+    """A noun whose keys are also reached by name, like a read-only dict without its unset keys."""
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the keys that are set."""
+        return tuple(name for name in self.__struct_fields__ if getattr(self, name) is not None)
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Pairs of name and value of the keys that are set."""
+        return ((name, self[name]) for name in self.keys())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __getitem__(self, name: str) -> T:
+        """Value of a key; raises `UnknownNameError` (an `InputError`) for one that is not set."""
+        if name not in self.keys():
+            raise UnknownNameError(type(self).__name__.lower(), name, self.keys())
+        value: T = getattr(self, name)
+        return value
+
+
+class Kernel(Noun, frozen=True):
+    """How close one kernel family comes to the device's rates at large sizes.
+
+    ``compute`` is the fraction of the dense peak (of ``vector_flop_per_s`` for a family that does not use the
+    matrix units), ``memory`` the fraction of the memory bandwidth, ``tile`` the edge in tokens of the square
+    tile in which a fused attention kernel works (it executes whole tiles, masked or not).
+    """
+
+    compute: Quantity
+    memory: Quantity
+    tile: int | None = None
+
+
+class Kernels(Table[Kernel], frozen=True):
+    """One `Kernel` per kernel family."""
+
+    gemm: Kernel
+    attention: Kernel
+    attention_backward: Kernel
+    elementwise: Kernel
+    reduction: Kernel
+    gather: Kernel
+    copy: Kernel
+
+
+class Peaks(Table[Quantity], frozen=True):
+    """Dense matrix rates by dtype in FLOP/s, without sparsity and accumulating in fp32 (or float64)."""
+
+    bf16_dense: Quantity | None = None
+    fp16_dense: Quantity | None = None
+    fp8_dense: Quantity | None = None
+    fp32_dense: Quantity | None = None
+    tf32_dense: Quantity | None = None
+    float64_dense: Quantity | None = None
+
+
+class Device(Noun, frozen=True):
+    """One accelerator, or one core of a CPU.
+
+    ``memory_bytes`` capacity, of which ``reserved_bytes`` (driver context, communication buffers) are not for
+    tensors; ``memory_bytes_per_s`` bandwidth to it; ``vector_flop_per_s`` fp32 rate outside the matrix units;
+    ``special_op_per_s`` rate of exp, log, sin and the like; ``launch_s`` time of a kernel that does nothing.
+    """
+
+    name: str
+    memory_bytes: Quantity
+    memory_bytes_per_s: Quantity
+    reserved_bytes: Quantity
+    peak_flop_per_s: Peaks
+    vector_flop_per_s: Quantity
+    special_op_per_s: Quantity
+    launch_s: Quantity
+    kernels: Kernels
+
+    def peak(self, dtype: str) -> Quantity:
+        """Dense peak in FLOP/s for ``dtype`` ("bf16", "fp32", ...).
+
+        Raises `UnknownNameError` if the device states none for it.
+        """
+        known = [key.removesuffix("_dense") for key in self.peak_flop_per_s]
+        if dtype not in known:
+            raise UnknownNameError(f"dense rate of {self.name}", dtype, known)
+        return self.peak_flop_per_s[f"{dtype}_dense"]
+
+
+class Collectives(Table[Quantity], frozen=True):
+    """Bus bandwidth in bytes/s of single collectives where it differs from the link's own."""
+
+    all_to_all: Quantity | None = None
+    ring_shift: Quantity | None = None
+    all_gather: Quantity | None = None
+    reduce_scatter: Quantity | None = None
+    all_reduce: Quantity | None = None
+
+
+class Link(Noun, frozen=True):
+    """One level of the network; a profile lists them innermost first.
+
+    ``devices``: how many devices one unit of this level joins (a node: 8); 0 means any number, and is allowed
+    for the outermost only.
+    ``latency_s``: time of one message, or of one step of a collective, that carries nothing.
+    ``bytes_per_s``: what one device sends, one way, while its peers do the same; this is nccl-tests' bus
+    bandwidth.
+    ``peak_bytes_per_s``: line rate of one device, which nothing may beat. Only all-reduce may show more bus
+    bandwidth than this, where the switch does the sum (at most twice).
+    ``shared_bytes_per_s``: what all devices of one unit send together at most, where they share one medium
+    (host memory on a machine without peer-to-peer transfers). Innermost level only.
+    ``uplink_bytes_per_s``: what leaves one unit of the next inner level through this one in total, where its
+    devices share one way out (a host with a single network card).
+    """
+
+    name: str
+    latency_s: Quantity
+    bytes_per_s: Quantity
+    peak_bytes_per_s: Quantity
+    devices: int = 0
+    shared_bytes_per_s: Quantity | None = None
+    uplink_bytes_per_s: Quantity | None = None
+    collectives: Collectives = Collectives()
+
+    def bandwidth(self, collective: str) -> Quantity:
+        """Bus bandwidth in bytes/s for ``collective``: its own entry, else the link's ``bytes_per_s``."""
+        return dict(self.collectives.items()).get(collective, self.bytes_per_s)
+
+
+class Host(Noun, frozen=True):
+    """Host memory per node in bytes, and what one device moves to or from it in bytes/s (for offload)."""
+
+    memory_bytes: Quantity
+    bytes_per_s: Quantity
+
+
+class Profile(Noun, frozen=True):
+    """A machine: what `load_profile` returns. ``calibrated`` says whether it was fitted to measured runs.
+
+    Raises `InputError` naming the key for a number outside its plausible range (`ALLOWED`) or links that
+    contradict each other.
+    """
+
+    schema: Literal[1]
+    name: str
+    title: str
+    calibrated: bool
+    device: Device
+    links: tuple[Link, ...]
+    host: Host
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, "")
+        if not self.device.peak_flop_per_s.keys():
+            raise InputError("device.peak_flop_per_s", {}, "must hold at least one rate, e.g. fp32_dense")
+        for family, kernel in self.device.kernels.items():
+            if kernel.tile is not None and not 1 <= kernel.tile <= 4096:
+                raise InputError(f"device.kernels.{family}.tile", kernel.tile, "must be 1 to 4096 tokens")
+        _check_links(self.links)
+
+
+def _check_ranges(noun: msgspec.Struct | tuple[object, ...], path: str) -> None:
+    """Hold every `Quantity` below ``noun`` against `ALLOWED`."""
+    if isinstance(noun, tuple):
+        children = [(f"{path}[{index}]", "", child) for index, child in enumerate(noun)]
+    else:
+        dot = f"{path}." if path else ""
+        children = [(f"{dot}{key}", key, getattr(noun, key)) for key in noun.__struct_fields__]
+    for child_path, key, child in children:
+        if isinstance(child, Quantity):
+            _check_range(child, child_path, key)
+        elif isinstance(child, (Noun, tuple)):
+            _check_ranges(child, child_path)
+
+
+def _check_range(quantity: Quantity, path: str, key: str) -> None:
+    for part in ("value", "low", "high"):
+        number = getattr(quantity, part)
+        fault = None if number is None else ALLOWED[key].fault(number)
+        if fault:
+            raise InputError(f"{path}.{part}", f"{number:g}", fault, f"for example {ALLOWED[key].example}")
+
+
+def _check_links(links: tuple[Link, ...]) -> None:
+    inner = 1
+    for index, link in enumerate(links):
+        path = f"links[{index}]"
+        unlimited = link.devices == 0 and index == len(links) - 1
+        if not unlimited and (link.devices < 1 or link.devices % inner or link.devices > 10**9):
+            rule = f"must be at least 1 and a multiple of the level inside it, {inner}"
+            raise InputError(f"{path}.devices", link.devices, rule, "0 (any number) only in the last level")
+        inner = link.devices or inner
+        _check_peak(link, path)
+        misplaced = "uplink_bytes_per_s" if index == 0 else "shared_bytes_per_s"
+        if getattr(link, misplaced) is not None:
+            rule = "an innermost level shares a medium, an outer one the uplinks of the units inside it"
+            other = "shared_bytes_per_s" if index == 0 else "uplink_bytes_per_s"
+            raise InputError(
+                f"{path}.{misplaced}.value", getattr(link, misplaced).value, rule, f"use {other}"
+            )
+
+
+def _check_peak(link: Link, path: str) -> None:
+    """No achieved rate above the line rate; twice that for an all-reduce, which a switch can halve."""
+    rates = [("bytes_per_s", link.bytes_per_s, 1.0)]
+    for name, quantity in link.collectives.items():
+        rates.append((f"collectives.{name}", quantity, 2.0 if name == "all_reduce" else 1.0))
+    for name, quantity, factor in rates:
+        ceiling = factor * link.peak_bytes_per_s.value
+        if quantity.hi > ceiling:
+            part = "value" if quantity.value > ceiling else "high"
+            rule = f"must be at most {ceiling:g}, from peak_bytes_per_s"
+            raise InputError(f"{path}.{name}.{part}", f"{quantity.hi:g}", rule)
+
+
+def profiles() -> list[str]:
+    """Names of the built-in profiles: the TOML files in ``costmodel/hardware/profiles``."""
+    folder = resources.files("costmodel.hardware") / "profiles"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """Read a built-in profile by name, or a user's by a path that ends in ``.toml``.
+
+    Raises `UnknownNameError` for a name that is not built in, and `InputError` naming file, key, rule and
+    remedy for a file that cannot be read or used.
+    """
+    text = str(name_or_path)
+    if text.endswith(".toml"):
+        return decode(read_bytes(text), Profile, text)
+    if text not in profiles():
+        raise UnknownNameError("hardware profile", text, profiles())
+    return _built_in(text)
+
+
+@cache
+def _built_in(name: str) -> Profile:
+    file = resources.files("costmodel.hardware") / "profiles" / f"{name}.toml"
+    return decode(file.read_bytes(), Profile, file.name)
