@@ -10,22 +10,12 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from costmodel.errors import InputError
-from costmodel.hardware.quantity import ALLOWED, Allowed, Kind, Quantity
+from costmodel.hardware.quantity import ALLOWED, Allowed, Kind, Plain, Quantity
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_BYTES = 1_000_000
 """Size above which a file is not taken for a profile."""
-
-
-class _Plain:
-    """A value that error messages show as it is, without quotes."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def read_bytes(path: str) -> bytes:
@@ -58,11 +48,11 @@ def _parse(data: bytes, file: str) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise InputError(file, _Plain(f"byte {error.start}"), "the file must be UTF-8 text") from None
+        raise InputError(file, Plain(f"byte {error.start}"), "the file must be UTF-8 text") from None
     except RecursionError:
-        raise InputError(file, _Plain("the text"), "is nested too deeply to be a profile") from None
+        raise InputError(file, Plain("the text"), "is nested too deeply to be a profile") from None
     except ValueError as error:  # TOMLDecodeError, and integers of thousands of digits
-        raise InputError(file, _Plain("the text"), f"must be TOML: {error}") from None
+        raise InputError(file, Plain("the text"), f"must be TOML: {str(error).partition(';')[0]}") from None
 
 
 def _explain(error: Exception, raw: object, kind: type[msgspec.Struct], file: str) -> InputError:
@@ -78,7 +68,7 @@ def _explain(error: Exception, raw: object, kind: type[msgspec.Struct], file: st
         return _unknown_key(file, path, name[1], raw, _fields(kind, path))
     if name:
         field = _join(path, name[1])
-        return InputError(f"{file}: {field}", _Plain("no value"), "this key is required", _wanted(field))
+        return InputError(f"{file}: {field}", Plain("no value"), "this key is required", _wanted(field))
     value = _shown(_look_up(raw, path))
     return InputError(f"{file}: {path or 'top level'}", value, _type_rule(message, path), _wanted(path))
 
@@ -87,7 +77,7 @@ def _unknown_key(file: str, path: str, key: str, raw: object, known: list[str]) 
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     field = _join(path, key)
     table = _look_up(raw, path)
-    value = _shown(table.get(key)) if isinstance(table, dict) else _Plain("it")
+    value = _shown(table.get(key)) if isinstance(table, dict) else Plain("it")
     hint = f"did you mean {close[0]!r}?" if close else None
     rule = f"there is no such key; known here: {', '.join(known)}"
     return InputError(f"{file}: {field}", value, rule, hint)
@@ -153,22 +143,23 @@ def _look_up(raw: Any, path: str) -> object:
         try:
             raw = raw[int(part)] if isinstance(raw, list) else raw[part]
         except (KeyError, IndexError, TypeError, ValueError):
-            return _Plain("what is there")
+            return Plain("what is there")
     return raw
 
 
 def _shown(value: object) -> object:
     """``value`` short enough for one line of a message."""
     if isinstance(value, dict):
-        return _Plain("a table")
+        return Plain("a table")
     if isinstance(value, list):
-        return _Plain("an array")
+        return Plain("an array")
     if isinstance(value, bool):
-        return _Plain(str(value).lower())
+        return Plain(str(value).lower())
+    if isinstance(value, Plain):
+        return value
     text = str(value)
-    if len(text) > 60:
-        return f"{text[:57]}..."
-    return value
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return text if isinstance(value, str) else Plain(text)
 
 
 def _join(path: str, key: str) -> str:

@@ -15,7 +15,7 @@ import msgspec
 
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.hardware.decode import decode, read_bytes
-from costmodel.hardware.quantity import ALLOWED, Quantity
+from costmodel.hardware.quantity import ALLOWED, Plain, Quantity
 
 Family = Literal["gemm", "attention", "attention_backward", "elementwise", "reduction", "gather", "copy"]
 Collective = Literal["all_to_all", "ring_shift", "all_gather", "reduce_scatter", "all_reduce"]
@@ -208,7 +208,9 @@ def _check_range(quantity: Quantity, path: str, key: str) -> None:
         number = getattr(quantity, part)
         fault = None if number is None else ALLOWED[key].fault(number)
         if fault:
-            raise InputError(f"{path}.{part}", f"{number:g}", fault, f"for example {ALLOWED[key].example}")
+            raise InputError(
+                f"{path}.{part}", Plain(f"{number:g}"), fault, f"for example {ALLOWED[key].example}"
+            )
 
 
 def _check_links(links: tuple[Link, ...]) -> None:
@@ -240,7 +242,7 @@ def _check_peak(link: Link, path: str) -> None:
         if quantity.hi > ceiling:
             part = "value" if quantity.value > ceiling else "high"
             rule = f"must be at most {ceiling:g}, from peak_bytes_per_s"
-            raise InputError(f"{path}.{name}.{part}", f"{quantity.hi:g}", rule)
+            raise InputError(f"{path}.{name}.{part}", Plain(f"{quantity.hi:g}"), rule)
 
 
 def profiles() -> list[str]:

@@ -21,8 +21,8 @@ class Quantity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``source``) or ``assumed`` (no measurement found; ``source`` says from which proxy). ``low`` and ``high``
     enclose what the sources support; without them the range is the value itself.
 
-    Raises `InputError` for a number that is not finite, a range that does not contain the value, or an empty
-    source.
+    Raises `InputError` for a number that is negative or not finite, a range that does not contain the value,
+    or an empty source.
 
     >>> Quantity(18e9, "nccl issue 1603", "cited", low=16e9).lo
     16000000000.0
@@ -38,6 +38,8 @@ class Quantity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for key, number in (("value", self.value), ("low", self.lo), ("high", self.hi)):
             if not math.isfinite(number):
                 raise InputError(key, number, "must be a finite number")
+            if number < 0:
+                raise InputError(key, Plain(f"{number:g}"), "must be > 0")
         if self.lo > self.value:
             raise InputError("low", self.low, f"must be at most the value, {self.value:g}")
         if self.hi < self.value:
@@ -56,6 +58,16 @@ class Quantity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.value if self.high is None else self.high
 
 
+class Plain:
+    """A value that error messages show as it is, without quotes."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
 class Allowed:
     """Unit of a key and the decades in which a plausible number lies (ends included)."""
@@ -70,9 +82,8 @@ class Allowed:
         """What is wrong with ``number``, or None if it may stand."""
         if (number == 0 and self.zero) or self.low <= number <= self.high:
             return None
-        sign = "0 or more" if self.zero else "> 0"
-        if number < 0 or number == 0:
-            return f"must be {sign}"
+        if number == 0:
+            return "must be > 0"
         also = "0, or " if self.zero else ""
         return f"must be {also}{self.low:g} to {self.high:g} {self.unit}"
 

@@ -1,0 +1,46 @@
+"""Small layers of every model, written over the vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from costmodel.ops.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+
+def rms_norm(ops: Vocabulary[T], x: T, weight: T) -> T:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, as one kernel (Zhang & Sennrich, arXiv 1910.07467)."""
+
+    def body(ops: Vocabulary[Any], x: Any, weight: Any) -> Any:
+        shape = ops.shape(x)
+        mean = ops.scale(ops.sum(ops.map("square", x), (len(shape) - 1,)), 1 / shape[-1])
+        return ops.mul(ops.mul(x, ops.map("rsqrt_eps", mean)), weight)
+
+    result: T = ops.fused("rms_norm", body, x, weight)
+    return result
+
+
+def rope(ops: Vocabulary[T], x: T, cos: T, sin: T) -> T:
+    """Rotary positions, as one kernel: x [B, H, L, d] with tables [L, d/2] (Su et al., arXiv 2104.09864).
+
+    The two halves of d are the real and imaginary parts, as in Llama.
+    """
+
+    def body(ops: Vocabulary[Any], x: Any, cos: Any, sin: Any) -> Any:
+        real, imaginary = ops.halves(x, 3)
+        turned = ops.map("sub", ops.mul(real, cos), ops.mul(imaginary, sin))
+        return ops.concat([turned, ops.add(ops.mul(imaginary, cos), ops.mul(real, sin))], 3)
+
+    result: T = ops.fused("rope", body, x, cos, sin)
+    return result
+
+
+def swiglu(ops: Vocabulary[T], gate: T, up: T) -> T:
+    """silu(gate) * up, as one kernel (Shazeer, arXiv 2002.05202)."""
+
+    def body(ops: Vocabulary[Any], gate: Any, up: Any) -> Any:
+        return ops.mul(ops.map("silu", gate), up)
+
+    result: T = ops.fused("swiglu", body, gate, up)
+    return result

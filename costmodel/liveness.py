@@ -1,0 +1,140 @@
+"""How much memory a program holds, at which point.
+
+Memory is held from the operation that makes it to the last one that uses it, as a reference-counting allocator would;
+parameters, their gradients, caches and tables are held throughout and counted elsewhere. Communication that overlaps
+computation holds its buffers until that computation ends. Of a branch either side may be taken: the peak is the
+larger of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from costmodel.dims import Dim, is_symbolic, maximum
+from costmodel.program import Fused, Leaf, Loop, Node, Overlap, Program, Seq, When, operations
+from costmodel.tensor import Storage, Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of activations on one rank.
+
+    Attributes:
+        saved: held between the forward and the backward pass, inputs included.
+        peak: the most at any point of either pass, inputs included.
+    """
+
+    saved: Dim
+    peak: Dim
+
+
+@dataclass(frozen=True)
+class _Event:
+    """A point of a program: the memory it touches, and whether it is in the backward pass."""
+
+    touched: Sequence[Storage]
+    backward: bool
+
+
+def memory(program: Program) -> Memory:
+    """Saved and peak bytes of a program's activations."""
+    taken = _profile(program, take=True)
+    if not _branches(program.whole):
+        return taken
+    other = _profile(program, take=False)
+    return Memory(taken.saved, largest([taken.peak, other.peak]))
+
+
+def largest(points: Iterable[Dim]) -> Dim:
+    """The maximum over points of a program; symbolic points that another one always exceeds are left out first."""
+    kept: list[Dim] = []
+    for point in points:
+        if not any(_never_above(point, other) for other in kept):
+            kept = [other for other in kept if not _never_above(other, point)]
+            kept.append(point)
+    result = kept[0]
+    for point in kept[1:]:
+        result = maximum(result, point)
+    return result
+
+
+def _never_above(a: Dim, b: Dim) -> bool:
+    """Whether b - a is a sum of terms that are never negative; only asked of symbols."""
+    if not is_symbolic(a, b):
+        return a is b
+    return all(term.is_nonnegative for term in (b - a).expand().as_ordered_terms())
+
+
+def _profile(program: Program, take: bool) -> Memory:
+    events = list(_events(program.forward, False, take)) + list(_events(program.backward, True, take))
+    last = {storage: number for number, event in enumerate(events) for storage in event.touched}
+    last |= {tensor.storage: len(events) for tensor in program.outputs}
+    live: dict[Storage, Dim] = {tensor.storage: tensor.storage.bytes for tensor in program.inputs}
+    held: Dim = sum(live.values())
+    saved: Dim | None = None
+    points: list[Dim] = []
+    for number, event in enumerate(events):
+        if event.backward and saved is None:
+            saved = _needed_later(live, events[number:])
+        for storage in event.touched:
+            if storage not in live:
+                live[storage] = storage.bytes
+                held = held + storage.bytes
+        points.append(held)
+        for storage in event.touched:
+            if last[storage] <= number and storage in live:
+                held = held - live.pop(storage)
+    return Memory(0 if saved is None else saved, largest(points))
+
+
+def _needed_later(live: dict[Storage, Dim], later: Sequence[_Event]) -> Dim:
+    needed = {storage for event in later for storage in event.touched}
+    return sum(size for storage, size in live.items() if storage in needed)
+
+
+def _branches(node: Node) -> bool:
+    match node:
+        case When():
+            return True
+        case Seq(nodes):
+            return any(_branches(child) for child in nodes)
+        case Overlap(_, computation):
+            return _branches(computation)
+        case Loop(_, body):
+            return _branches(body)
+        case _:
+            return False
+
+
+def _events(node: Node, backward: bool, take: bool) -> Iterator[_Event]:
+    """The operations in order, with one side of each branch."""
+    match node:
+        case Leaf() | Fused():
+            yield _Event(_activations((*node.inputs, *node.outputs)), backward)
+        case Seq(nodes):
+            for child in nodes:
+                yield from _events(child, backward, take)
+        case Overlap(communication, computation):
+            yield from _events(communication, backward, take)
+            yield from _events(computation, backward, take)
+            sent = [tensor for operation, _ in operations(communication) for tensor in operation.inputs]
+            yield _Event(_activations(sent), backward)
+        case Loop(_, body):
+            yield from _events(body, backward, take)
+        case When():
+            yield from _branch(node, backward, take)
+
+
+def _branch(node: When, backward: bool, take: bool) -> Iterator[_Event]:
+    """One side of a branch; what the other side hands on is the same memory as what the first does."""
+    if take:
+        yield from _events(node.then, backward, take)
+        return
+    same = {b.storage: a.storage for a, b in node.results}
+    for event in _events(node.otherwise, backward, take):
+        yield _Event([same.get(storage, storage) for storage in event.touched], backward)
+
+
+def _activations(tensors: Iterable[Tensor]) -> list[Storage]:
+    return list(dict.fromkeys(t.storage for t in tensors if t.storage.kind == "activation"))

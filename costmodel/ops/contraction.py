@@ -1,0 +1,73 @@
+"""Contraction of two tensors: every matrix product of the project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from costmodel.dims import Dim, product, same
+from costmodel.masks import Mask
+from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
+from costmodel.tensor import Tensor
+
+if TYPE_CHECKING:
+    from costmodel.ops.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Contract(Primitive):
+    """``einsum`` of two operands, such as ``"bld,df->blf"``; 2 FLOP for each combination of all its indices.
+
+    Attributes:
+        equation: each index is in at least two of the two operands and the result, once in each.
+        mask: when the indices of queries and keys are masked, only these pairs are useful; the kernel does them all.
+        pairs: the two indices the mask is over.
+    """
+
+    equation: str
+    mask: Mask | None = None
+    pairs: str = ""
+
+    family = "gemm"
+
+    def terms(self) -> tuple[str, str, str]:
+        operands, result = self.equation.split("->")
+        left, right = operands.split(",")
+        return left, right, result
+
+    def sizes(self, left: Tensor, right: Tensor) -> dict[str, Dim]:
+        """The dimension of each index.
+
+        Raises:
+            ValueError: when an index has two sizes, or an operand has another number of axes than its term.
+        """
+        sizes: dict[str, Dim] = {}
+        for term, operand in zip(self.terms(), (left, right), strict=False):
+            if len(term) != len(operand.shape):
+                raise ValueError(f"'{term}' of '{self.equation}' needs {len(term)} axes, not shape {operand.shape}")
+            for index, size in zip(term, operand.shape, strict=True):
+                if not same(sizes.setdefault(index, size), size):
+                    raise ValueError(f"index '{index}' of '{self.equation}' is both {sizes[index]} and {size}")
+        return sizes
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        left, right = inputs
+        sizes = self.sizes(left, right)
+        return (Spec(tuple(sizes[index] for index in self.terms()[2]), left.width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        sizes = self.sizes(*inputs)
+        if self.mask is None or reading is not Reading.USEFUL:
+            return {"contraction": 2 * product(sizes.values())}
+        n_q, n_k = (sizes.pop(index) for index in self.pairs)
+        return {"contraction": 2 * product(sizes.values()) * self.mask.useful_pairs(n_q, n_k)}
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        left, right, result = self.terms()
+        return (
+            lambda: ops.contract(f"{result},{right}->{left}", gradients[0], inputs[1], self.mask, self.pairs),
+            lambda: ops.contract(f"{result},{left}->{right}", gradients[0], inputs[0], self.mask, self.pairs),
+        )

@@ -1,0 +1,125 @@
+"""Fused softmax attention: scores never leave the chip (FlashAttention, Dao et al., arXiv 2205.14135 and 2307.08691)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from costmodel.dims import Dim, product, same
+from costmodel.masks import Mask
+from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
+from costmodel.tensor import Tensor
+
+if TYPE_CHECKING:
+    from costmodel.ops.vocabulary import Vocabulary
+
+
+def scored_pairs(mask: Mask, q: Tensor, k: Tensor, reading: Reading, tile: Dim) -> Dim:
+    """Query-key pairs over batch and heads, as the reading counts them. q is [B, H, n_q, d], k [B, H_kv, n_k, d]."""
+    n_q, n_k = q.shape[2], k.shape[2]
+    if reading is Reading.USEFUL:
+        pairs = mask.useful_pairs(n_q, n_k)
+    elif reading is Reading.EXECUTED:
+        pairs = mask.executed_pairs(n_q, n_k, tile)
+    else:
+        pairs = n_q * n_k
+    return product(q.shape[:2]) * pairs
+
+
+@dataclass(frozen=True)
+class Attention(Primitive):
+    """softmax(scale q k^T + mask) v and its log-sum-exp.
+
+    q [B, H, n_q, d], k [B, H_kv, n_k, d], v [B, H_kv, n_k, e] -> out [B, H, n_q, e], lse [B, H, n_q] (accumulation
+    width). A pair costs 2 (d + e) in the two products; scale and subtract; maximum and sum; one exponential. Every
+    operand crosses device memory once: keys and values that a query tile reads again come from cache.
+    """
+
+    mask: Mask
+    scale: Dim
+    tile: Dim
+    lse_width: Dim
+
+    family = "attention"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        q, k, v = inputs
+        if not same(q.shape[3], k.shape[3]) or not same(k.shape[2], v.shape[2]):
+            raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit together")
+        return Spec((*q.shape[:3], v.shape[3]), q.width), Spec(q.shape[:3], self.lse_width)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        q, k, v = inputs
+        pairs = scored_pairs(self.mask, q, k, reading, self.tile)
+        rows = outputs[1].elements
+        return {
+            "contraction": 2 * pairs * (q.shape[3] + v.shape[3]),
+            "elementwise": 2 * pairs + rows * (v.shape[3] + 1),
+            "reduction": 2 * pairs,
+            "special": pairs + rows,
+        }
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return ops.attention_backward(*inputs, *outputs, gradients[0], self.mask, self.scale)
+
+
+@dataclass(frozen=True)
+class AttentionBackward(Primitive):
+    """Gradients of q, k and v from the output, its log-sum-exp and the output's gradient, by recomputing the scores.
+
+    Inputs q, k, v, out, lse, out's gradient. Five products: q k^T again (2 d a pair), g v^T and p^T g (2 e each),
+    ds k and ds^T q (2 d each); FlashAttention-2, algorithm 2. The log-sum-exp may be that of more keys than these, as
+    in a ring.
+    """
+
+    mask: Mask
+    scale: Dim
+    tile: Dim
+
+    family = "attention_backward"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return tuple(Spec(t.shape, t.width) for t in inputs[:3])
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        q, k, v = inputs[:3]
+        pairs = scored_pairs(self.mask, q, k, reading, self.tile)
+        d, e = q.shape[3], v.shape[3]
+        products = 4 * (d + e) if reading is Reading.MODEL else 6 * d + 4 * e
+        return {
+            "contraction": pairs * products,
+            "elementwise": 4 * pairs + inputs[3].elements,  # scale, - lse, - delta, * p; out * g
+            "reduction": inputs[3].elements,  # delta, the row sums of out * g
+            "special": pairs,
+        }
+
+
+@dataclass(frozen=True)
+class Merge(Primitive):
+    """Partial attention over more keys taken into a running output, in place, along a slice of the queries.
+
+    Inputs: out [B, H, n, e] and lse [B, H, n] at accumulation width, block_out [B, H, m, e], block_lse [B, H, m].
+    lse' = log(exp(lse) + exp(block_lse)) and out' = exp(lse - lse') out + exp(block_lse - lse') block_out, the
+    associative and commutative combination of the pairs carry (Milakov & Gimelshein, arXiv 1805.02867).
+    """
+
+    axis: int
+    start: Dim
+
+    family = "elementwise"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        out, lse = inputs[:2]
+        return Spec(out.shape, out.width, view_of=0), Spec(lse.shape, lse.width, view_of=1)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        block, rows = inputs[2].elements, inputs[3].elements
+        return {"elementwise": 3 * block + 6 * rows, "special": 4 * rows}
+
+    def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
+        out, lse, block, block_lse = inputs
+        touched = block.elements * out.width + block_lse.elements * lse.width
+        return touched + block.bytes + block_lse.bytes, touched

@@ -1,0 +1,211 @@
+"""Elementwise functions, reductions over one axis, and the materialised softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from costmodel.dims import Dim, Shape, product, same
+from costmodel.masks import Mask
+from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
+from costmodel.tensor import Tensor
+
+if TYPE_CHECKING:
+    from costmodel.ops.vocabulary import Vocabulary
+
+Gradient = Callable[["Vocabulary[Any]", Sequence[Any], Any, Any], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Function:
+    """An elementwise function: its FLOPs for one element, and its gradient over the vocabulary.
+
+    ``gradient(ops, inputs, output, output_gradient)`` gives, for each input, a function that computes its gradient.
+    """
+
+    elementwise: int
+    special: int
+    gradient: Gradient
+
+
+def _silu_gradient(ops: Vocabulary[Any], x: Sequence[Any], y: Any, g: Any) -> Any:
+    # d silu = sigmoid(x) + silu(x) (1 - sigmoid(x))
+    gate = ops.map("sigmoid", x[0])
+    return ops.map("mul", g, ops.map("add", gate, ops.map("mul", y, ops.map("complement", gate))))
+
+
+#: Gradients are given as functions, so that one which nobody asks for costs nothing.
+FUNCTIONS: dict[str, Function] = {
+    "add": Function(1, 0, lambda ops, x, y, g: (lambda: g, lambda: g)),
+    "sub": Function(1, 0, lambda ops, x, y, g: (lambda: g, lambda: ops.map("neg", g))),
+    "mul": Function(1, 0, lambda ops, x, y, g: (lambda: ops.map("mul", g, x[1]), lambda: ops.map("mul", g, x[0]))),
+    "neg": Function(1, 0, lambda ops, x, y, g: (lambda: ops.map("neg", g),)),
+    "complement": Function(1, 0, lambda ops, x, y, g: (lambda: ops.map("neg", g),)),
+    "square": Function(1, 0, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.scale(x[0], 2)),)),
+    "sigmoid": Function(
+        2, 1, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("mul", y, ops.map("complement", y))),)
+    ),
+    "silu": Function(3, 1, lambda ops, x, y, g: (lambda: _silu_gradient(ops, x, y, g),)),
+    "rsqrt_eps": Function(1, 1, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("minus_half_cube", y)),)),
+    "minus_half_cube": Function(3, 0, lambda ops, x, y, g: ()),  # the derivative of rsqrt_eps, from its output
+}
+
+
+def broadcast(shapes: Sequence[Shape]) -> Shape:
+    """The shape of an elementwise result; an axis of size 1, or a missing leading axis, stretches.
+
+    Raises:
+        ValueError: when two sizes of an axis differ and neither is 1.
+    """
+    rank = max(len(shape) for shape in shapes)
+    result: list[Dim] = []
+    for axis in range(-rank, 0):
+        sizes = [shape[axis] for shape in shapes if len(shape) >= -axis and not _is_one(shape[axis])]
+        if any(not same(size, sizes[0]) for size in sizes[1:]):
+            raise ValueError(f"shapes {shapes} do not broadcast along axis {axis}")
+        result.append(sizes[0] if sizes else 1)
+    return tuple(result)
+
+
+def _summed(ops: Vocabulary[Any], rule: Callable[[], Any], x: Any) -> Any:
+    return ops.sum_to(rule(), ops.shape(x))
+
+
+def _is_one(size: Dim) -> bool:
+    return isinstance(size, int) and size == 1
+
+
+@dataclass(frozen=True)
+class Map(Primitive):
+    """An elementwise function of one or two tensors, with broadcasting."""
+
+    function: str
+
+    family = "elementwise"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(broadcast([t.shape for t in inputs]), inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        function, n = FUNCTIONS[self.function], outputs[0].elements
+        return {"elementwise": function.elementwise * n, "special": function.special * n}
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        rules = FUNCTIONS[self.function].gradient(ops, inputs, outputs[0], gradients[0])
+        return [partial(_summed, ops, rule, x) for rule, x in zip(rules, inputs, strict=True)]
+
+
+@dataclass(frozen=True)
+class Scale(Primitive):
+    """Multiplication by a constant that is not a tensor."""
+
+    factor: Dim
+
+    family = "elementwise"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        return {"elementwise": outputs[0].elements}
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return (ops.scale(gradients[0], self.factor),)
+
+
+@dataclass(frozen=True)
+class Sum(Primitive):
+    """Sum over some axes, which stay with size 1; n elements cost n FLOP."""
+
+    axes: tuple[int, ...]
+
+    family = "reduction"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        shape = tuple(1 if axis in self.axes else size for axis, size in enumerate(inputs[0].shape))
+        return (Spec(shape, inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        return {"reduction": inputs[0].elements}
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return (ops.expand(gradients[0], ops.shape(inputs[0])),)
+
+
+@dataclass(frozen=True)
+class Softmax(Primitive):
+    """Scaled, masked softmax of materialised scores [..., n_q, n_k] in one kernel; also gives log-sum-exp.
+
+    A score costs scale, subtract and divide (elementwise), maximum and sum (reduction) and one exponential; masked
+    scores are computed and thrown away.
+    """
+
+    scale: Dim
+    mask: Mask
+
+    family = "reduction"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        n = self._scores(inputs[0].shape, reading)
+        return {"elementwise": 3 * n, "reduction": 2 * n, "special": n}
+
+    def _scores(self, shape: Shape, reading: Reading) -> Dim:
+        *outer, n_q, n_k = shape
+        pairs = self.mask.useful_pairs(n_q, n_k) if reading is Reading.USEFUL else n_q * n_k
+        return product(outer) * pairs
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return ops.apply(SoftmaxBackward(self.scale, self.mask), outputs[0], gradients[0])
+
+
+@dataclass(frozen=True)
+class SoftmaxBackward(Primitive):
+    """``scale * p * (g - sum(p * g))``: five elementwise and reduction FLOP a score."""
+
+    scale: Dim
+    mask: Mask
+
+    family = "reduction"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        n = Softmax(self.scale, self.mask)._scores(inputs[0].shape, reading)
+        return {"elementwise": 4 * n, "reduction": n}
+
+
+@dataclass(frozen=True)
+class Cast(Primitive):
+    """The same numbers in another element width: ``"model"``, ``"accumulate"`` or ``"gradient"``."""
+
+    to: str
+    width: Dim
+
+    family = "copy"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, self.width),)
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return (ops.cast(gradients[0], "model"),)
+
+
+def elements_match(a: Shape, b: Shape) -> bool:
+    """Whether two shapes hold the same number of elements."""
+    return same(product(a), product(b))

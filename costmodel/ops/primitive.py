@@ -1,0 +1,83 @@
+"""What a primitive of the vocabulary has to say about itself, in one place.
+
+Its shape rule, its FLOPs by class, its memory traffic, its backward rule (over the vocabulary again), and the kernel
+family that calibration times. How it runs on real tensors is registered by ``validate``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from costmodel.dims import Dim, Shape
+from costmodel.tensor import Tensor
+
+if TYPE_CHECKING:
+    from costmodel.ops.vocabulary import Vocabulary
+
+#: Classes of FLOP. They are never added into one number: a device runs each at its own rate.
+FLOP_CLASSES = ("contraction", "elementwise", "special", "reduction", "fft", "sort", "gather")
+
+Flops = Mapping[str, Dim]
+
+
+class Reading(Enum):
+    """Which FLOPs of a masked operation are counted."""
+
+    USEFUL = "useful"  #: only the query-key pairs that the mask leaves
+    EXECUTED = "executed"  #: what the kernel does, whole tiles included
+    DENSE = "dense"  #: as if there were no mask: what torch's counter reports
+    MODEL = "model"  #: dense and without recomputation: the convention of MFU (PaLM, arXiv 2204.02311, appendix B)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and element width in bytes of an output; ``view_of`` names the input whose memory it shares."""
+
+    shape: Shape
+    width: Dim
+    view_of: int | None = None
+
+
+class Primitive(ABC):
+    """One operation of the vocabulary. Subclasses are small frozen dataclasses."""
+
+    family: ClassVar[str]
+
+    @abstractmethod
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        """Shape rule.
+
+        Raises:
+            ValueError: when the inputs' shapes do not fit together.
+        """
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        """FLOP by class (a multiply-add is 2)."""
+        return {}
+
+    def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
+        """Bytes read from and written to device memory; every input and output once unless a rule says otherwise."""
+        return sum(t.bytes for t in inputs), sum(t.bytes for t in outputs)
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        """Gradients of the inputs, over the vocabulary; a function in place of one is called only if it is needed.
+
+        Raises:
+            NotImplementedError: for a primitive that only appears inside a stated backward.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no backward rule; state one with ops.custom")
+
+
+class View(Primitive):
+    """A primitive that moves nothing: its output is its input's memory in another shape."""
+
+    family = "view"
+
+    def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
+        return 0, 0

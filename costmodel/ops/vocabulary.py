@@ -1,0 +1,203 @@
+"""The op vocabulary: what mixers and distributed algorithms are written in.
+
+A method is a plain function whose first argument is a ``Vocabulary``. Read by a ``Tracer`` it becomes a ``Program``;
+read by the executor of ``validate`` it runs on real tensors and ranks. It may not branch in Python on a dimension, a
+rank or a step: ``when`` says that.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from costmodel.dims import Dim, Shape, divide
+from costmodel.masks import Mask
+from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Axis, ReduceScatter
+from costmodel.ops.contraction import Contract
+from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
+from costmodel.ops.layout import AddInto, Concat, Expand, Repeat, Reshape, Slice, Zeros
+from costmodel.ops.pointwise import Cast, Map, Scale, Softmax, Sum
+from costmodel.ops.primitive import Primitive
+
+T = TypeVar("T")
+
+
+class Travelling(Protocol[T]):
+    """Accumulators that go round a ring and come home; see ``Vocabulary.rotate``."""
+
+    def arrive(self) -> tuple[T, ...]:
+        """What the previous rank sent; zeros in the first step."""
+
+    def depart(self, *accumulators: T) -> None:
+        """Hand these to the next rank, while the next step computes."""
+
+    def home(self) -> tuple[T, ...]:
+        """After the last step: the accumulators of this rank's own block."""
+
+
+class Vocabulary(ABC, Generic[T]):
+    """Primitives and control flow. Subclasses say what a tensor is; the ops on it are the same for all."""
+
+    tile: Dim
+
+    # What a reader must say -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def shape(self, x: T) -> Shape:
+        """The dimensions of a tensor."""
+
+    @abstractmethod
+    def width(self, precision: str) -> Dim:
+        """Bytes of one element at ``"model"``, ``"accumulate"`` or ``"gradient"`` precision."""
+
+    @abstractmethod
+    def apply(self, primitive: Primitive, *inputs: T) -> tuple[T, ...]:
+        """Apply a primitive."""
+
+    @abstractmethod
+    def fused(self, name: str, body: Callable[..., Any], *inputs: T) -> Any:
+        """``body(ops, *inputs)`` as one kernel: only its inputs and outputs touch device memory.
+
+        Its backward is one kernel too, which reads the inputs again and recomputes what it needs.
+        """
+
+    @abstractmethod
+    def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: T) -> T:
+        """An algorithm whose backward is its own.
+
+        ``forward(ops, *inputs)`` gives the output and a tuple of tensors to save; ``backward(ops, saved, gradient)``
+        gives one gradient an input.
+        """
+
+    @abstractmethod
+    def when(self, condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        """``then()`` where a comparison of step and rank holds, else ``otherwise()``; both give equal shapes."""
+
+    @abstractmethod
+    def rotate(
+        self, axis: Axis, blocks: tuple[T, ...], accumulators: tuple[T, ...] = ()
+    ) -> Iterator[tuple[Any, tuple[T, ...], Travelling[T]]]:
+        """The blocks of every rank of the axis in turn, own first, each passed on while it is in use.
+
+        Yields the step, its blocks, and accumulators that travel along with them. Step 0 is a plain 0 in every
+        reader, so ``if step == 0`` is allowed; of the others only comparisons given to ``when`` may be taken. At
+        step t a rank holds the blocks of rank (rank - t) mod size.
+        """
+
+    # Local ops --------------------------------------------------------------------------------------------------
+
+    def contract(self, equation: str, a: T, b: T, mask: Mask | None = None, pairs: str = "") -> T:
+        """einsum of two operands, e.g. ``contract("bld,df->blf", x, w)``."""
+        return self.apply(Contract(equation, mask, pairs), a, b)[0]
+
+    def map(self, function: str, *inputs: T) -> T:
+        """An elementwise function of ``costmodel.ops.pointwise.FUNCTIONS``, with broadcasting."""
+        return self.apply(Map(function), *inputs)[0]
+
+    def add(self, a: T, b: T) -> T:
+        """a + b."""
+        return self.map("add", a, b)
+
+    def mul(self, a: T, b: T) -> T:
+        """a * b, elementwise."""
+        return self.map("mul", a, b)
+
+    def scale(self, x: T, factor: Dim) -> T:
+        """The tensor times a constant."""
+        return self.apply(Scale(factor), x)[0]
+
+    def sum(self, x: T, axes: tuple[int, ...]) -> T:
+        """Sum over axes, which stay with size 1."""
+        return self.apply(Sum(axes), x)[0]
+
+    def sum_to(self, x: T, shape: Shape) -> T:
+        """Sum over what broadcasting from ``shape`` stretched; nothing where the shapes are equal."""
+        wide = self.shape(x)
+        extra = len(wide) - len(shape)
+        axes = tuple(range(extra)) + tuple(
+            axis + extra for axis, size in enumerate(shape) if _is_one(size) and not _is_one(wide[axis + extra])
+        )
+        return self.reshape(self.sum(x, axes), shape) if axes else x
+
+    def softmax(self, scores: T, scale: Dim, mask: Mask) -> T:
+        """Scaled and masked softmax over the last axis of materialised scores [..., n_q, n_k]."""
+        return self.apply(Softmax(scale, mask), scores)[0]
+
+    def attention(self, q: T, k: T, v: T, mask: Mask, scale: Dim) -> tuple[T, T]:
+        """Fused attention of q [B, H, n_q, d] over k [B, H_kv, n_k, d] and v [B, H_kv, n_k, e]: output and lse."""
+        out, lse = self.apply(Attention(mask, scale, self.tile, self.width("accumulate")), q, k, v)
+        return out, lse
+
+    def attention_backward(
+        self, q: T, k: T, v: T, out: T, lse: T, gradient: T, mask: Mask, scale: Dim
+    ) -> tuple[T, T, T]:
+        """Gradients of q, k and v of fused attention, given the output and log-sum-exp over all keys."""
+        dq, dk, dv = self.apply(AttentionBackward(mask, scale, self.tile), q, k, v, out, lse, gradient)
+        return dq, dk, dv
+
+    def merge(self, out: T, lse: T, block_out: T, block_lse: T, start: Dim = 0) -> tuple[T, T]:
+        """Take a partial result into a running one, in place, from query ``start`` on."""
+        out, lse = self.apply(Merge(2, start), out, lse, block_out, block_lse)
+        return out, lse
+
+    def cast(self, x: T, precision: str) -> T:
+        """The tensor at ``"model"``, ``"accumulate"`` or ``"gradient"`` precision."""
+        return self.apply(Cast(precision, self.width(precision)), x)[0]
+
+    def zeros_like(self, x: T, precision: str) -> T:
+        """Zeros of the same shape."""
+        return self.apply(Zeros(self.shape(x), precision, self.width(precision)))[0]
+
+    def add_into(self, accumulator: T, block: T, axis: int = 0, start: Dim = 0) -> T:
+        """``accumulator[start:] += block`` along an axis, in place."""
+        return self.apply(AddInto(axis, start), accumulator, block)[0]
+
+    # Layout -----------------------------------------------------------------------------------------------------
+
+    def reshape(self, x: T, shape: Shape) -> T:
+        """The same memory in another shape."""
+        return self.apply(Reshape(shape), x)[0]
+
+    def expand(self, x: T, shape: Shape) -> T:
+        """Axes of size 1 seen as if repeated; no memory moves."""
+        return self.apply(Expand(shape), x)[0]
+
+    def slice(self, x: T, axis: int, start: Dim, size: Dim) -> T:
+        """A view of ``size`` entries of an axis."""
+        return self.apply(Slice(axis, start, size), x)[0]
+
+    def halves(self, x: T, axis: int) -> tuple[T, T]:
+        """Views of the two halves of an axis."""
+        half = divide(self.shape(x)[axis], 2)
+        return self.slice(x, axis, 0, half), self.slice(x, axis, half, half)
+
+    def concat(self, parts: Sequence[T], axis: int) -> T:
+        """Tensors laid end to end, in new memory."""
+        return self.apply(Concat(axis), *parts)[0]
+
+    def repeat(self, x: T, axis: int, times: Dim) -> T:
+        """Each entry of an axis written ``times`` times in a row."""
+        return self.apply(Repeat(axis, times), x)[0]
+
+    # Communication ----------------------------------------------------------------------------------------------
+
+    def all_gather(self, x: T, axis: Axis, dim: int, order: str = "rank") -> T:
+        """Every rank's shard of a dimension, which is spread in ``"rank"`` or ``"zigzag"`` order."""
+        return self.apply(AllGather(axis, dim, order), x)[0]
+
+    def reduce_scatter(self, x: T, axis: Axis, dim: int, order: str = "rank") -> T:
+        """This rank's shard of the sum over ranks."""
+        return self.apply(ReduceScatter(axis, dim, order), x)[0]
+
+    def all_reduce(self, x: T, axis: Axis) -> T:
+        """The sum over ranks."""
+        return self.apply(AllReduce(axis), x)[0]
+
+    def all_to_all(self, x: T, axis: Axis, split: int, concat: int) -> T:
+        """Cut dimension ``split`` over the ranks and put dimension ``concat`` together."""
+        return self.apply(AllToAll(axis, split, concat), x)[0]
+
+
+def _is_one(size: Dim) -> bool:
+    return isinstance(size, int) and size == 1

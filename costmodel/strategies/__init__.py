@@ -1,0 +1,1 @@
+"""Distributed algorithms, one file each; a file added here is a strategy added."""

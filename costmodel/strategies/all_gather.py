@@ -1,0 +1,117 @@
+"""All-gather of keys and values: every rank then attends with its own queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from costmodel.dims import Dim, divide, minimum
+from costmodel.ops.communication import Axis
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
+from costmodel.structure import Pairs
+
+T = TypeVar("T")
+
+
+class AllGatherKV(Strategy):
+    """Keys and values are gathered whole, and again in the backward pass; their gradients are reduce-scattered.
+
+    The same bytes as a ring, in one go: nothing of it hides behind attention, and a rank holds all keys and values of
+    one layer. Zigzag order balances a causal mask; each of a rank's two pieces sees one stretch of the keys, which
+    serves a sliding window as well.
+    """
+
+    name: ClassVar[str] = "all-gather"
+    title: ClassVar[str] = "all-gather of keys and values"
+    source: ClassVar[str] = "Grattafiori et al. 2024 (Llama 3), arXiv 2407.21783, section 3.3.2"
+    axes: ClassVar[tuple[str, ...]] = ("context",)
+    layout: ClassVar[str] = "zigzag"
+
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        yield only_passes(at, "forward", "train", "prefill")
+        yield only_fused(at)
+        yield Requirement(at.causal or not at.windowed, "a window on both sides is not one stretch of keys up to the query")
+        yield divides(
+            at.length, 2 * at.context * at.tensor, "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
+        )
+
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
+        gathered = _Gathered(axes["context"], pairs)
+        return ops.custom(gathered.forward, gathered.backward, pairs.q, pairs.k, pairs.v)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of a rank's queries, and the stretch of all keys that it sees."""
+
+    query: Dim
+    queries: Dim
+    key: Dim
+    keys: Dim
+
+
+class _Gathered:
+    """The algorithm, for one axis and mask."""
+
+    def __init__(self, axis: Axis, pairs: Pairs[Any]) -> None:
+        self.axis, self.mask, self.scale = axis, pairs.mask, pairs.scale
+
+    def pieces(self, n: Dim) -> list[_Piece]:
+        """The two zigzag pieces of n local queries under a causal mask; all of them without one."""
+        total = n * self.axis.size
+        if not self.mask.causal:
+            return [_Piece(0, n, 0, total)]
+        half, r = divide(n, 2), self.axis.rank
+        ends = (r + 1) * half, (2 * self.axis.size - r) * half
+        lengths = [end if self.mask.window is None else minimum(end, half + self.mask.window - 1) for end in ends]
+        return [
+            _Piece(place * half, half, end - length, length)
+            for place, (end, length) in enumerate(zip(ends, lengths, strict=True))
+        ]
+
+    def gather(self, ops: Vocabulary[T], k: T, v: T) -> tuple[T, T]:
+        return ops.all_gather(k, self.axis, 2, "zigzag"), ops.all_gather(v, self.axis, 2, "zigzag")
+
+    def forward(self, ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, tuple[T, ...]]:
+        all_k, all_v = self.gather(ops, k, v)
+        parts = [
+            ops.attention(*_cut(ops, piece, (q,), (all_k, all_v)), self.mask, self.scale)
+            for piece in self.pieces(ops.shape(q)[2])
+        ]
+        out, lse = (_joined(ops, [part[i] for part in parts]) for i in (0, 1))
+        return out, (q, k, v, out, lse)
+
+    def backward(self, ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
+        q, k, v, out, lse = saved
+        all_k, all_v = self.gather(ops, k, v)
+        dk, dv = ops.zeros_like(all_k, "gradient"), ops.zeros_like(all_v, "gradient")
+        parts = []
+        for piece in self.pieces(ops.shape(q)[2]):
+            q_, k_, v_, out_, lse_, gradient_ = _reordered(_cut(ops, piece, (q, out, lse, gradient), (all_k, all_v)))
+            bq, bk, bv = ops.attention_backward(q_, k_, v_, out_, lse_, gradient_, self.mask, self.scale)
+            parts.append(bq)
+            dk, dv = ops.add_into(dk, bk, 2, piece.key), ops.add_into(dv, bv, 2, piece.key)
+        own = [ops.cast(ops.reduce_scatter(x, self.axis, 2, "zigzag"), "model") for x in (dk, dv)]
+        return (_joined(ops, parts), *own)
+
+
+def _cut(ops: Vocabulary[T], piece: _Piece, queries: Sequence[T], keys: Sequence[T]) -> tuple[T, ...]:
+    """Views of the piece: first the tensors along queries, then those along keys."""
+    return (
+        *(ops.slice(x, 2, piece.query, piece.queries) for x in queries),
+        *(ops.slice(x, 2, piece.key, piece.keys) for x in keys),
+    )
+
+
+def _reordered(cut: Sequence[T]) -> Sequence[T]:
+    q, out, lse, gradient, k, v = cut
+    return q, k, v, out, lse, gradient
+
+
+def _joined(ops: Vocabulary[T], parts: Sequence[T]) -> T:
+    return parts[0] if len(parts) == 1 else ops.concat(parts, 2)
+
+
+all_gather = AllGatherKV()

@@ -1,0 +1,77 @@
+"""Ulysses: heads for sequence, by all-to-all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import ClassVar, TypeVar
+
+import numpy as np
+
+from costmodel.ops.communication import Axis
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.strategies.ring import ring
+from costmodel.strategies.whole import whole
+from costmodel.strategies.zigzag import zigzag
+from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes
+from costmodel.structure import Pairs
+
+T = TypeVar("T")
+
+
+class Ulysses(Strategy):
+    """Each rank gets some heads over the whole sequence, attends, and gives the result back.
+
+    Bytes fall with the number of ranks, any mask and kernel serve, and causal work is balanced; but it cuts heads, so
+    it goes no further than there are key-value heads. What the ranks of one such group hold together may itself be
+    cut: ``inner`` is the strategy inside.
+    """
+
+    name: ClassVar[str] = "ulysses"
+    title: ClassVar[str] = "Ulysses: all-to-all of heads for sequence"
+    source: ClassVar[str] = "Jacobs et al. 2023, arXiv 2309.14509"
+    axes: ClassVar[tuple[str, ...]] = ("ulysses",)
+    inner: ClassVar[Strategy] = whole
+
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        yield only_passes(at, "forward", "train", "prefill")
+        yield from self.inner.requirements(at)
+        cut = at.tensor * at.ulysses
+        yield divides(at.heads, cut, "{heads} heads cannot be cut {tensor} x {ulysses} ways")
+        yield Requirement(
+            np.equal(np.mod(at.kv_heads, cut), 0),
+            "{kv_heads} KV heads cannot be cut {tensor} x {ulysses} ways without repeating them: wire bytes would grow",
+        )
+        pieces = at.context * at.ulysses * at.tensor * (2 if self.layout == "zigzag" else 1)
+        yield divides(at.length, pieces, "{length} tokens do not divide over {context} x {ulysses} x {tensor} ranks")
+
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
+        q, k, v = (ops.all_to_all(x, axes["ulysses"], split=1, concat=2) for x in (pairs.q, pairs.k, pairs.v))
+        mixed = self.inner.apply(ops, axes, replace(pairs, q=q, k=k, v=v))
+        return ops.all_to_all(mixed, axes["ulysses"], split=2, concat=1)
+
+
+class UlyssesRing(Ulysses):
+    """The grid of both: Ulysses among near ranks, a ring among the groups."""
+
+    name: ClassVar[str] = "ulysses-ring"
+    title: ClassVar[str] = "USP: Ulysses x ring, contiguous blocks"
+    source: ClassVar[str] = "Fang & Zhao 2024, arXiv 2405.07719"
+    axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
+    inner: ClassVar[Strategy] = ring
+
+
+class UlyssesZigzag(Ulysses):
+    """The grid of both, balanced for causal masks."""
+
+    name: ClassVar[str] = "ulysses-zigzag"
+    title: ClassVar[str] = "USP: Ulysses x zigzag ring"
+    source: ClassVar[str] = "Fang & Zhao 2024, arXiv 2405.07719"
+    axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
+    layout: ClassVar[str] = "zigzag"
+    inner: ClassVar[Strategy] = zigzag
+
+
+ulysses = Ulysses()
+ulysses_ring = UlyssesRing()
+ulysses_zigzag = UlyssesZigzag()

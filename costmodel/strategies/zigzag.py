@@ -1,0 +1,34 @@
+"""Zigzag ring: the causal ring with equal work on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from costmodel.strategies.ring import Part, Ring
+from costmodel.strategy import Requirement, Situation, divides
+
+
+class Zigzag(Ring):
+    """Rank r holds pieces r and 2 P - 1 - r of 2 P, so that every rank does half a block in every step.
+
+    A block of an earlier rank is needed by all queries, but only its first half; of a later rank's block, all is
+    needed, but only by the second half of the queries.
+    """
+
+    name: ClassVar[str] = "zigzag"
+    title: ClassVar[str] = "ring attention, balanced for causal masks"
+    source: ClassVar[str] = "zhuzilin/ring-flash-attention; DualChunkSwap of NVIDIA TransformerEngine"
+    layout: ClassVar[str] = "zigzag"
+    earlier: ClassVar[Part] = Part(early_keys=True)
+    later: ClassVar[Part | None] = Part(late_queries=True)
+
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        yield Requirement(at.causal, "it balances causal masks; without one every rank works alike: use ring")
+        yield from super().requirements(at)
+        yield divides(
+            at.length, 2 * at.context * at.tensor, "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
+        )
+
+
+zigzag = Zigzag()

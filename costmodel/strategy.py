@@ -1,0 +1,101 @@
+"""What a distributed algorithm says about itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from costmodel.dims import Dim
+from costmodel.ops.communication import Axis
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.registry import Registry
+from costmodel.structure import Carry, Pairs
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a strategy is asked to do, for one candidate or an array of them.
+
+    Attributes:
+        length: tokens of the sequence, L (of the cache, when decoding).
+        heads, kv_heads: of the whole model; ``kv_heads`` is 1 for a latent shared by all heads.
+        tensor, ulysses, context: ranks along each axis of the mesh.
+        phase: ``forward``, ``train``, ``prefill`` or ``decode``.
+    """
+
+    length: Dim
+    heads: Dim
+    kv_heads: Dim
+    tensor: Dim
+    ulysses: Dim
+    context: Dim
+    causal: bool
+    windowed: bool
+    kernel: str
+    phase: str
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A condition of validity; ``reason`` may use the fields of the situation in braces."""
+
+    holds: Any
+    reason: str
+
+
+class Strategy(ABC):
+    """One way of spreading a sequence over ranks.
+
+    Attributes:
+        axes: the axes of the mesh it uses, each of at least 2 ranks.
+        layout: how tokens lie on ranks along the context axis: ``contiguous``, or ``zigzag`` (rank r holds pieces r
+            and 2 P - 1 - r of 2 P).
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    carry: ClassVar[Carry] = Carry.PAIRS
+    axes: ClassVar[tuple[str, ...]]
+    layout: ClassVar[str] = "contiguous"
+
+    @abstractmethod
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        """What must hold for the strategy to apply."""
+
+    @abstractmethod
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
+        """The mixed values [B, H, n, e] of this rank's queries, over the whole sequence."""
+
+    def refusal(self, at: Situation) -> str | None:
+        """Why the strategy does not apply, or ``None``; for one candidate."""
+        for requirement in self.requirements(at):
+            if not np.all(requirement.holds):
+                return requirement.reason.format(**vars(at))
+        return None
+
+
+def only_passes(at: Situation, *phases: str) -> Requirement:
+    """The strategy is for these passes."""
+    return Requirement(at.phase in phases, f"it is for {' and '.join(phases)}, not for {{phase}}")
+
+
+def only_fused(at: Situation) -> Requirement:
+    """The strategy needs partial results with their log-sum-exp."""
+    return Requirement(
+        at.kernel == "fused", "it merges partial results by their log-sum-exp, which only the fused kernel gives"
+    )
+
+
+def divides(size: Dim, pieces: Dim, reason: str) -> Requirement:
+    """``size`` can be cut into ``pieces`` equal parts."""
+    return Requirement(np.equal(np.mod(size, pieces), 0), reason)
+
+
+strategies: Registry[Strategy] = Registry("strategy", "costmodel.strategies", Strategy)  # type: ignore[type-abstract]

@@ -1,0 +1,61 @@
+"""The one place that defines the symbols of every formula and what they mean."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import sympy
+
+MEANING: dict[str, str] = {
+    "B": "batch: sequences in the global batch",
+    "L": "sequence length: tokens of one sequence, over all ranks",
+    "T": "tokens already in the key-value cache",
+    "D": "model width",
+    "V": "vocabulary size",
+    "F": "hidden width of the feed-forward layer (of one expert)",
+    "H": "query heads",
+    "H_kv": "key-value heads",
+    "d": "head dimension of queries and keys",
+    "e": "head dimension of values",
+    "w": "sliding window: keys that a query sees, itself included",
+    "r_q": "rank of the query latent (MLA)",
+    "r_kv": "rank of the key-value latent (MLA)",
+    "d_n": "head dimension without position (MLA)",
+    "d_r": "head dimension with rotary position (MLA)",
+    "E": "experts",
+    "E_a": "experts active for one token",
+    "F_s": "hidden width of the shared experts together",
+    "P": "ranks over which the sequence is spread",
+    "P_d": "data-parallel ranks",
+    "P_t": "tensor-parallel ranks",
+    "P_u": "Ulysses ranks: they exchange heads for sequence",
+    "P_c": "context-parallel ranks: a ring, or an all-gather of keys and values",
+    "rank_d": "this rank's index among the data-parallel ranks",
+    "rank_t": "this rank's index among the tensor-parallel ranks",
+    "rank_u": "this rank's index among the Ulysses ranks",
+    "rank_c": "this rank's index among the context-parallel ranks",
+    "s": "bytes of one element of the model's dtype",
+    "a": "bytes of one element of the accumulation dtype (4: float32)",
+    "g": "bytes of one element of a gradient on the wire",
+    "t": "edge of the tile that the fused attention kernel works in",
+}
+
+
+@cache
+def symbol(name: str) -> sympy.Symbol:
+    """The symbol of that name, always with the same assumptions.
+
+    Two SymPy symbols of one name but other assumptions do not cancel, so every symbol of the project is made here.
+
+    Raises:
+        KeyError: for a name without a meaning above.
+    """
+    import sympy
+
+    if name not in MEANING:
+        raise KeyError(f"no symbol named {name!r}; add it to costmodel.symbols.MEANING")
+    if name.startswith("rank"):
+        return sympy.Symbol(name, integer=True, nonnegative=True)
+    return sympy.Symbol(name, integer=True, positive=True)

@@ -1,0 +1,43 @@
+"""What a traced tensor is: a shape, the width of an element, and the memory it lives in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from costmodel.dims import Dim, Shape, product
+
+#: What memory is for. Activations come and go within a layer; the others are held throughout.
+Kind = Literal["activation", "parameter", "gradient", "cache", "table"]
+
+
+class Storage:
+    """A piece of memory: what it is for, and as many bytes as the first tensor made in it."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.bytes: Dim = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor of a trace: one dimension an axis, bytes of one element, and the memory it shares with its views."""
+
+    shape: Shape
+    width: Dim
+    storage: Storage = field(repr=False)
+
+    @classmethod
+    def new(cls, shape: Shape, width: Dim, kind: Kind = "activation") -> Tensor:
+        """A tensor in memory of its own."""
+        tensor = cls(shape, width, Storage(kind))
+        tensor.storage.bytes = tensor.bytes
+        return tensor
+
+    @property
+    def elements(self) -> Dim:
+        return product(self.shape)
+
+    @property
+    def bytes(self) -> Dim:
+        return self.elements * self.width

@@ -1,0 +1,243 @@
+"""Reading a method as a ``Program``: forward as it is written, backward by each primitive's rule in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from costmodel.dims import Dim, Shape, same
+from costmodel.ops.communication import Axis, RingShift
+from costmodel.ops.primitive import Primitive
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.program import Condition, Fused, Leaf, Loop, Node, Overlap, Program, Seq, Step, When
+from costmodel.tensor import Tensor
+
+Pullback = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class _Taped:
+    """What reverse mode needs of one operation."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    pullback: Pullback
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bytes of an element: of the model's dtype, of accumulation, and of gradients that travel."""
+
+    model: Dim
+    accumulate: Dim
+    gradient: Dim
+
+
+class Tracer(Vocabulary[Tensor]):
+    """Records what a method does, on tensors that are only shapes.
+
+    Args:
+        widths: bytes of one element at each precision.
+        tile: edge of the fused attention kernel's tile, in queries and keys.
+    """
+
+    def __init__(self, widths: Widths, tile: Dim) -> None:
+        self.widths, self.tile = widths, tile
+        self._sink: list[Node] = []
+        self._tape: list[_Taped] | None = None
+
+    def shape(self, x: Tensor) -> Shape:
+        return x.shape
+
+    def width(self, precision: str) -> Dim:
+        return getattr(self.widths, precision)
+
+    def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
+        specs = primitive.outputs(*inputs)
+        outputs = tuple(
+            Tensor.new(spec.shape, spec.width)
+            if spec.view_of is None
+            else Tensor(spec.shape, spec.width, inputs[spec.view_of].storage)
+            for spec in specs
+        )
+        self._sink.append(Leaf(primitive, inputs, outputs))
+        self._record(inputs, outputs, lambda gradients: primitive.backward(self, inputs, outputs, gradients))
+        return outputs
+
+    def cast(self, x: Tensor, precision: str) -> Tensor:
+        return x if same(x.width, self.width(precision)) else super().cast(x, precision)
+
+    def fused(self, name: str, body: Callable[..., Any], *inputs: Tensor) -> Any:
+        with self._capture() as nodes, self._taping(None):
+            result = body(self, *inputs)
+        outputs = tuple(result) if isinstance(result, tuple) else (result,)
+        self._sink.append(Fused(name, Seq(nodes), inputs, outputs))
+
+        def backward(ops: Tracer, *tensors: Tensor) -> tuple[Tensor, ...]:
+            recomputed, gradients = tensors[: len(inputs)], tensors[len(inputs) :]
+            wanted = [x for x in recomputed if x.storage.kind != "table"]
+            return tuple(ops.differentiate(lambda *xs: body(ops, *xs), recomputed, gradients, wanted))
+
+        def pullback(gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+            found = iter(self.fused(f"{name} backward", backward, *inputs, *gradients))
+            return [None if x.storage.kind == "table" else next(found) for x in inputs]
+
+        self._record(inputs, outputs, pullback)
+        return result
+
+    def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Tensor) -> Tensor:
+        with self._taping(None):
+            output, saved = forward(self, *inputs)
+        self._record(inputs, (output,), lambda gradients: backward(self, saved, gradients[0]))
+        result: Tensor = output
+        return result
+
+    # Control flow -----------------------------------------------------------------------------------------------
+
+    def when(self, condition: Condition, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        with self._capture() as first:
+            results = then()
+        with self._capture() as second:
+            others = otherwise()
+        pairs = tuple(zip(_tuple(results), _tuple(others), strict=True))
+        for a, b in pairs:
+            if not all(same(m, n) for m, n in zip(a.shape, b.shape, strict=True)):
+                raise ValueError(f"the branches of a condition give shapes {a.shape} and {b.shape}")
+        self._sink.append(When(condition, Seq(first), Seq(second), pairs))
+        return results
+
+    def rotate(
+        self, axis: Axis, blocks: tuple[Tensor, ...], accumulators: tuple[Tensor, ...] = ()
+    ) -> Iterator[tuple[Any, tuple[Tensor, ...], _Travelling]]:
+        travelling = _Travelling(self, axis, accumulators)
+        stages: list[tuple[Any, bool]] = [
+            (0, True),
+            (Step(1, axis.size - 1, axis.size), True),
+            (Step(axis.size - 1, axis.size, axis.size), False),
+        ]
+        for step, pass_on in stages:
+            with self._capture() as communication:
+                following = self.apply(RingShift(axis), *blocks) if pass_on else ()
+                if isinstance(step, Step):
+                    travelling.shift()
+            with self._capture() as computation:
+                yield step, blocks, travelling
+            body = Overlap(Seq(communication), Seq(computation))
+            self._sink.append(Loop(step, body) if isinstance(step, Step) else body)
+            blocks = following
+
+    # Reverse mode -----------------------------------------------------------------------------------------------
+
+    def differentiate(
+        self,
+        method: Callable[..., Any],
+        inputs: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        wanted: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Run ``method(*inputs)`` and then its reverse: the gradients of ``wanted``, given those of its outputs."""
+        with self._taping([]) as tape:
+            outputs = _tuple(method(*inputs))
+        return self.reverse(tape, dict(zip(outputs, gradients, strict=True)), wanted)
+
+    def reverse(
+        self, tape: Sequence[_Taped], found: dict[Tensor, Tensor], wanted: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Walk a tape backwards from the gradients ``found`` to those of the tensors ``wanted``."""
+        needed = set(wanted)
+        for entry in tape:
+            if needed.intersection(entry.inputs):
+                needed.update(entry.outputs)
+        with self._taping(None):
+            for entry in reversed(tape):
+                gradients = [found.get(output) for output in entry.outputs]
+                if gradients[0] is None or not needed.intersection(entry.inputs):
+                    continue
+                for x, gradient in zip(entry.inputs, entry.pullback(gradients), strict=True):
+                    if x in needed and gradient is not None:
+                        value = gradient() if callable(gradient) else gradient
+                        found[x] = self.add(found[x], value) if x in found else value
+        return [found[x] for x in wanted]
+
+    def _record(self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], pullback: Pullback) -> None:
+        if self._tape is not None:
+            self._tape.append(_Taped(inputs, outputs, pullback))
+
+    @contextmanager
+    def _capture(self) -> Iterator[list[Node]]:
+        outer, self._sink = self._sink, []
+        try:
+            yield self._sink
+        finally:
+            self._sink = outer
+
+    @contextmanager
+    def _taping(self, tape: Any) -> Iterator[Any]:
+        outer, self._tape = self._tape, tape
+        try:
+            yield tape
+        finally:
+            self._tape = outer
+
+
+class _Travelling:
+    """Accumulators on their way round a ring (``Vocabulary.rotate``)."""
+
+    def __init__(self, ops: Tracer, axis: Axis, accumulators: tuple[Tensor, ...]) -> None:
+        self._ops, self._axis, self._at_hand = ops, axis, accumulators
+
+    def arrive(self) -> tuple[Tensor, ...]:
+        return self._at_hand
+
+    def depart(self, *accumulators: Tensor) -> None:
+        self._at_hand = accumulators
+
+    def shift(self) -> None:
+        if self._at_hand:
+            self._at_hand = self._ops.apply(RingShift(self._axis), *self._at_hand)
+
+    def home(self) -> tuple[Tensor, ...]:
+        self.shift()
+        return self._at_hand
+
+
+def _tuple(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def trace(
+    ops: Tracer,
+    method: Callable[..., Any],
+    activations: Sequence[Tensor],
+    parameters: Mapping[str, Tensor],
+    train: bool = False,
+    recompute: bool = False,
+) -> Program:
+    """Read ``method(ops, *activations, parameters)`` as a program.
+
+    Args:
+        train: with the backward pass, to the gradients of activations and parameters.
+        recompute: save only the activations, and run the forward pass again before the backward.
+    """
+
+    def run(*_: Tensor) -> Any:
+        return method(ops, *activations, parameters)
+
+    with ops._capture() as forward, ops._taping([] if train and not recompute else None) as tape:
+        outputs = _tuple(run())
+    if not train:
+        return Program(Seq(forward), Seq(), tuple(activations), outputs)
+    wanted = [x for x in (*activations, *parameters.values()) if x.storage.kind in ("activation", "parameter")]
+    seeds = [Tensor.new(y.shape, y.width) for y in outputs]
+    with ops._capture() as backward:
+        if recompute:
+            gradients = ops.differentiate(run, activations, seeds, wanted)
+        else:
+            gradients = ops.reverse(tape, dict(zip(outputs, seeds, strict=True)), wanted)
+    for x, gradient in zip(wanted, gradients, strict=True):
+        if x.storage.kind == "parameter":
+            gradient.storage.kind = "gradient"
+    kept = tuple(g for g in gradients if g.storage.kind == "activation")
+    return Program(Seq(forward), Seq(backward), tuple(activations), kept)
