@@ -1,0 +1,58 @@
+# make plan    what 1Mi tokens cost on a few clusters: installs the core only, then asks
+# make test    the whole test suite
+# make lint    ruff, ruff format, mypy
+# make bench   the benchmarks
+# make venv    the development environment, in $(VENV)
+# make clean   removes caches and build products, keeps $(VENV)
+
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+CORE := $(VENV)/.installed-core
+DEV := $(VENV)/.installed-dev
+
+# Prints the first Python in range that can make a virtual environment.
+define FIND_PYTHON
+for p in $(PYTHON) python3.13 python3.12 python3.11 python3 python; do \
+  if $$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+      >/dev/null 2>&1; then echo $$p; exit 0; fi; done; \
+echo 'No Python 3.11, 3.12 or 3.13 with the venv module was found on PATH. Install one, or name it:' \
+  'make PYTHON=/path/to/python3.12' >&2; exit 1
+endef
+
+.PHONY: plan test lint bench venv clean
+
+# The last question has the answer "no plan fits", which is exit status 1.
+plan: $(CORE)
+	$(BIN)/costmodel plan --mixer attention --seq 1Mi --cluster 4xrtx4090
+	$(BIN)/costmodel plan --model examples/llama-3-8b.json --seq 1Mi --cluster 8xh100 --pass prefill
+	$(BIN)/costmodel plan --model examples/llama-3-8b.json --seq 1Mi --cluster 4xrtx4090 --pass prefill || test $$? -eq 1
+
+# One thread a process: the tests start several processes, and threads would only compete for the cores.
+test: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --benchmark-disable
+
+lint: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(DEV)
+	$(BIN)/pytest -p no:xdist --benchmark-only
+
+venv: $(DEV)
+
+$(BIN)/python:
+	@python=$$($(FIND_PYTHON)) && echo "$$python -m venv $(VENV)" && $$python -m venv $(VENV)
+
+$(CORE): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(CORE) $@
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './.*/*' -prune -exec rm -rf {} +
