@@ -1,0 +1,271 @@
+"""A decoder-only language model as nouns: its layers, each a token mixer and a feed-forward, and their sizes.
+
+Sizes are counts (heads, channels, tokens), never bytes. Nothing here knows how long anything takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from costmodel.errors import InputError, UnknownNameError
+
+
+class _Params(Mapping[str, int]):
+    """A read-only mapping that can be hashed, so that equal layers can be grouped."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, int]) -> None:
+        self._values = dict(sorted(values.items()))
+
+    def __getitem__(self, key: str) -> int:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+
+@dataclass(frozen=True)
+class MixerSpec:
+    """Which token mixer a layer has, and its hyperparameters in the field's names.
+
+    ``attention`` (softmax attention with multi-head, grouped or multi-query heads) takes
+
+    - ``heads``, ``kv_heads`` (divides ``heads``), ``head_dim`` (channels of one head);
+    - ``window``: keys a query sees, itself included; absent means all of them;
+    - ``bias``, ``out_bias``: biases on the query, key and value projections, and on the output projection;
+    - ``qk_norm``: an RMSNorm over each query and key head; ``sinks``: one learned sink logit per head.
+
+    ``mla`` (multi-head latent attention, DeepSeek-V2, arXiv:2405.04434, section 2.1) takes ``heads``,
+    ``q_rank`` (0 means that queries are not compressed), ``kv_rank``, ``nope_dim`` and ``rope_dim`` (channels
+    of one query or key head without and with rotary positions), ``value_dim``, and ``bias`` (on the two
+    down-projections and the output projection).
+
+    Any other name is kept as given, for a mixer defined elsewhere. Flags that are absent are off.
+
+    Raises ``InputError`` for a hyperparameter that is missing, not a whole number, or too small, and
+    ``UnknownNameError`` for one that ``attention`` or ``mla`` does not have.
+
+    >>> MixerSpec("attention", {"heads": 32, "kv_heads": 8, "head_dim": 128}).params["kv_heads"]
+    8
+    """
+
+    name: str
+    params: Mapping[str, int | bool]
+
+    def __post_init__(self) -> None:
+        for key, value in self.params.items():
+            if not isinstance(value, int):
+                raise InputError(f"{self.name} {key}", value, "must be a whole number or a flag")
+        if self.name in _MIXERS:
+            _check_params(self.name, self.params, _MIXERS[self.name])
+        object.__setattr__(self, "params", _Params(self.params))
+
+    def replace(self, **changes: int) -> MixerSpec:
+        """The same mixer with some hyperparameters set.
+
+        >>> spec = MixerSpec("attention", {"heads": 2, "kv_heads": 1, "head_dim": 8})
+        >>> spec.replace(window=16).params["window"]
+        16
+        """
+        return MixerSpec(self.name, {**self.params, **changes})
+
+    def parameters(self, width: int) -> int:
+        """Learned parameters of the mixer's projections, biases and norms, for ``width`` channels in and out.
+
+        Raises ``UnknownNameError`` for a mixer whose count is not known here.
+        """
+        if self.name not in _MIXERS:
+            raise UnknownNameError("mixer with a known parameter count", self.name, _MIXERS)
+        return _MIXERS[self.name].parameters(self.params, width)
+
+
+@dataclass(frozen=True)
+class MlpSpec:
+    """The feed-forward of a layer: one dense network, or several experts behind a router.
+
+    ``hidden``: channels inside one expert. ``gated``: three matrices (as in SwiGLU) instead of two.
+    ``experts``: routed experts, of which each token takes ``active``; there is a router when ``experts > 1``.
+    ``shared``: experts that every token takes besides, of ``shared_hidden`` channels (0 means ``hidden``).
+    ``bias``: every expert's matrices have a bias. ``router_bias``: so has each expert's routing score.
+
+    Raises ``InputError`` for sizes below 1 and for more active experts than there are.
+
+    >>> MlpSpec(hidden=14336).parameters(width=4096) == 3 * 4096 * 14336
+    True
+    """
+
+    hidden: int
+    gated: bool = True
+    experts: int = 1
+    active: int = 1
+    shared: int = 0
+    shared_hidden: int = 0
+    bias: bool = False
+    router_bias: bool = False
+
+    def __post_init__(self) -> None:
+        for field, low in (("hidden", 1), ("experts", 1), ("active", 1), ("shared", 0), ("shared_hidden", 0)):
+            _check_size(f"mlp {field}", getattr(self, field), low)
+        if self.active > self.experts:
+            raise InputError("mlp active", self.active, f"must be at most the {self.experts} experts")
+        if not self.shared:
+            object.__setattr__(self, "shared_hidden", 0)
+        elif not self.shared_hidden:
+            object.__setattr__(self, "shared_hidden", self.hidden)
+
+    def parameters(self, width: int) -> int:
+        """Learned parameters of all experts and the router, for ``width`` channels in and out."""
+        router = self.experts * (width + self.router_bias) if self.experts > 1 else 0
+        shared = self.shared * self._one_expert(width, self.shared_hidden)
+        return self.experts * self._one_expert(width, self.hidden) + shared + router
+
+    def _one_expert(self, width: int, hidden: int) -> int:
+        inward = 2 if self.gated else 1
+        biases = inward * hidden + width if self.bias else 0
+        return (inward + 1) * width * hidden + biases
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer: a token mixer, then a feed-forward, with ``norms`` RMSNorms of the model's width.
+
+    >>> attention = MixerSpec("attention", {"heads": 2, "kv_heads": 2, "head_dim": 4})
+    >>> LayerSpec(attention, MlpSpec(hidden=32)).parameters(width=8)  # 4*8*8 + 3*8*32 + 2*8
+    1040
+    """
+
+    mixer: MixerSpec
+    mlp: MlpSpec
+    norms: int = 2
+
+    def parameters(self, width: int) -> int:
+        """Learned parameters of the layer at a model width of ``width`` channels."""
+        return self.mixer.parameters(width) + self.mlp.parameters(width) + self.norms * width
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder-only language model.
+
+    ``width``: channels of the residual stream (D). ``vocabulary``: tokens. ``tied_embeddings``: the output
+    head reuses the embedding matrix. ``max_positions``: tokens the model was made for, if stated.
+    ``dtype``: how the weights are stored, in torch's names (``"bfloat16"``).
+
+    Raises ``InputError`` for a size below 1 or a model without layers.
+
+    >>> attention = MixerSpec("attention", {"heads": 32, "kv_heads": 8, "head_dim": 128})
+    >>> layer = LayerSpec(attention, MlpSpec(hidden=14336))
+    >>> Model("llama-3-8b", 4096, 128256, (layer,) * 32, False, 8192, "bfloat16").parameters()
+    8030261248
+    """
+
+    name: str
+    width: int
+    vocabulary: int
+    layers: tuple[LayerSpec, ...]
+    tied_embeddings: bool = False
+    max_positions: int | None = None
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        _check_size("model width", self.width, 1)
+        _check_size("model vocabulary", self.vocabulary, 1)
+        if self.max_positions is not None:
+            _check_size("model max_positions", self.max_positions, 1)
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers:
+            raise InputError("model layers", len(self.layers), "must be at least 1 layer")
+
+    def groups(self) -> tuple[tuple[LayerSpec, int], ...]:
+        """The distinct layers with how often each occurs, in order of first appearance."""
+        counts: dict[LayerSpec, int] = {}
+        for layer in self.layers:
+            counts[layer] = counts.get(layer, 0) + 1
+        return tuple(counts.items())
+
+    def parameters(self) -> int:
+        """Exact count of learned parameters: layers, final norm, embeddings, and the head unless tied."""
+        layers = sum(count * layer.parameters(self.width) for layer, count in self.groups())
+        matrices = 1 if self.tied_embeddings else 2
+        return layers + self.width + matrices * self.vocabulary * self.width
+
+
+def _check_size(field: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise InputError(field, value, f"must be a whole number of at least {low}")
+
+
+@dataclass(frozen=True)
+class _KnownMixer:
+    """What a known mixer takes: the least value of each hyperparameter, its flags, its parameter count."""
+
+    required: Mapping[str, int]
+    optional: Mapping[str, int]
+    flags: frozenset[str]
+    parameters: Callable[[Mapping[str, int], int], int]
+
+
+def _check_params(name: str, params: Mapping[str, int], known: _KnownMixer) -> None:
+    for key, value in params.items():
+        if key in known.flags:
+            if value not in (0, 1):
+                raise InputError(f"{name} {key}", value, "must be true or false")
+        elif key in known.required or key in known.optional:
+            _check_size(f"{name} {key}", value, {**known.required, **known.optional}[key])
+        else:
+            raise UnknownNameError(
+                f"{name} hyperparameter", key, {*known.required, *known.optional, *known.flags}
+            )
+    for key in known.required:
+        if key not in params:
+            raise InputError(f"{name} {key}", None, "is required", f"give {', '.join(known.required)}")
+    if params["heads"] % params.get("kv_heads", 1):
+        rule = f"must divide the {params['heads']} heads"
+        raise InputError(f"{name} kv_heads", params["kv_heads"], rule)
+
+
+def _attention_parameters(params: Mapping[str, int], width: int) -> int:
+    queries = params["heads"] * params["head_dim"]
+    keys = params["kv_heads"] * params["head_dim"]
+    projected = queries + 2 * keys
+    biases = projected * params.get("bias", 0) + width * params.get("out_bias", 0)
+    norms = 2 * params["head_dim"] * params.get("qk_norm", 0)
+    return (projected + queries) * width + biases + norms + params["heads"] * params.get("sinks", 0)
+
+
+def _mla_parameters(params: Mapping[str, int], width: int) -> int:
+    heads, q_rank, kv_rank = params["heads"], params["q_rank"], params["kv_rank"]
+    query_key = params["nope_dim"] + params["rope_dim"]
+    down = kv_rank + params["rope_dim"] + q_rank  # latents, and the rotary key that all heads share
+    up = kv_rank * heads * (params["nope_dim"] + params["value_dim"])
+    queries = (q_rank or width) * heads * query_key
+    out = heads * params["value_dim"] * width
+    norms = kv_rank + q_rank
+    return width * down + up + queries + out + norms + (down + width) * params.get("bias", 0)
+
+
+_MIXERS: dict[str, _KnownMixer] = {
+    "attention": _KnownMixer(
+        required={"heads": 1, "kv_heads": 1, "head_dim": 1},
+        optional={"window": 1},
+        flags=frozenset({"bias", "out_bias", "qk_norm", "sinks"}),
+        parameters=_attention_parameters,
+    ),
+    "mla": _KnownMixer(
+        required={"heads": 1, "q_rank": 0, "kv_rank": 1, "nope_dim": 1, "rope_dim": 1, "value_dim": 1},
+        optional={},
+        flags=frozenset({"bias"}),
+        parameters=_mla_parameters,
+    ),
+}

@@ -1,0 +1,653 @@
+"""The reader: exact counts of real models, every refusal, and that no file makes it raise anything else."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from costmodel.errors import InputError
+from costmodel.huggingface import LARGEST_DEPTH, read_config, supported_model_types
+from costmodel.model import Model
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+Config = dict[str, object]
+
+# Sizes small enough to count by hand: width 8, 2 heads of 4, inner size 10, 3 layers, 20 tokens.
+SMALL: Config = {
+    "hidden_size": 8,
+    "intermediate_size": 10,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "vocab_size": 20,
+}
+MIXTURE: Config = {"num_experts_per_tok": 2, "moe_intermediate_size": 6}
+LATENT: Config = {
+    "q_lora_rank": None,
+    "kv_lora_rank": 4,
+    "qk_nope_head_dim": 3,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 5,
+}
+FAMILIES: dict[str, Config] = {
+    "llama": {},
+    "mistral": {},
+    "mixtral": MIXTURE | {"num_local_experts": 4},
+    "qwen2": {},
+    "qwen3": {},
+    "qwen3_moe": MIXTURE | {"num_experts": 4},
+    "gemma2": {},
+    "gemma3_text": {},
+    "phi3": {},
+    "gpt_oss": MIXTURE | {"num_local_experts": 4},
+    "deepseek_v2": MIXTURE | LATENT | {"n_routed_experts": 4, "n_shared_experts": 1},
+    "deepseek_v3": MIXTURE
+    | LATENT
+    | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
+}
+
+
+def config(model_type: str, **changes: object) -> Config:
+    return SMALL | FAMILIES[model_type] | {"model_type": model_type} | changes
+
+
+def read(folder: Path, values: object) -> Model:
+    path = folder / "config.json"
+    path.write_text(values if isinstance(values, str) else json.dumps(values))
+    return read_config(path)
+
+
+def refusal(folder: Path, values: object) -> str:
+    with pytest.raises(InputError) as caught:
+        read(folder, values)
+    prefix = str(folder / "config.json") + ": "
+    message = str(caught.value)
+    assert message.startswith(prefix)
+    return message.removeprefix(prefix)
+
+
+def windows(model: Model) -> list[object]:
+    return [layer.mixer.params.get("window") for layer in model.layers]
+
+
+# --- real models ---
+
+# Each comment derives the count by hand, layer by layer: D is the width; layer x layers + embeddings and head
+# + final norm. All were also counted from transformers 5.23, building the model on torch's meta device; to
+# DeepSeek-V3 the score-correction biases are added that its checkpoint has and transformers keeps as buffers.
+REAL = {
+    # D 4096. Attention 2*4096*4096 + 2*4096*1024 = 41,943,040; MLP 3*4096*14336 = 176,160,768; norms 8192.
+    # 218,112,000 x 32 + 2*128256*4096 + 4096
+    "llama-3-8b": 8_030_261_248,
+    # The same layer; 218,112,000 x 32 + 2*32000*4096 + 4096
+    "mistral-7b": 7_241_732_096,
+    # The same attention; 8 experts of 176,160,768; router 8*4096. 1,451,270,144 x 32 + 2*32000*4096 + 4096
+    "mixtral-8x7b": 46_702_792_704,
+    # D 3584. Query and output 2*3584*3584, key and value 2*3584*512, biases 3584+512+512 = 29,364,736;
+    # MLP 3*3584*18944 = 203,685,888; norms 7168. 233,057,792 x 28 + 2*152064*3584 + 3584
+    "qwen2.5-7b": 7_615_616_512,
+    # D 4096. Attention 41,943,040, query and key norm 2*128; MLP 3*4096*12288 = 150,994,944; norms 8192.
+    # 192,946,432 x 36 + 2*151936*4096 + 4096
+    "qwen3-8b": 8_190_735_360,
+    # D 2048. Query and output 2*2048*4096, key and value 2*2048*512, norms 2*128 = 18,874,624;
+    # 128 experts of 3*2048*768; router 128*2048; norms 4096. 623,120,640 x 48 + 2*151936*2048 + 2048
+    "qwen3-30b-a3b": 30_532_122_624,
+    # D 3072. Attention 4*3072*3072, MLP 3*3072*8192, norms 6144. 113,252,352 x 32 + 2*32064*3072 + 3072;
+    # keras-hub's presets give the same 3,821,079,552
+    "phi-3-mini-4k": 3_821_079_552,
+    # D 3840. Query and output 2*3840*4096, key and value 2*3840*2048, norms 2*256 = 47,186,432; MLP
+    # 3*3840*15360 = 176,947,200; 4 norms 15,360. 224,148,992 x 48 + 262208*3840 (tied) + 3840; keras-hub has
+    # 11,765,788,416, without the 64 image tokens of the vocabulary, 64*3840 = 245,760 less
+    "gemma-3-12b": 11_766_034_176,
+    # D 2048. Latent attention: query 2048*16*192, down 2048*576, norm 512, up 512*16*256, output 2048*2048 =
+    # 13,763,072; norms 4096. Dense MLP 3*2048*10944 = 67,239,936 in 1 layer; 66 experts of 3*2048*1408 and
+    # router 64*2048 = 571,080,704 in 26. 81,007,104 + 584,847,872 x 26 + 2*102400*2048 + 2048
+    "deepseek-v2-lite": 15_706_484_224,
+    # D 7168. Latent attention: query 7168*1536 + 1536 + 1536*128*192, down 7168*576, norm 512, up
+    # 512*128*256, output 128*128*7168 = 187,107,328; norms 14,336. Dense MLP 3*7168*18432 = 396,361,728 in 3
+    # layers; 257 experts of 3*7168*2048 and router 256*7168 + 256 = 11,320,164,608 in 58.
+    # 583,483,392 x 3 + 11,507,286,272 x 58 + 2*129280*7168 + 7168
+    "deepseek-v3": 671_026_419_200,
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_models_have_their_exact_number_of_parameters(name: str) -> None:
+    model = read_config(EXAMPLES / f"{name}.json")
+    assert (model.name, model.parameters()) == (name, REAL[name])
+
+
+def test_every_example_is_counted() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.json")} >= set(REAL)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # Llama-3-70B, D 8192. Attention 2*8192*8192 + 2*8192*1024 = 150,994,944; MLP 3*8192*28672 =
+        # 704,643,072; norms 16,384. 855,654,400 x 80 + 2*128256*8192 + 8192
+        (
+            {
+                "model_type": "llama",
+                "hidden_size": 8192,
+                "intermediate_size": 28672,
+                "num_hidden_layers": 80,
+                "num_attention_heads": 64,
+                "num_key_value_heads": 8,
+                "vocab_size": 128256,
+            },
+            70_553_706_496,
+        ),
+        # gpt-oss-20b, D 2880. Query and output 2*2880*4096, key and value 2*2880*512, biases 4096 + 512 + 512
+        # + 2880, sinks 64 = 26,550,144; 32 experts of 3*2880*2880 + 3*2880 and router 32*2880 + 32 =
+        # 796,631,072; norms 5760. 823,186,976 x 24 + 2*201088*2880 + 2880
+        (
+            {
+                "model_type": "gpt_oss",
+                "hidden_size": 2880,
+                "intermediate_size": 2880,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 64,
+                "num_local_experts": 32,
+                "experts_per_token": 4,
+                "vocab_size": 201088,
+            },
+            20_914_757_184,
+        ),
+        # Gemma-2-9B, D 3584. Query and output 2*3584*4096, key and value 2*3584*2048; MLP 3*3584*14336;
+        # 4 norms. 198,195,200 x 42 + 256000*3584 (tied) + 3584
+        (
+            {
+                "model_type": "gemma2",
+                "hidden_size": 3584,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 42,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+                "vocab_size": 256000,
+            },
+            9_241_705_984,
+        ),
+        # Gemma-3-4B as Google publishes it, heads and vocabulary left out. D 2560: attention 2*2560*2048 +
+        # 2*2560*1024 + 512; MLP 3*2560*10240; 4 norms. 94,382,592 x 34 + 262208*2560 (tied) + 2560
+        (
+            {
+                "model_type": "gemma3",
+                "text_config": {
+                    "model_type": "gemma3_text",
+                    "hidden_size": 2560,
+                    "intermediate_size": 10240,
+                    "num_hidden_layers": 34,
+                    "sliding_window": 1024,
+                },
+            },
+            3_880_263_168,
+        ),
+    ],
+)
+def test_further_real_sizes(tmp_path: Path, values: Config, expected: int) -> None:
+    assert read(tmp_path, values).parameters() == expected
+
+
+def test_what_is_read_of_llama() -> None:
+    model = read_config(EXAMPLES / "llama-3-8b.json")
+    assert (model.width, model.vocabulary, model.max_positions) == (4096, 128256, 8192)
+    assert (model.tied_embeddings, model.dtype) == (False, "bfloat16")
+    ((layer, count),) = model.groups()
+    assert count == 32
+    assert dict(layer.mixer.params) == {"heads": 32, "kv_heads": 8, "head_dim": 128}
+    assert (layer.mlp.hidden, layer.mlp.gated, layer.mlp.experts) == (14336, True, 1)
+
+
+def test_the_layers_of_deepseek() -> None:
+    (dense, few), (routed, many) = read_config(EXAMPLES / "deepseek-v2-lite.json").groups()
+    assert (few, many) == (1, 26)
+    assert dense.mixer == routed.mixer
+    assert dict(dense.mixer.params) == {
+        "heads": 16,
+        "q_rank": 0,
+        "kv_rank": 512,
+        "nope_dim": 128,
+        "rope_dim": 64,
+        "value_dim": 128,
+    }
+    assert (dense.mlp.hidden, dense.mlp.experts) == (10944, 1)
+    assert (routed.mlp.hidden, routed.mlp.experts, routed.mlp.active) == (1408, 64, 6)
+    assert (routed.mlp.shared, routed.mlp.shared_hidden) == (2, 1408)
+
+
+# --- families, against transformers' rules ---
+
+
+def test_the_families_tested_are_all_there_are() -> None:
+    assert sorted(FAMILIES) == list(supported_model_types())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        # Attention 8*8 + 2*8*4 + 8*8 = 192, MLP 3*8*10 = 240, norms 16: 448 x 3 + 2*160 + 8 = 1672
+        ("llama", 1672),
+        ("mistral", 1672),
+        ("phi3", 1672),
+        ("qwen2", 1672 + 3 * (8 + 4 + 4)),  # query, key and value biases
+        ("qwen3", 1672 + 3 * 2 * 4),  # query and key norms
+        ("gemma2", 1672 - 160 + 3 * 16),  # tied; two more norms
+        ("gemma3_text", 1672 - 160 + 3 * (16 + 8)),
+        ("mixtral", 1672 + 3 * (3 * 240 + 32)),  # three more experts, and a router of 4*8
+        ("qwen3_moe", 1672 + 3 * (4 * 144 - 240 + 32 + 8)),  # experts of 3*8*6 = 144
+        # biases of attention 8+4+4+8, sinks 2, of 4 experts 10+10+8, of the router 4
+        ("gpt_oss", 1672 + 3 * (3 * 240 + 32 + 24 + 2 + 4 * 28 + 4)),
+        # latent attention: 8*2*5 + 8*6 + 4 + 4*2*8 + 2*5*8 = 276; 5 experts of 144 and the router
+        ("deepseek_v2", 3 * (276 + 5 * 144 + 32 + 16) + 320 + 8),
+        # first layer dense; a correction bias for each of the 4 experts of the others
+        ("deepseek_v3", 3 * (276 + 16) + 240 + 2 * (5 * 144 + 32 + 4) + 320 + 8),
+    ],
+)
+def test_small_models_by_hand(tmp_path: Path, model_type: str, expected: int) -> None:
+    assert read(tmp_path, config(model_type)).parameters() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (config("llama"), [None] * 3),
+        (config("llama", sliding_window=9), [None] * 3),
+        (config("mistral"), [4096] * 3),
+        (config("mistral", sliding_window=9), [9] * 3),
+        (config("mistral", sliding_window=None), [None] * 3),
+        (
+            config("mistral", layer_types=["full_attention", "sliding_attention", "full_attention"]),
+            [None, 4096, None],
+        ),
+        (config("mixtral"), [None] * 3),
+        (config("phi3", sliding_window=9), [9] * 3),
+        (config("qwen2", sliding_window=9), [None] * 3),
+        (config("qwen2", sliding_window=9, use_sliding_window=True, max_window_layers=2), [None, None, 9]),
+        (config("qwen3", sliding_window=9, use_sliding_window=True, max_window_layers=0), [9] * 3),
+        (config("qwen3_moe", sliding_window=9, use_sliding_window=True), [9] * 3),
+        (config("gemma2", sliding_window=9), [9, None, 9]),
+        (config("gemma3_text", sliding_window=9), [9, 9, 9]),
+        (config("gemma3_text", sliding_window=9, sliding_window_pattern=3), [9, 9, None]),
+        (config("gemma3_text", sliding_window=9, _sliding_window_pattern=2), [9, None, 9]),
+        (config("gemma3_text", sliding_window=None, layer_types=["full_attention"] * 3), [None] * 3),
+        (config("gpt_oss"), [128, None, 128]),
+        (config("gpt_oss", layer_types=["full_attention"] * 2 + ["sliding_attention"]), [None, None, 128]),
+    ],
+)
+def test_windows(tmp_path: Path, values: Config, expected: list[object]) -> None:
+    assert windows(read(tmp_path, values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (config("qwen3_moe"), [4, 4, 4]),
+        (config("qwen3_moe", decoder_sparse_step=2), [1, 4, 1]),
+        (config("qwen3_moe", mlp_only_layers=[0]), [1, 4, 4]),
+        (config("deepseek_v2"), [4, 4, 4]),
+        (config("deepseek_v2", first_k_dense_replace=1, moe_layer_freq=2), [1, 1, 4]),
+        (config("deepseek_v2", n_routed_experts=None), [1, 1, 1]),
+        (config("deepseek_v3", first_k_dense_replace=99), [1, 1, 1]),
+    ],
+)
+def test_which_layers_have_experts(tmp_path: Path, values: Config, expected: list[int]) -> None:
+    assert [layer.mlp.experts for layer in read(tmp_path, values).layers] == expected
+
+
+def test_head_dim_need_not_divide_the_width(tmp_path: Path) -> None:
+    model = read(tmp_path, config("gemma2", hidden_size=9, head_dim=7))
+    assert (model.width, model.layers[0].mixer.params["head_dim"]) == (9, 7)
+    assert read(tmp_path, config("llama", head_dim=None)).layers[0].mixer.params["head_dim"] == 4
+
+
+def test_absent_or_null_key_value_heads_mean_as_many_as_heads(tmp_path: Path) -> None:
+    for changed in (config("llama", num_key_value_heads=None), config("llama")):
+        if changed["num_key_value_heads"] is not None:
+            del changed["num_key_value_heads"]
+        assert read(tmp_path, changed).layers[0].mixer.params["kv_heads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "bfloat16"),
+        ({"torch_dtype": "float16"}, "float16"),
+        ({"torch_dtype": "torch.float32"}, "float32"),
+        ({"dtype": "float32", "torch_dtype": "float16"}, "float32"),
+        ({"dtype": None, "torch_dtype": "float16"}, "float16"),
+        ({"torch_dtype": "auto"}, "bfloat16"),
+    ],
+)
+def test_dtypes(tmp_path: Path, changes: Config, expected: str) -> None:
+    assert read(tmp_path, config("llama", **changes)).dtype == expected
+
+
+def test_multimodal_configs_are_read_through_to_their_language_model(tmp_path: Path) -> None:
+    outer = {
+        "model_type": "llava",
+        "torch_dtype": "float16",
+        "tie_word_embeddings": True,
+        "text_config": config("llama"),
+        "vision_config": {"hidden_size": 1},
+    }
+    model = read(tmp_path, outer)
+    assert (model.width, model.dtype, model.tied_embeddings) == (8, "float16", True)
+    inner = {key: value for key, value in config("gemma3_text").items() if key != "model_type"}
+    assert read(tmp_path, {"model_type": "gemma3", "text_config": inner}).width == 8
+
+
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "Some-Model-7B"
+    folder.mkdir()
+    assert read(folder, config("llama")).name == "Some-Model-7B"
+    monkeypatch.chdir(folder)
+    assert read_config("config.json").name == "Some-Model-7B"
+    (folder / "other.json").write_text("\ufeff" + json.dumps(config("llama")), encoding="utf-8")
+    assert read_config("other.json").name == "other"
+
+
+# --- refusals: paths and content ---
+
+
+def test_a_missing_file_suggests_the_nearest() -> None:
+    with pytest.raises(
+        InputError, match=r"llama-3-8\.json: this file is not valid: it does not exist; did you mean"
+    ):
+        read_config(EXAMPLES / "llama-3-8.json")
+
+
+def test_a_missing_file_far_from_any_name_lists_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r'does not exist; in its directory found "config\.json"'):
+        read_config(tmp_path / "zzz")
+    with pytest.raises(InputError, match="cannot be listed"):
+        read_config(tmp_path / "no" / "such.json")
+
+
+def test_a_directory_points_into_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"it is a directory; give a config\.json"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"it is a directory; give the config\.json in it"):
+        read_config(tmp_path)
+
+
+def test_paths_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("{}")
+    for path in (tmp_path / "file" / "config.json", tmp_path / ("x" * 300), "a\0b"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "this file is not valid: it is empty"),
+        (b" \n", "it is empty"),
+        (b"\xff\xfe{}", "it is not UTF-8 text (byte 0)"),
+        (b'{"model_type": "llama",}', "it is not JSON: line 1, column 24"),
+        (b"model_type: llama", "it is not JSON: line 1, column 1"),
+        (b"[1, 2]", "a list of 2 items is not valid: the top level must be a JSON object"),
+        (b"null", "null is not valid: the top level must be a JSON object"),
+        (b"[" * 100_000, "its JSON has a number or a nesting beyond what can be read"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "its JSON has a number or a nesting beyond what can be read"),
+        (b" " * (16 * 2**20 + 1), "it is larger than 16 MiB"),
+    ],
+)
+def test_content_that_is_no_config(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+# --- refusals: fields ---
+
+
+def test_unsupported_families_name_the_supported(tmp_path: Path) -> None:
+    assert "did you mean" not in refusal(tmp_path, config("llama") | {"model_type": "mamba2"})
+    message = refusal(tmp_path, config("llama") | {"model_type": "lama"})
+    assert message.startswith(
+        'model_type: "lama" is not valid: must be one of deepseek_v2, deepseek_v3, gemma2, '
+    )
+    assert message.endswith('; did you mean "llama"?')
+    assert 'did you mean "gemma3_text"?' in refusal(tmp_path, config("llama") | {"model_type": "gemma3"})
+    assert refusal(tmp_path, config("llama") | {"model_type": None}).startswith(
+        "model_type: null is not valid"
+    )
+    assert (
+        refusal(tmp_path, {}) == 'model_type: (missing) is not valid: is a required field; add "model_type"'
+    )
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
+def test_required_fields(tmp_path: Path, field: str) -> None:
+    values = config("llama")
+    value = values.pop(field)
+    assert refusal(tmp_path, values) == f'{field}: (missing) is not valid: is a required field; add "{field}"'
+    misspelt = field[:-1]
+    remedy = f'found "{misspelt}": rename it to "{field}"'
+    assert refusal(tmp_path, values | {misspelt: value}).endswith(remedy)
+
+
+def test_a_misspelt_optional_field_is_not_passed_over(tmp_path: Path) -> None:
+    values = config("llama")
+    values["num_key_value_head"] = values.pop("num_key_value_heads")
+    assert "num_key_value_heads: (missing) is not valid" in refusal(tmp_path, values)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (-8, "-8"),
+        (10**9 + 1, "1000000001"),
+        (10**40, str(10**40)),
+        (8.5, "8.5"),
+        (math.nan, "NaN"),
+        (math.inf, "Infinity"),
+        (True, "true"),
+        (None, "null"),
+        ("many", '"many"'),
+        ([8], "a list of 1 items"),
+        ({}, "an object of 0 items"),
+    ],
+)
+@pytest.mark.parametrize(
+    "field",
+    [
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "vocab_size",
+        "num_key_value_heads",
+        "head_dim",
+    ],
+)
+def test_sizes_must_be_whole_and_in_range(tmp_path: Path, field: str, value: object, shown: str) -> None:
+    if value is None and field in ("num_key_value_heads", "head_dim"):
+        return  # null is how these say "derive it"
+    message = refusal(tmp_path, config("llama", **{field: value}))
+    assert message == f"{field}: {shown} is not valid: must be a whole number from 1 to 1000000000"
+
+
+@pytest.mark.parametrize("value", [8.0, "8", "8.0"])
+def test_whole_numbers_written_otherwise_get_a_remedy(tmp_path: Path, value: object) -> None:
+    message = refusal(tmp_path, config("llama", hidden_size=value))
+    assert message.endswith("; write 8") or value == "8.0"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            config("llama", num_key_value_heads=4),
+            "num_key_value_heads: 4 is not valid: must divide num_attention_heads (2)",
+        ),
+        (
+            config("llama", num_attention_heads=3, num_key_value_heads=2),
+            "must divide num_attention_heads (3)",
+        ),
+        (
+            config("llama", hidden_size=9, head_dim=None),
+            "9 is not valid: must be a multiple of num_attention_heads (2) when head_dim is not given; add",
+        ),
+        (config("llama", num_hidden_layers=LARGEST_DEPTH + 1), "must be a whole number from 1 to 10000"),
+        (config("llama", max_position_embeddings=-1), "max_position_embeddings: -1 is not valid"),
+        (config("llama", attention_bias="no"), 'attention_bias: "no" is not valid: must be true or false'),
+        (
+            config("llama", tie_word_embeddings=1),
+            "tie_word_embeddings: 1 is not valid: must be true or false",
+        ),
+        (config("llama", torch_dtype="bfloat"), 'did you mean "bfloat16"?'),
+        (config("llama", torch_dtype=16), "torch_dtype: 16 is not valid: must be one of bfloat16, float16"),
+        (
+            config("mistral", sliding_window=0),
+            "sliding_window: 0 is not valid: must be a whole number from 1",
+        ),
+        (config("mistral", sliding_window=-4096), "sliding_window: -4096 is not valid"),
+        (
+            config("gemma2", sliding_window=None),
+            "sliding_window: null is not valid: is required because some layers",
+        ),
+        (
+            config("gpt_oss", layer_types=["full_attention"]),
+            "layer_types: a list of 1 items is not valid: must have one",
+        ),
+        (
+            config("gpt_oss", layer_types="full_attention"),
+            'layer_types: "full_attention" is not valid: must be a list',
+        ),
+        (
+            config("gpt_oss", layer_types=["full_attention", "slide_attention", 3]),
+            'layer_types[1]: "slide_attention" is not valid: must be full_attention or sliding_attention; ',
+        ),
+        (
+            config("mixtral", num_experts_per_tok=5),
+            "num_experts_per_tok: 5 is not valid: must be at most num_local_experts (4)",
+        ),
+        (config("mixtral", num_local_experts=0), "num_local_experts: 0 is not valid"),
+        (config("qwen3_moe", mlp_only_layers=[1.5]), "mlp_only_layers: a list of 1 items is not valid"),
+        (config("deepseek_v2", mlp_bias=True), "mlp_bias: true is not valid"),
+        (config("deepseek_v2", n_shared_experts=-1), "n_shared_experts: -1 is not valid"),
+        (config("deepseek_v2", q_lora_rank=0), "q_lora_rank: 0 is not valid"),
+        (
+            {key: value for key, value in config("deepseek_v2").items() if key != "q_lora_rank"},
+            "q_lora_rank: (missing)",
+        ),
+        ({"model_type": "llava", "text_config": 3}, "text_config: 3 is not valid: must be an object"),
+        ({"text_config": config("llama", head_dim=0)}, "text_config: head_dim: 0 is not valid"),
+    ],
+)
+def test_fields_that_do_not_fit(tmp_path: Path, values: Config, message: str) -> None:
+    assert message in refusal(tmp_path, values)
+
+
+def test_messages_stay_short_and_printable(tmp_path: Path) -> None:
+    message = refusal(tmp_path, config("llama", hidden_size="\ud800\n" * 10_000))
+    assert len(message) < 200
+    assert message.isascii()
+    assert "\n" not in message
+
+
+# --- no file raises anything else ---
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**12), 10**12),
+    st.integers(-3, 70),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from(["full_attention", "sliding_attention", "bfloat16", "auto", *FAMILIES]),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+)
+KNOWN = sorted(
+    {key for name in FAMILIES for key in config(name)} | {"text_config", "layer_types", "torch_dtype"}
+)
+MUTABLE = [config(name) for name in FAMILIES] + [
+    json.loads(p.read_text()) for p in sorted(EXAMPLES.glob("*.json"))
+]
+RELAXED = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def model_or_refusal(folder: Path, content: bytes) -> None:
+    path = folder / "config.json"
+    path.write_bytes(content)
+    try:
+        model = read_config(path)
+    except InputError as error:
+        message = str(error)
+    else:
+        message = ""
+    if message:
+        assert message.startswith(str(path))
+    else:
+        assert model.parameters() > 0
+        assert sum(count for _, count in model.groups()) == len(model.layers)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> Config:
+    """A valid config with a few fields deleted, negated, retyped or made huge, in text_config too."""
+    values: Config = json.loads(json.dumps(draw(st.sampled_from(MUTABLE))))
+    inner = values.get("text_config")
+    target = inner if isinstance(inner, dict) and draw(st.booleans()) else values
+    for _ in range(draw(st.integers(1, 3))):
+        key = draw(st.sampled_from(sorted(target) or ["model_type"]))
+        value = target.get(key)
+        change = draw(st.sampled_from(["delete", "negate", "huge", "text", "float", "any"]))
+        if change == "delete":
+            target.pop(key, None)
+        elif change == "negate" and isinstance(value, int):
+            target[key] = -value
+        elif change == "huge" and isinstance(value, int):
+            target[key] = value * 10**18
+        elif change == "text":
+            target[key] = str(value)
+        elif change == "float" and isinstance(value, int):
+            target[key] = value + draw(st.sampled_from([0.0, 0.5, math.nan, math.inf]))
+        else:
+            target[key] = draw(VALUES)
+    return values
+
+
+@RELAXED
+@given(content=st.binary(max_size=60))
+@example(content=b'{"model_type": "llama", "\\ud800": 1}')
+@example(content=b'{"model_type": [], "text_config": {}}')
+def test_any_bytes(tmp_path: Path, content: bytes) -> None:
+    model_or_refusal(tmp_path, content)
+
+
+@RELAXED
+@given(values=VALUES | st.dictionaries(st.sampled_from(KNOWN), VALUES, max_size=12))
+def test_any_json(tmp_path: Path, values: object) -> None:
+    model_or_refusal(tmp_path, json.dumps(values).encode())
+
+
+@RELAXED
+@given(values=mutated())
+def test_mutated_configs(tmp_path: Path, values: Config) -> None:
+    model_or_refusal(tmp_path, json.dumps(values).encode())
+
+
+@RELAXED
+@given(
+    values=st.sampled_from(MUTABLE),
+    changes=st.dictionaries(st.sampled_from(KNOWN), st.integers(1, 70) | SCALARS, max_size=4),
+)
+def test_configs_with_other_values(tmp_path: Path, values: Config, changes: Config) -> None:
+    model_or_refusal(tmp_path, json.dumps(values | changes).encode())
