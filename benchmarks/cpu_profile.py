@@ -2,7 +2,8 @@
 
 Run ``python benchmarks/cpu_profile.py`` on an idle machine with at least two cores. It takes some minutes and
 prints one TOML line per quantity: the median of the runs as the value, the 10 % and 90 % points as the range.
-Times are of single-threaded torch kernels; collectives run between two gloo processes over loopback TCP.
+Kernels run on one thread and are timed by the processor time they took, so that other work on the machine
+disturbs less; collectives run between two gloo processes over loopback TCP and are timed by the wall clock.
 """
 
 from __future__ import annotations
@@ -27,14 +28,19 @@ RANKS = 2
 MESSAGE = 32 * 2**20  # bytes, far above what the socket buffers hold
 
 
-def seconds(work: Callable[[], object], calls: int = 1, runs: int = RUNS) -> list[float]:
+def seconds(
+    work: Callable[[], object],
+    calls: int = 1,
+    runs: int = RUNS,
+    clock: Callable[[], float] = time.process_time,
+) -> list[float]:
     """Time per call in s of each run, after one run that is thrown away."""
     times = []
     for _ in range(runs + 1):
-        start = time.perf_counter()
+        start = clock()
         for _ in range(calls):
             work()
-        times.append((time.perf_counter() - start) / calls)
+        times.append((clock() - start) / calls)
     return times[1:]
 
 
@@ -83,31 +89,29 @@ def fused_attention() -> None:
 
 
 def streams() -> None:
-    """Bytes read and written per second, over arrays much larger than the cache."""
-    n = 2**25
+    """Bytes read and written per second. Arrays exceed the cache, and allocating one needs no new pages."""
+    n = 6 * 2**20
     x, y, out = torch.randn(n), torch.randn(n), torch.empty(n)
-    report("copy_bytes_per_s", seconds(lambda: out.copy_(x)), 8 * n)
-    report("add_bytes_per_s", seconds(lambda: torch.add(x, y, out=out)), 12 * n)
-    report("gelu_bytes_per_s", seconds(lambda: F.gelu(x)), 8 * n)
+    report("copy_bytes_per_s", seconds(lambda: out.copy_(x), calls=4), 8 * n)
+    report("add_bytes_per_s", seconds(lambda: torch.add(x, y, out=out), calls=4), 12 * n)
+    report("gelu_bytes_per_s", seconds(lambda: F.gelu(x), calls=4), 8 * n)
     rows = x.view(-1, 4096)
-    report("softmax_bytes_per_s", seconds(lambda: torch.softmax(rows, -1)), 8 * n)
-    report("layer_norm_bytes_per_s", seconds(lambda: F.layer_norm(rows, (4096,))), 8 * n)
+    report("softmax_bytes_per_s", seconds(lambda: torch.softmax(rows, -1), calls=4), 8 * n)
+    report("layer_norm_bytes_per_s", seconds(lambda: F.layer_norm(rows, (4096,)), calls=4), 8 * n)
     narrow = x.view(-1, 128)
     index = torch.randperm(narrow.shape[0])
-    report("gather_bytes_per_s", seconds(lambda: torch.index_select(narrow, 0, index)), 8 * n)
+    report("gather_bytes_per_s", seconds(lambda: torch.index_select(narrow, 0, index), calls=4), 8 * n)
 
 
 def in_cache() -> None:
-    """Operations per second on 4096 elements, which stay in the first-level cache, less the call itself."""
-    n = 4096
-    x, out = torch.randn(n), torch.empty(n)
+    """Time of a call that does almost nothing, and operations per second on what stays in the cache."""
     tiny = torch.randn(1)
-    launch = seconds(lambda: torch.add(tiny, tiny), calls=20000)
-    report("launch_s", launch)
-    empty = statistics.median(seconds(lambda: torch.mul(tiny, tiny, out=tiny), calls=20000))
-    for name, work in (("exp", lambda: torch.exp(x, out=out)), ("mul", lambda: torch.mul(x, x, out=out))):
-        times = [t - empty for t in seconds(work, calls=20000)]
-        report(f"{name}_op_per_s", times, n)
+    report("launch_s", seconds(lambda: torch.add(tiny, tiny), calls=20000))
+    n = 32768
+    x, out = torch.randn(n), torch.empty(n)
+    report("exp_op_per_s", seconds(lambda: torch.exp(x, out=out), calls=1000), n)
+    report("mul_op_per_s", seconds(lambda: torch.mul(x, x, out=out), calls=5000), n)
+    report("gelu_op_per_s", seconds(lambda: F.gelu(x), calls=1000), n)
 
 
 def network(rank: int, store: str) -> None:
@@ -135,7 +139,7 @@ def network(rank: int, store: str) -> None:
             "ring_shift": (shift, nbytes),
             "all_gather": (lambda half=half, out=out: dist.all_gather(out, half), nbytes / 2),
             "reduce_scatter": (
-                lambda full=full, half=half: dist.reduce_scatter_tensor(half, full),
+                lambda full=full, half=half: dist.reduce_scatter(half, list(full.chunk(RANKS))),
                 nbytes / 2,
             ),
             "all_to_all": (lambda full=full, other=other: dist.all_to_all_single(other, full), nbytes / 2),
@@ -143,7 +147,7 @@ def network(rank: int, store: str) -> None:
         }
         for name, (work, sent) in cases.items():
             dist.barrier()
-            times = seconds(work, calls=200 if nbytes == 8 else 2)
+            times = seconds(work, 200 if nbytes == 8 else 2, clock=time.perf_counter)
             if rank == 0:
                 kind = "latency_s" if nbytes == 8 else "bytes_per_s"
                 report(f"{name}_{kind}", times, None if nbytes == 8 else sent)

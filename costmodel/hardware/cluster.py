@@ -63,7 +63,8 @@ class Cluster:
         >>> parse_cluster("16xh100").level_of([2, 8, 2, 16], [1, 1, 8, 1])
         array([0, 0, 1, 1])
         """
-        span = np.asarray(size, np.int64) * np.asarray(stride, np.int64)
+        sizes = np.asarray(size, np.int64)
+        span = np.where(sizes == 1, 1, sizes * np.asarray(stride, np.int64))
         level = np.zeros(span.shape, np.int64)
         for link in self.profile.links[:-1]:
             inside = (self.devices <= link.devices) | (link.devices % span == 0)

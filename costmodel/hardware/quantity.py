@@ -88,7 +88,7 @@ class Allowed:
         return f"must be {also}{self.low:g} to {self.high:g} {self.unit}"
 
 
-_RATE = Allowed("FLOP/s", 1e9, 1e17, "165.2e12")
+_RATE = Allowed("FLOP/s", 1e8, 1e17, "165.2e12")
 _LINK_RATE = Allowed("bytes/s", 1e6, 1e14, "18e9")
 
 ALLOWED: dict[str, Allowed] = {
