@@ -7,17 +7,18 @@
 
 VENV ?= .venv
 WORKERS ?= 2
+PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)
 BIN := $(VENV)/bin
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
 # Prints the first Python in range that can make a virtual environment.
 define FIND_PYTHON
-for p in $(PYTHON) python3.13 python3.12 python3.11 python3 python; do \
+for p in $(PYTHONS); do \
   if $$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
       >/dev/null 2>&1; then echo $$p; exit 0; fi; done; \
-echo 'No Python 3.11, 3.12 or 3.13 with the venv module was found on PATH. Install one, or name it:' \
-  'make PYTHON=/path/to/python3.12' >&2; exit 1
+echo 'costmodel needs Python 3.11, 3.12 or 3.13 with the venv module, and found none among:' \
+  '$(PYTHONS). Install one, or name it: make PYTHON=/path/to/python3.12' >&2; exit 1
 endef
 
 .PHONY: plan test lint bench venv clean

@@ -353,4 +353,4 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         try:
             parse(text)
         except InputError as error:
-            assert "is not valid: " in str(error)  # noqa: PT017
+            assert "is not valid: " in str(error)
