@@ -1,55 +1,34 @@
 """Arithmetic on dimensions, the same for every reader.
 
-A dimension is a SymPy expression when a method is read as formulas, a number or a float64 NumPy array when it is
-read as time (one workload, or one array entry per candidate), and an ``int`` when it runs. Methods written over
+A dimension is an ``Expression`` when a method is read as formulas, and an ``int`` when it runs. Methods written over
 the op vocabulary use ``+ - * /`` and the functions below, and so never learn which it is.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-import numpy as np
+from costmodel.expression import Expression, call, constant
 
-if TYPE_CHECKING:
-    import sympy
-
-#: sympy.Expr | float | numpy.ndarray. SymPy's operators are untyped, so a precise union would only add casts.
+#: Expression | int | float. A precise union would only add casts where shapes are computed.
 Dim: TypeAlias = Any
 Shape: TypeAlias = tuple[Dim, ...]
 
 
-def is_symbolic(*values: Dim) -> bool:
-    """Whether any of the values is a SymPy expression; does not import SymPy to find out."""
-    if "sympy" not in sys.modules:
-        return False
-    basic: type[sympy.Basic] = sys.modules["sympy"].Basic
-    return any(isinstance(value, basic) for value in values)
-
-
 def maximum(a: Dim, b: Dim) -> Dim:
-    """Elementwise maximum.
+    """The larger of two.
 
     >>> maximum(3, 4)
     4
     """
-    if is_symbolic(a, b):
-        return sys.modules["sympy"].Max(a, b)
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.maximum(a, b)
-    return max(a, b)
+    return call("max", a, b) if _symbolic(a, b) else max(a, b)
 
 
 def minimum(a: Dim, b: Dim) -> Dim:
-    """Elementwise minimum."""
-    if is_symbolic(a, b):
-        return sys.modules["sympy"].Min(a, b)
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.minimum(a, b)
-    return min(a, b)
+    """The smaller of two."""
+    return call("min", a, b) if _symbolic(a, b) else min(a, b)
 
 
 def clip(value: Dim, low: Dim, high: Dim) -> Dim:
@@ -63,10 +42,8 @@ def ceil_div(a: Dim, b: Dim) -> Dim:
     >>> ceil_div(7, 2)
     4
     """
-    if is_symbolic(a, b):
-        return sys.modules["sympy"].ceiling(sys.modules["sympy"].sympify(a) / b)
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.ceil(np.asarray(a) / b)
+    if _symbolic(a, b):
+        return call("ceiling", a / b)
     return -(-a // b) if isinstance(a, int) and isinstance(b, int) else math.ceil(a / b)
 
 
@@ -98,8 +75,13 @@ def product(values: Iterable[Dim]) -> Dim:
 
 def same(a: Dim, b: Dim) -> bool:
     """Whether two dimensions are equal for every value of their symbols."""
-    if a is b:
-        return True
-    if is_symbolic(a, b):
-        return bool(a == b) or sys.modules["sympy"].simplify(a - b) == 0
-    return bool(np.all(a == b))
+    return bool(a == b)
+
+
+def is_number(value: Dim, number: int) -> bool:
+    """Whether a dimension is that number, whatever its symbols."""
+    return constant(value) == number
+
+
+def _symbolic(*values: Dim) -> bool:
+    return any(isinstance(value, Expression) for value in values)

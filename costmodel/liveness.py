@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from costmodel.dims import Dim, is_symbolic, maximum
+from costmodel.dims import Dim, maximum
+from costmodel.expression import Expression
 from costmodel.program import Fused, Leaf, Loop, Node, Overlap, Program, Seq, When, operations
 from costmodel.tensor import Storage, Tensor
 
@@ -60,10 +61,11 @@ def largest(points: Iterable[Dim]) -> Dim:
 
 
 def _never_above(a: Dim, b: Dim) -> bool:
-    """Whether b - a is a sum of terms that are never negative; only asked of symbols."""
-    if not is_symbolic(a, b):
-        return a is b
-    return all(term.is_nonnegative for term in (b - a).expand().as_ordered_terms())
+    """Whether b - a is a sum of terms that are never negative; sizes of memory are sums of products of dimensions."""
+    difference = b - a
+    if not isinstance(difference, Expression):
+        return bool(difference >= 0)
+    return all(coefficient > 0 for coefficient in difference.terms.values())
 
 
 def _profile(program: Program, take: bool) -> Memory:

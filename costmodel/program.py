@@ -1,7 +1,7 @@
 """A method traced: a series-parallel tree of operations, and what it costs.
 
-Every number of a ``Program`` is per rank, and has the type of the dimensions it was traced with: SymPy expressions,
-numbers, or arrays over candidates.
+Every number of a ``Program`` is per rank, and has the type of the dimensions it was traced with: expressions, or
+numbers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from costmodel.dims import Dim, minimum, same
+from costmodel.dims import Dim, is_number, minimum, same
 from costmodel.ops.communication import Communication
 from costmodel.ops.primitive import FLOP_CLASSES, Flops, Primitive, Reading
 from costmodel.tensor import Tensor
@@ -167,11 +167,7 @@ def total_flops(node: Node, reading: Reading) -> dict[str, Dim]:
     for operation, times in operations(node):
         for kind, flops in operation.flops(reading).items():
             total[kind] = total.get(kind, 0) + times * flops
-    return {kind: total[kind] for kind in FLOP_CLASSES if kind in total and not _is_zero(total[kind])}
-
-
-def _is_zero(value: Dim) -> bool:
-    return isinstance(value, int) and value == 0
+    return {kind: total[kind] for kind in FLOP_CLASSES if kind in total and not is_number(total[kind], 0)}
 
 
 @dataclass(frozen=True)

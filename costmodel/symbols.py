@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from costmodel.expression import Expression, symbol_named
+
 if TYPE_CHECKING:
     import sympy
 
@@ -44,18 +46,21 @@ MEANING: dict[str, str] = {
 
 
 @cache
-def symbol(name: str) -> sympy.Symbol:
-    """The symbol of that name, always with the same assumptions.
-
-    Two SymPy symbols of one name but other assumptions do not cancel, so every symbol of the project is made here.
+def symbol(name: str) -> Expression:
+    """The symbol of that name.
 
     Raises:
         KeyError: for a name without a meaning above.
     """
-    import sympy
-
     if name not in MEANING:
         raise KeyError(f"no symbol named {name!r}; add it to costmodel.symbols.MEANING")
-    if name.startswith("rank"):
-        return sympy.Symbol(name, integer=True, nonnegative=True)
-    return sympy.Symbol(name, integer=True, positive=True)
+    return symbol_named(name)
+
+
+@cache
+def sympy_symbol(name: str) -> sympy.Symbol:
+    """The SymPy symbol of that name, always with the same assumptions: two that differ in them do not cancel."""
+    import sympy
+
+    sign = {"nonnegative": True} if name.startswith("rank") else {"positive": True}
+    return sympy.Symbol(name, integer=True, **sign)

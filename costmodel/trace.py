@@ -69,6 +69,10 @@ class Tracer(Vocabulary[Tensor]):
     def cast(self, x: Tensor, precision: str) -> Tensor:
         return x if same(x.width, self.width(precision)) else super().cast(x, precision)
 
+    def keep(self, x: Tensor) -> Tensor:
+        x.storage.kind = "cache"
+        return x
+
     def fused(self, name: str, body: Callable[..., Any], *inputs: Tensor) -> Any:
         with self._capture() as nodes, self._taping(None):
             result = body(self, *inputs)
@@ -87,11 +91,10 @@ class Tracer(Vocabulary[Tensor]):
         self._record(inputs, outputs, pullback)
         return result
 
-    def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Tensor) -> Tensor:
+    def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Tensor) -> Any:
         with self._taping(None):
-            output, saved = forward(self, *inputs)
-        self._record(inputs, (output,), lambda gradients: backward(self, saved, gradients[0]))
-        result: Tensor = output
+            result, saved = forward(self, *inputs)
+        self._record(inputs, _tuple(result), lambda gradients: backward(self, saved, *gradients))
         return result
 
     # Control flow -----------------------------------------------------------------------------------------------

@@ -13,26 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.dims import Dim, divide
 from costmodel.ops.layout import replace
+from costmodel.ops.mesh import Axis as Axis
 from costmodel.ops.primitive import Primitive, Spec
 from costmodel.tensor import Tensor
 
 if TYPE_CHECKING:
     from costmodel.ops.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis of the device mesh, as one rank sees it.
-
-    Attributes:
-        name: ``data``, ``tensor``, ``ulysses`` or ``context``.
-        size: ranks along the axis, at least 2.
-        rank: this rank's index along it.
-    """
-
-    name: str
-    size: Dim
-    rank: Dim
 
 
 @dataclass(frozen=True)

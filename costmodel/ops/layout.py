@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.dims import Dim, Shape
 from costmodel.ops.pointwise import elements_match
+from costmodel.ops.mesh import Axis
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec, View
 from costmodel.tensor import Tensor
 
@@ -165,3 +166,21 @@ class Repeat(Primitive):
         summed = ops.sum(ops.reshape(gradients[0], grouped), (self.axis + 1,))
         return (ops.reshape(summed, shape),)
 
+
+@dataclass(frozen=True)
+class Append(Primitive):
+    """New entries written into the last places of a cache, in place; where it is spread, only on its last rank.
+
+    Inputs: the cache, and the new entries along the axis.
+    """
+
+    axis: int
+    spread: Axis | None
+
+    family = "copy"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width, view_of=0),)
+
+    def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
+        return inputs[1].bytes, inputs[1].bytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, Shape, product, same
+from costmodel.dims import Dim, Shape, is_number, product, same
 from costmodel.masks import Mask
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
@@ -62,7 +62,7 @@ def broadcast(shapes: Sequence[Shape]) -> Shape:
     rank = max(len(shape) for shape in shapes)
     result: list[Dim] = []
     for axis in range(-rank, 0):
-        sizes = [shape[axis] for shape in shapes if len(shape) >= -axis and not _is_one(shape[axis])]
+        sizes = [shape[axis] for shape in shapes if len(shape) >= -axis and not is_number(shape[axis], 1)]
         if any(not same(size, sizes[0]) for size in sizes[1:]):
             raise ValueError(f"shapes {shapes} do not broadcast along axis {axis}")
         result.append(sizes[0] if sizes else 1)
@@ -73,8 +73,6 @@ def _summed(ops: Vocabulary[Any], rule: Callable[[], Any], x: Any) -> Any:
     return ops.sum_to(rule(), ops.shape(x))
 
 
-def _is_one(size: Dim) -> bool:
-    return isinstance(size, int) and size == 1
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from costmodel.dims import Dim, Shape, divide
+from costmodel.dims import Dim, Shape, divide, is_number
 from costmodel.masks import Mask
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Axis, ReduceScatter
 from costmodel.ops.contraction import Contract
 from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
-from costmodel.ops.layout import AddInto, Concat, Expand, Repeat, Reshape, Slice, Zeros
+from costmodel.ops.layout import AddInto, Append, Concat, Expand, Repeat, Reshape, Slice, Zeros
 from costmodel.ops.pointwise import Cast, Map, Scale, Softmax, Sum
 from costmodel.ops.primitive import Primitive
 
@@ -63,11 +63,12 @@ class Vocabulary(ABC, Generic[T]):
         """
 
     @abstractmethod
-    def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: T) -> T:
+    def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: T) -> Any:
         """An algorithm whose backward is its own.
 
-        ``forward(ops, *inputs)`` gives the output and a tuple of tensors to save; ``backward(ops, saved, gradient)``
-        gives one gradient an input.
+        ``forward(ops, *inputs)`` gives ``(result, saved)``: the result is a tensor or a tuple of tensors, ``saved`` a
+        tuple of tensors to keep. ``backward(ops, saved, *gradients)``, with one gradient a tensor of the result, gives
+        one gradient an input.
         """
 
     @abstractmethod
@@ -116,7 +117,7 @@ class Vocabulary(ABC, Generic[T]):
         wide = self.shape(x)
         extra = len(wide) - len(shape)
         axes = tuple(range(extra)) + tuple(
-            axis + extra for axis, size in enumerate(shape) if _is_one(size) and not _is_one(wide[axis + extra])
+            axis + extra for axis, size in enumerate(shape) if is_number(size, 1) and not is_number(wide[axis + extra], 1)
         )
         return self.reshape(self.sum(x, axes), shape) if axes else x
 
@@ -152,6 +153,14 @@ class Vocabulary(ABC, Generic[T]):
     def add_into(self, accumulator: T, block: T, axis: int = 0, start: Dim = 0) -> T:
         """``accumulator[start:] += block`` along an axis, in place."""
         return self.apply(AddInto(axis, start), accumulator, block)[0]
+
+    def append(self, cache: T, new: T, axis: int, spread: Axis | None = None) -> T:
+        """The cache with new entries in its last places, written there."""
+        return self.apply(Append(axis, spread), cache, new)[0]
+
+    def keep(self, x: T) -> T:
+        """A tensor that outlives the layer, as part of the cache."""
+        return x
 
     # Layout -----------------------------------------------------------------------------------------------------
 
@@ -197,7 +206,3 @@ class Vocabulary(ABC, Generic[T]):
     def all_to_all(self, x: T, axis: Axis, split: int, concat: int) -> T:
         """Cut dimension ``split`` over the ranks and put dimension ``concat`` together."""
         return self.apply(AllToAll(axis, split, concat), x)[0]
-
-
-def _is_one(size: Dim) -> bool:
-    return isinstance(size, int) and size == 1

@@ -1,0 +1,179 @@
+"""A layer of a model on one rank: token mixer and feed-forward, spread over tensor-parallel ranks.
+
+Tensor parallelism is Megatron's with sequence parallelism (Korthikanti et al. 2022, arXiv 2205.05198): heads and
+feed-forward width are cut, the norms and residuals between them run on a shard of the sequence. A gathered input is
+not kept for the backward pass but gathered again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from costmodel.composite import rms_norm, swiglu
+from costmodel.dims import Dim, Shape, is_number
+from costmodel.masks import Mask
+from costmodel.mixer import Mixer, Site, Sizes, Weights
+from costmodel.ops.mesh import Axis
+from costmodel.ops.routing import Combine, Dispatch
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.strategy import Strategy
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Widths on one tensor-parallel rank: of one expert, of the shared experts together (0 for none)."""
+
+    hidden: Dim
+    gated: bool
+    experts: Dim = 1
+    active: Dim = 1
+    shared: Dim = 0
+
+    @property
+    def routed(self) -> bool:
+        return not is_number(self.experts, 1)
+
+    def weights(self, width: Dim) -> dict[str, Shape]:
+        """Shapes of the matrices; those of experts begin with the experts."""
+        inward = ("gate", "up") if self.gated else ("up",)
+        experts = (self.experts,) if self.routed else ()
+        shapes: dict[str, Shape] = {name: (*experts, width, self.hidden) for name in inward}
+        shapes["down"] = (*experts, self.hidden, width)
+        if self.routed:
+            shapes["router"] = (width, self.experts)
+        if not is_number(self.shared, 0):
+            shapes |= {f"shared_{name}": (width, self.shared) for name in inward}
+            shapes["shared_down"] = (self.shared, width)
+        return shapes
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer as a method over the vocabulary.
+
+    Attributes:
+        sizes: of the layer on one tensor-parallel rank.
+        site: where the mixer is applied; its tables and cache are filled in by the call.
+        axes: the axes of the mesh that have more than one rank.
+        feed_forward: ``None`` for the token mixer alone, without norms and residuals.
+        phase: ``forward``, ``train``, ``prefill`` or ``decode``.
+    """
+
+    mixer: Mixer
+    strategy: Strategy
+    axes: Mapping[str, Axis]
+    site: Site[Any]
+    feed_forward: FeedForward | None
+    phase: str
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.site.sizes
+
+    def weights(self) -> dict[str, Shape]:
+        """Shapes of all weights on one rank."""
+        shapes = self.mixer.weights(self.sizes)
+        if self.feed_forward is None:
+            return shapes
+        norms = {"mixer_norm": (self.sizes["D"],), "mlp_norm": (self.sizes["D"],)}
+        return shapes | self.feed_forward.weights(self.sizes["D"]) | norms
+
+    def __call__(self, ops: Vocabulary[T], x: T, tables: tuple[T, T], cache: tuple[T, ...], w: Weights) -> T:
+        """The layer's output [B, n, D] for its input [B, n, D]."""
+        if self.feed_forward is None:
+            return self._mix(ops, x, tables, cache, w)
+        x = ops.add(x, self._mix(ops, rms_norm(ops, x, w["mixer_norm"]), tables, cache, w))
+        return ops.add(x, self._feed(ops, rms_norm(ops, x, w["mlp_norm"]), w))
+
+    def _mix(self, ops: Vocabulary[T], x: T, tables: tuple[T, T], cache: tuple[T, ...], w: Weights) -> T:
+        at = Site(self.sizes, self.site.mask, self.site.kernel, tables, cache, self.axes.get("context"))
+        read = self._read(ops, x, [w[name] for name in self.mixer.inputs(self.sizes)])
+        if self.phase == "decode":
+            pairs = self.mixer.decode(ops, read, w, at)
+        else:
+            pairs, state = self.mixer.project(ops, read, w, at)
+            if self.phase == "prefill":
+                for kept in state:
+                    ops.keep(kept)
+        mixed = self.strategy.apply(ops, self.axes, pairs)
+        return self._sum(ops, self.mixer.finish(ops, mixed, w, at))
+
+    def _feed(self, ops: Vocabulary[T], x: T, w: Weights) -> T:
+        assert self.feed_forward is not None
+        if self.feed_forward.routed:
+            return self._experts(ops, x, w)
+        return self._sum(ops, self._dense(ops, x, w, ""))
+
+    def _dense(self, ops: Vocabulary[T], x: T, w: Weights, prefix: str) -> T:
+        """A feed-forward of which this rank has a part of the width; a partial sum."""
+        names = [name for name in (f"{prefix}gate", f"{prefix}up") if name in w]
+        inner = self._read(ops, x, [w[name] for name in names])
+        hidden = swiglu(ops, *inner) if len(inner) == 2 else ops.map("silu", inner[0])
+        return ops.contract("blf,fd->bld", hidden, w[f"{prefix}down"])
+
+    def _read(self, ops: Vocabulary[T], x: T, weights: Sequence[T]) -> tuple[T, ...]:
+        """Products of the input with weights of which each rank has a part, over the whole of its sequence."""
+        axis = self.axes.get("tensor")
+        if axis is None or self.phase == "decode":
+            return tuple(_times(ops, x, w) for w in weights)
+
+        def forward(ops: Vocabulary[T], x: T, *weights: T) -> tuple[tuple[T, ...], tuple[T, ...]]:
+            gathered = ops.all_gather(x, axis, 1)
+            return tuple(_times(ops, gathered, w) for w in weights), (x, *weights)
+
+        def backward(ops: Vocabulary[T], saved: tuple[T, ...], *gradients: T) -> tuple[T, ...]:
+            x, *weights = saved
+            partial = _back_to_input(ops, weights, gradients)
+            gathered = ops.all_gather(x, axis, 1)
+            dws = [_times_gradient(ops, gathered, g) for g in gradients]
+            return (ops.reduce_scatter(partial, axis, 1), *dws)
+
+        products: tuple[T, ...] = ops.custom(forward, backward, x, *weights)
+        return products
+
+    def _sum(self, ops: Vocabulary[T], partial: T) -> T:
+        """The sum over tensor-parallel ranks: each keeps its shard of the sequence, or all of a decoded token."""
+        axis = self.axes.get("tensor")
+        if axis is None:
+            return partial
+        return ops.all_reduce(partial, axis) if self.phase == "decode" else ops.reduce_scatter(partial, axis, 1)
+
+    def _experts(self, ops: Vocabulary[T], x: T, w: Weights) -> T:
+        """Routed experts, and shared ones beside them; each rank has a part of every expert's width."""
+        assert self.feed_forward is not None
+        axis = self.axes.get("tensor")
+        y = x if axis is None or self.phase == "decode" else ops.all_gather(x, axis, 1)
+        scores = ops.softmax(ops.contract("bld,de->ble", y, w["router"]), 1, Mask())
+        tokens = ops.apply(Dispatch(self.feed_forward.active), y, scores)[0]
+        inner = [ops.contract("etd,edf->etf", tokens, w[name]) for name in ("gate", "up") if name in w]
+        hidden = swiglu(ops, *inner) if len(inner) == 2 else ops.map("silu", inner[0])
+        given = ops.contract("etf,efd->etd", hidden, w["down"])
+        mixed = self._sum(ops, ops.apply(Combine(self.feed_forward.active), given, scores)[0])
+        return ops.add(mixed, self._sum(ops, self._dense(ops, x, w, "shared_"))) if "shared_up" in w else mixed
+
+
+def _times(ops: Vocabulary[T], x: T, w: T) -> T:
+    """x [B, n, D] by a matrix [D, F], or by one for every head [D, H, d]."""
+    equation = "bld,df->blf" if len(ops.shape(w)) == 2 else "bld,dhe->bhle"
+    return ops.contract(equation, x, w)
+
+
+def _times_gradient(ops: Vocabulary[T], x: T, gradient: T) -> T:
+    """The weight's gradient, from the input and the product's gradient."""
+    equation = "bld,blf->df" if len(ops.shape(gradient)) == 3 else "bld,bhle->dhe"
+    return ops.contract(equation, x, gradient)
+
+
+def _back_to_input(ops: Vocabulary[T], weights: Sequence[T], gradients: Sequence[T]) -> T:
+    """The input's gradient, summed over the products."""
+    total = None
+    for w, gradient in zip(weights, gradients, strict=True):
+        equation = "blf,df->bld" if len(ops.shape(w)) == 2 else "bhle,dhe->bld"
+        part = ops.contract(equation, gradient, w)
+        total = part if total is None else ops.add(total, part)
+    assert total is not None
+    return total

@@ -1,0 +1,135 @@
+"""Many formulas evaluated together over arrays of candidates, in float64.
+
+The formulas become one Python function of NumPy operations in which every common product, sum and function is computed
+once. It is made once for a method and called for one workload or a million.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodel.expression import Expression, Monomial, Number, atom, lift
+
+Array: TypeAlias = NDArray[np.float64]
+Value: TypeAlias = float | Array
+
+#: Candidates evaluated at a time, so that intermediate arrays stay in the second-level cache.
+CHUNK = 4096
+
+_CALLS = {"max": "maximum({0}, {1})", "min": "minimum({0}, {1})", "ceiling": "ceil({0})", "sum": "({0})"}
+
+
+@dataclass
+class _Writer:
+    """Writes the statements; each distinct piece gets one name."""
+
+    scalars: frozenset[str]
+    lines: list[str] = field(default_factory=list)
+    names: dict[object, str] = field(default_factory=dict)
+
+    def named(self, key: object, code: str) -> str:
+        if key not in self.names:
+            self.names[key] = f"t{len(self.names)}"
+            self.lines.append(f"{self.names[key]} = {code}")
+        return self.names[key]
+
+    def expression(self, value: Expression) -> str:
+        if value in self.names:
+            return self.names[value]
+        terms = [self.term(monomial, coefficient) for monomial, coefficient in value.terms.items()]
+        return self.named(value, " + ".join(terms) or "0.0")
+
+    def term(self, monomial: Monomial, coefficient: Number) -> str:
+        """Scalars first, so that arrays are multiplied by one number at most."""
+        fixed = tuple(entry for entry in monomial if self.is_scalar(entry[0]))
+        varying = tuple(entry for entry in monomial if not self.is_scalar(entry[0]))
+        if not fixed and not varying:
+            return repr(float(coefficient))
+        if not varying:
+            return f"{float(coefficient)!r}*{self.product(fixed)}"
+        factor = repr(float(coefficient))
+        if fixed:
+            factor = self.named((fixed, coefficient), f"{factor}*{self.product(fixed)}")
+        return self.product(varying) if factor == "1.0" else f"{factor}*{self.product(varying)}"
+
+    def product(self, monomial: Monomial) -> str:
+        *first, (number, power) = monomial
+        last = self.power(number, abs(power))
+        if not first:
+            return self.named(monomial, last if power > 0 else f"1.0/{last}")
+        return self.named(monomial, f"{self.product(tuple(first))}{'*' if power > 0 else '/'}{last}")
+
+    def power(self, number: int, power: Number) -> str:
+        base = self.factor(number)
+        if power == 1:
+            return base
+        code = "*".join([base] * int(power)) if power in (2, 3) else f"{base}**{float(power)!r}"
+        return self.named((number, power), code)
+
+    def factor(self, number: int) -> str:
+        made = atom(number)
+        if not made.arguments:
+            return self.named(number, f"values[{made.name!r}]")
+        arguments = [self.expression(argument) for argument in made.arguments]
+        return self.named(number, _CALLS[made.name].format(*arguments))
+
+    def is_scalar(self, number: int) -> bool:
+        made = atom(number)
+        if not made.arguments:
+            return made.name in self.scalars
+        return all(argument.symbols() <= self.scalars for argument in made.arguments)
+
+
+class Compiled:
+    """Formulas as one function.
+
+    Args:
+        formulas: expressions or numbers, by name.
+        scalars: symbols that are one number, not an array, in every call (hardware rates).
+    """
+
+    def __init__(self, formulas: Mapping[str, Expression | Number], scalars: frozenset[str] = frozenset()) -> None:
+        self.names = tuple(formulas)
+        lifted = [lift(formula) for formula in formulas.values()]
+        self.symbols: frozenset[str] = frozenset().union(*(formula.symbols() for formula in lifted))
+        writer = _Writer(scalars)
+        results = [writer.expression(formula) for formula in lifted]
+        body = "\n    ".join([*writer.lines, f"return {', '.join(results)},"])
+        namespace: dict[str, object] = {"maximum": np.maximum, "minimum": np.minimum, "ceil": np.ceil}
+        exec(f"def evaluate(values):\n    {body}", namespace)  # noqa: S102 - text made above from formulas alone
+        self._evaluate: Callable[[Mapping[str, Value]], tuple[Value, ...]] = namespace["evaluate"]  # type: ignore[assignment]
+
+    def __call__(self, values: Mapping[str, Value]) -> dict[str, Array]:
+        """The formulas' values, each as long as the longest of ``values``.
+
+        Raises:
+            KeyError: for a symbol without a value.
+        """
+        size = max((np.size(values[name]) for name in self.symbols), default=1)
+        used = {name: _prepared(values[name], size) for name in self.symbols}
+        out = {name: np.empty(size) for name in self.names}
+        for start in range(0, size, CHUNK):
+            part = slice(start, min(start + CHUNK, size))
+            chunk = {name: value[part] if isinstance(value, np.ndarray) else value for name, value in used.items()}
+            for name, result in zip(self.names, self._evaluate(chunk), strict=True):
+                out[name][part] = result
+        return out
+
+
+def _prepared(value: Value, size: int) -> Value:
+    array = np.asarray(value, np.float64)
+    if array.size == 1:
+        return float(array.reshape(()))
+    if array.shape != (size,):
+        raise ValueError(f"an array of {array.shape} candidates among arrays of {size}")
+    return array
+
+
+def evaluate(formulas: Sequence[Expression | Number], values: Mapping[str, Value]) -> list[Array]:
+    """Several formulas evaluated once."""
+    return list(Compiled({str(i): formula for i, formula in enumerate(formulas)})(values).values())

@@ -1,0 +1,261 @@
+"""Formulas of dimensions: sums of products of powers, exact.
+
+A formula of this project is a polynomial (with negative powers) in the symbols of ``costmodel.symbols`` and a few
+functions (maximum, minimum, ceiling). Kept in that normal form, adding and comparing formulas is adding and comparing
+dictionaries: a method is traced in milliseconds, without SymPy, whose import alone takes longer than a plan may.
+``Expression.sympy`` gives the SymPy expression; ``costmodel.compiled`` evaluates many over arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import sympy
+
+Number: TypeAlias = int | Fraction
+#: ((atom, power), ...), sorted by atom; atoms are numbered in the order in which they were first made.
+Monomial: TypeAlias = tuple[tuple[int, Number], ...]
+
+
+@dataclass(frozen=True)
+class Atom:
+    """What a monomial is made of: a symbol, or a function of expressions (``sum`` is an expression as one factor)."""
+
+    name: str
+    arguments: tuple[Expression, ...] = ()
+
+
+_atoms: list[Atom] = []
+_numbers: dict[Atom, int] = {}
+_products: dict[tuple[Monomial, Monomial], Monomial] = {}
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "max": max,
+    "min": min,
+    "ceiling": math.ceil,
+    "sum": lambda x: x,
+}
+
+
+def atom(number: int) -> Atom:
+    """The atom of a monomial's entry."""
+    return _atoms[number]
+
+
+def _of_atom(made: Atom) -> Expression:
+    number = _numbers.get(made)
+    if number is None:
+        number = _numbers[made] = len(_atoms)
+        _atoms.append(made)
+    return Expression({((number, 1),): 1})
+
+
+def symbol_named(name: str) -> Expression:
+    """A symbol: a positive integer, or a rank's index."""
+    return _of_atom(Atom(name))
+
+
+class Expression:
+    """A sum of monomials with exact coefficients; immutable. Arithmetic with numbers gives expressions.
+
+    >>> x, y = symbol_named("x"), symbol_named("y")
+    >>> (x + y) * (x - y) == x * x - y * y
+    True
+    >>> (6 * x / y).evaluate({"x": 4, "y": 3})
+    Fraction(8, 1)
+    """
+
+    __slots__ = ("_hash", "terms")
+
+    def __init__(self, terms: dict[Monomial, Number]) -> None:
+        self.terms = terms
+        self._hash: int | None = None
+
+    # Arithmetic -------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: Any) -> Expression:
+        terms = dict(self.terms)
+        for monomial, coefficient in lift(other).terms.items():
+            total = terms.get(monomial, 0) + coefficient
+            if total:
+                terms[monomial] = total
+            else:
+                del terms[monomial]
+        return Expression(terms)
+
+    def __mul__(self, other: Any) -> Expression:
+        terms: dict[Monomial, Number] = {}
+        for right, factor in lift(other).terms.items():
+            for left, coefficient in self.terms.items():
+                monomial = _times(left, right)
+                total = terms.get(monomial, 0) + coefficient * factor
+                if total:
+                    terms[monomial] = total
+                else:
+                    del terms[monomial]
+        return Expression(terms)
+
+    def __neg__(self) -> Expression:
+        return Expression({monomial: -coefficient for monomial, coefficient in self.terms.items()})
+
+    def __sub__(self, other: Any) -> Expression:
+        return self + -lift(other)
+
+    def __rsub__(self, other: Any) -> Expression:
+        return lift(other) + -self
+
+    def __truediv__(self, other: Any) -> Expression:
+        return self * lift(other) ** -1
+
+    def __rtruediv__(self, other: Any) -> Expression:
+        return lift(other) * self**-1
+
+    def __pow__(self, power: float | Fraction) -> Expression:
+        if isinstance(power, int) and power >= 0:
+            return math.prod([self] * power, start=lift(1))
+        exponent = _exact(power)
+        if len(self.terms) != 1:
+            return _of_atom(Atom("sum", (self,))) ** power
+        ((monomial, coefficient),) = self.terms.items()
+        raised = tuple((number, _whole(own * exponent)) for number, own in monomial)
+        if exponent.denominator != 1:
+            if coefficient != 1:
+                raise ValueError(f"the root of {self} is not a formula with exact coefficients")
+            return Expression({raised: 1})
+        return Expression({raised: _whole(Fraction(coefficient) ** int(exponent))})
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Expression):
+            return self.terms == other.terms
+        return isinstance(other, int | float | Fraction) and self.terms == lift(other).terms
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(frozenset(self.terms.items()))
+        return self._hash
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    def symbols(self) -> set[str]:
+        """Names of the symbols that occur."""
+        found: set[str] = set()
+        for monomial in self.terms:
+            for number, _ in monomial:
+                made = _atoms[number]
+                found |= {made.name} if not made.arguments else set().union(*(x.symbols() for x in made.arguments))
+        return found
+
+    def evaluate(self, values: Mapping[str, Number]) -> Fraction:
+        """The exact value, given one for every symbol.
+
+        Raises:
+            KeyError: for a symbol without a value.
+            ValueError: for a root of a number that is not a square.
+        """
+        result = self.map_symbols(lambda name: values[name], lambda function, *xs: FUNCTIONS[function](*xs))
+        return Fraction(result)
+
+    def map_symbols(self, symbol: Callable[[str], Any], function: Callable[..., Any]) -> Any:
+        """The expression rebuilt in another arithmetic: from values of its symbols, and a function of each kind."""
+        total: Any = 0
+        for monomial, coefficient in self.terms.items():
+            term: Any = coefficient
+            for number, power in monomial:
+                made = _atoms[number]
+                value = (
+                    function(made.name, *(x.map_symbols(symbol, function) for x in made.arguments))
+                    if made.arguments
+                    else symbol(made.name)
+                )
+                term = term * (Fraction(value) ** power if isinstance(value, int) and power < 0 else value**power)
+            total = total + term
+        return total
+
+    def sympy(self) -> sympy.Expr:
+        """As a SymPy expression, whose symbols carry the assumptions of ``costmodel.symbols``."""
+        import sympy
+
+        from costmodel.symbols import sympy_symbol
+
+        functions = {"max": sympy.Max, "min": sympy.Min, "ceiling": sympy.ceiling, "sum": lambda x: x}
+        total = sympy.Integer(0)
+        for monomial, coefficient in self.terms.items():
+            term = sympy.Rational(coefficient)
+            for number, power in monomial:
+                made = _atoms[number]
+                arguments = [x.sympy() for x in made.arguments]
+                value = functions[made.name](*arguments) if arguments else sympy_symbol(made.name)
+                term *= value ** sympy.Rational(power)
+            total += term
+        return total
+
+    _sympy_ = sympy
+
+    def __repr__(self) -> str:
+        return str(self.sympy())
+
+
+Dimension: TypeAlias = Expression | Number
+
+
+def lift(value: Any) -> Expression:
+    """A number as an expression; floats are taken exactly.
+
+    Raises:
+        TypeError: for what is no number.
+    """
+    if isinstance(value, Expression):
+        return value
+    number = _exact(value)
+    return Expression({(): _whole(number)} if number else {})
+
+
+def constant(value: Any) -> Number | None:
+    """The number that an expression is, or ``None``."""
+    if not isinstance(value, Expression):
+        return _whole(_exact(value))
+    if not value.terms:
+        return 0
+    return value.terms.get(()) if len(value.terms) == 1 else None
+
+
+def call(function: str, *arguments: Any) -> Any:
+    """A function of expressions; of numbers, its value."""
+    numbers = [constant(x) for x in arguments]
+    if all(number is not None for number in numbers):
+        return FUNCTIONS[function](*numbers)
+    lifted = tuple(lift(x) for x in arguments)
+    if len(lifted) == 2 and lifted[0] == lifted[1]:
+        return lifted[0]
+    return _of_atom(Atom(function, lifted))
+
+
+def _times(left: Monomial, right: Monomial) -> Monomial:
+    if not left or not right:
+        return left or right
+    found = _products.get((left, right))
+    if found is None:
+        powers = dict(left)
+        for number, power in right:
+            powers[number] = powers.get(number, 0) + power
+        found = tuple(sorted((number, power) for number, power in powers.items() if power))
+        _products[left, right] = found
+    return found
+
+
+def _exact(value: Any) -> Fraction:
+    if isinstance(value, int | float | Fraction):
+        return Fraction(value)
+    raise TypeError(f"{value!r} is no dimension")
+
+
+def _whole(value: Fraction | int) -> Number:
+    return value.numerator if value.denominator == 1 else value

@@ -1,0 +1,101 @@
+"""What a token mixer says about itself: Y = P(X) V(X), cut at the place where ranks meet."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from costmodel.dims import Dim, Shape
+from costmodel.masks import Mask
+from costmodel.ops.communication import Axis
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.registry import Registry
+from costmodel.structure import Carry, Pairs, Structure
+
+T = TypeVar("T")
+
+#: Dimensions by the names of ``costmodel.symbols.MEANING``; heads are those of one tensor-parallel rank.
+Sizes = Mapping[str, Dim]
+Weights = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One size of a mixer: its symbol, its usual value, and what it is."""
+
+    symbol: str
+    usual: int
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Site(Generic[T]):
+    """Where a mixer is applied.
+
+    Attributes:
+        tables: cosine and sine of rotary positions [n, d/2] of this rank's tokens.
+        cache: what earlier tokens left, when decoding; its last place is for the new token.
+        cache_axis: the axis the cache is spread over, if any.
+    """
+
+    sizes: Sizes
+    mask: Mask
+    kernel: str
+    tables: tuple[T, T]
+    cache: tuple[T, ...] = ()
+    cache_axis: Axis | None = None
+
+
+class Mixer(ABC):
+    """A token mixer, up to its carry and from there on.
+
+    Attributes:
+        sizes: its hyperparameters, by the names that users give.
+        kernels: implementations of the part between, each with its own cost.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    template: ClassVar[str]
+    source: ClassVar[str]
+    structure: ClassVar[Structure]
+    carry: ClassVar[Carry]
+    sizes: ClassVar[Mapping[str, Hyperparameter]]
+    kernels: ClassVar[tuple[str, ...]] = ("fused", "vanilla")
+
+    @abstractmethod
+    def weights(self, m: Sizes) -> dict[str, Shape]:
+        """Shapes of the weights on one tensor-parallel rank. Those that read the input begin with the model width."""
+
+    @abstractmethod
+    def inputs(self, m: Sizes) -> tuple[str, ...]:
+        """The weights that are multiplied with the layer's input, in the order in which ``project`` gets them."""
+
+    @abstractmethod
+    def project(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> tuple[Pairs[T], tuple[T, ...]]:
+        """The carry, and what is kept for decoding, from the products [B, n, ...] of the input and its weights."""
+
+    @abstractmethod
+    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Pairs[T]:
+        """The carry of one new token against the cache."""
+
+    @abstractmethod
+    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
+        """The layer's output [B, n, D] from the mixed values [B, H, n, e]; a partial sum under tensor parallelism."""
+
+    @abstractmethod
+    def cache(self, m: Sizes, tokens: Dim) -> tuple[Shape, ...]:
+        """Shapes, per sequence, of what decoding keeps of ``tokens`` tokens."""
+
+    @abstractmethod
+    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
+        """Heads of queries and of keys, in the form that strategies may cut."""
+
+    @abstractmethod
+    def rotary(self, m: Sizes) -> Dim:
+        """How many entries of a head's dimension turn with the position."""
+
+
+mixers: Registry[Mixer] = Registry("mixer", "costmodel.mixers", Mixer)  # type: ignore[type-abstract]

@@ -1,0 +1,66 @@
+"""Softmax attention with a key-value head for every query head (MHA), for a group of them (GQA) or for all (MQA)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, TypeVar
+
+from costmodel.composite import rms_norm, rope
+from costmodel.dims import Dim, Shape
+from costmodel.mixer import Hyperparameter, Mixer, Site, Sizes, Weights
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.structure import Carry, Pairs, Structure
+
+T = TypeVar("T")
+
+
+class Attention(Mixer):
+    """P(X) = softmax(mask + Q K^T / sqrt(d)) per head, V(X) = X W_v; queries and keys carry rotary positions."""
+
+    name: ClassVar[str] = "attention"
+    title: ClassVar[str] = "softmax attention: MHA, GQA, MQA; full, causal, sliding window"
+    template: ClassVar[str] = "P = softmax(M + Q K^T / sqrt(d)),  V = X W_v"
+    source: ClassVar[str] = "Vaswani et al. 2017, arXiv 1706.03762; Shazeer 2019, arXiv 1911.02150; Ainslie et al. 2023, arXiv 2305.13245"
+    structure: ClassVar[Structure] = Structure.DENSE
+    carry: ClassVar[Carry] = Carry.PAIRS
+    sizes: ClassVar[Mapping[str, Hyperparameter]] = {
+        "heads": Hyperparameter("H", 32, "query heads"),
+        "kv_heads": Hyperparameter("H_kv", 32, "key-value heads: as many as heads (MHA), fewer (GQA), or 1 (MQA)"),
+        "head_dim": Hyperparameter("d", 128, "head dimension"),
+        "window": Hyperparameter("w", 0, "sliding window in tokens; 0 for none"),
+    }
+
+    def weights(self, m: Sizes) -> dict[str, Shape]:
+        D, H, H_kv, d = m["D"], m["H"], m["H_kv"], m["d"]
+        shapes = {"w_q": (D, H, d), "w_k": (D, H_kv, d), "w_v": (D, H_kv, d), "w_o": (H, d, D)}
+        return shapes | ({"q_norm": (d,), "k_norm": (d,)} if m.get("qk_norm") else {})
+
+    def inputs(self, m: Sizes) -> tuple[str, ...]:
+        return "w_q", "w_k", "w_v"
+
+    def project(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> tuple[Pairs[T], tuple[T, ...]]:
+        q, k, v = read
+        if at.sizes.get("qk_norm"):
+            q, k = rms_norm(ops, q, w["q_norm"]), rms_norm(ops, k, w["k_norm"])
+        q, k = rope(ops, q, *at.tables), rope(ops, k, *at.tables)
+        return Pairs(q, k, v, at.mask, at.sizes["d"] ** -0.5, at.kernel), (k, v)
+
+    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Pairs[T]:
+        new, kept = self.project(ops, read, w, at)
+        k, v = (ops.append(past, x, 2, at.cache_axis) for past, x in zip(at.cache, kept, strict=True))
+        return Pairs(new.q, k, v, at.mask, new.scale, at.kernel)
+
+    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
+        return ops.contract("bhle,hed->bld", mixed, w["w_o"])
+
+    def cache(self, m: Sizes, tokens: Dim) -> tuple[Shape, ...]:
+        return (m["H_kv"], tokens, m["d"]), (m["H_kv"], tokens, m["d"])
+
+    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
+        return m["H"], m["H_kv"]
+
+    def rotary(self, m: Sizes) -> Dim:
+        return m["d"]
+
+
+attention = Attention()

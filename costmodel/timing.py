@@ -1,0 +1,121 @@
+"""The time of a program, in closed form over its tree.
+
+A kernel takes its launch and then the longer of its arithmetic and its traffic (the roofline; Williams et al. 2009).
+Communication takes its steps' latency and its bytes at the link's rate. In series times add; communication beside
+computation takes the longer of both; a ring runs at fill + (n - 1) x the slower of its resources + drain, which is
+what the tree of a ring adds up to. Rates are symbols, so that the time itself is a formula of the hardware too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from costmodel.dims import Dim, maximum
+from costmodel.expression import Expression, symbol_named
+from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Communication, ReduceScatter, RingShift
+from costmodel.ops.primitive import Reading
+from costmodel.program import Condition, Leaf, Loop, Node, Operation, Overlap, Seq, When
+
+#: What the link's bandwidth is looked up under in a hardware profile.
+COLLECTIVES = {
+    RingShift: "ring_shift",
+    AllGather: "all_gather",
+    ReduceScatter: "reduce_scatter",
+    AllReduce: "all_reduce",
+    AllToAll: "all_to_all",
+}
+
+#: FLOP classes that run on the vector units, and the ones on the special-function units.
+VECTOR = ("elementwise", "reduction", "sort")
+SPECIAL = ("special",)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one rank: in all, computing, and communicating. What is hidden is in both of the latter."""
+
+    total: Dim = 0
+    compute: Dim = 0
+    communication: Dim = 0
+
+    def __add__(self, other: Times) -> Times:
+        return Times(
+            self.total + other.total, self.compute + other.compute, self.communication + other.communication
+        )
+
+    def __mul__(self, count: Dim) -> Times:
+        return Times(self.total * count, self.compute * count, self.communication * count)
+
+    def beside(self, other: Times) -> Times:
+        """The time of both at once, on different resources."""
+        both = self + other
+        return Times(maximum(self.total, other.total), both.compute, both.communication)
+
+    @property
+    def exposed(self) -> Dim:
+        """Seconds of communication that no computation hides."""
+        return self.total - self.compute
+
+
+def rate(quantity: str, *where: str) -> Expression:
+    """The symbol of a hardware rate, such as ``rate("flops", "gemm")`` or ``rate("wire", "context", "ring_shift")``."""
+    return symbol_named(":".join((quantity, *where)))
+
+
+def times(node: Node, taken: Mapping[Condition, bool] | None = None) -> Times:
+    """Seconds of a tree, as formulas of its dimensions and of hardware rates."""
+    match node:
+        case Seq(nodes):
+            return sum((times(child, taken) for child in nodes), Times())
+        case Overlap(communication, computation):
+            return times(communication, taken).beside(times(computation, taken))
+        case Loop():
+            return _loop(node)
+        case When(condition, then, otherwise, _):
+            return times(then if taken and taken[condition] else otherwise, taken)
+        case _:
+            return operation_times(node)
+
+
+def _loop(loop: Loop) -> Times:
+    """Each step by the branch that it takes."""
+    conditions = {node.condition for node in loop.body.computation.nodes if isinstance(node, When)}
+    if not conditions:
+        return times(loop.body) * loop.step.count
+    (first, *others) = conditions
+    if any(other.rank != first.rank for other in others):
+        raise ValueError("a loop compares its step with one rank only")
+    yes = times(loop.body, dict.fromkeys(conditions, True))
+    no = times(loop.body, dict.fromkeys(conditions, False))
+    return yes * first.count + no * (loop.step.count - first.count)
+
+
+def operation_times(operation: Operation) -> Times:
+    """Seconds of one kernel or one communication."""
+    if operation.family == "view":
+        return Times()
+    if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
+        seconds = _wire_seconds(operation, operation.primitive)
+        return Times(seconds, 0, seconds)
+    seconds = rate("launch") + maximum(_arithmetic_seconds(operation), _traffic_seconds(operation))
+    return Times(seconds, seconds, 0)
+
+
+def _wire_seconds(leaf: Leaf, primitive: Communication) -> Dim:
+    where = primitive.axis.name, COLLECTIVES[type(primitive)]
+    latency = primitive.steps(leaf.inputs) * rate("latency", where[0])
+    return latency + primitive.wire_bytes(leaf.inputs) * rate("seconds_per_byte", *where)
+
+
+def _arithmetic_seconds(operation: Operation) -> Dim:
+    flops = operation.flops(Reading.EXECUTED)
+    units = {"contraction": rate("matrix", operation.family)}
+    units |= {kind: rate("vector", operation.family) for kind in VECTOR}
+    units |= {kind: rate("special", operation.family) for kind in SPECIAL}
+    return sum((amount / units[kind] for kind, amount in flops.items()), 0)
+
+
+def _traffic_seconds(operation: Operation) -> Dim:
+    read, written = operation.traffic()
+    return (read + written) / rate("memory", operation.family)
