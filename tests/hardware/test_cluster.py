@@ -162,6 +162,7 @@ def test_level(size: int, stride: int, level: int) -> None:
 
 def test_level_when_everything_is_in_one_unit() -> None:
     assert Cluster(THREE_LEVELS, 3).level_of(3) == 0  # one node, though 3 does not divide 4
+    assert Cluster(THREE_LEVELS, 4).level_of(3) == 0
     assert Cluster(THREE_LEVELS, 12).level_of([3, 6, 12], 1).tolist() == [1, 1, 1]  # one rack
 
 
