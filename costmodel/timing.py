@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
-from costmodel.dims import Dim, maximum
+from costmodel.dims import Dim, is_number, maximum
 from costmodel.expression import Expression, symbol_named
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Communication, ReduceScatter, RingShift
 from costmodel.ops.primitive import Reading
@@ -26,9 +27,8 @@ COLLECTIVES = {
     AllToAll: "all_to_all",
 }
 
-#: FLOP classes that run on the vector units, and the ones on the special-function units.
-VECTOR = ("elementwise", "reduction", "sort")
-SPECIAL = ("special",)
+#: The units of a device and the FLOP classes that each runs.
+UNITS = {"matrix": ("contraction",), "vector": ("elementwise", "reduction", "sort"), "special": ("special",)}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def operation_times(operation: Operation) -> Times:
     if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
         seconds = _wire_seconds(operation, operation.primitive)
         return Times(seconds, 0, seconds)
-    seconds = rate("launch") + maximum(_arithmetic_seconds(operation), _traffic_seconds(operation))
+    arithmetic, traffic = _arithmetic_seconds(operation), _traffic_seconds(operation)
+    seconds = rate("launch") + (traffic if is_number(arithmetic, 0) else maximum(arithmetic, traffic))
     return Times(seconds, seconds, 0)
 
 
@@ -109,11 +110,14 @@ def _wire_seconds(leaf: Leaf, primitive: Communication) -> Dim:
 
 
 def _arithmetic_seconds(operation: Operation) -> Dim:
+    """The longest of the matrix, vector and special-function units, which work at the same time."""
     flops = operation.flops(Reading.EXECUTED)
-    units = {"contraction": rate("matrix", operation.family)}
-    units |= {kind: rate("vector", operation.family) for kind in VECTOR}
-    units |= {kind: rate("special", operation.family) for kind in SPECIAL}
-    return sum((amount / units[kind] for kind, amount in flops.items()), 0)
+    busy: list[Dim] = []
+    for unit, kinds in UNITS.items():
+        amount = sum(flops.get(kind, 0) for kind in kinds)
+        if not is_number(amount, 0):
+            busy.append(amount / rate(unit, operation.family))
+    return reduce(maximum, busy) if busy else 0
 
 
 def _traffic_seconds(operation: Operation) -> Dim:

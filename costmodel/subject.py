@@ -1,0 +1,84 @@
+"""What a workload runs: a whole model, or one layer of a token mixer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from costmodel.errors import InputError, UnknownNameError
+from costmodel.mixer import Mixer, mixers
+from costmodel.model import MlpSpec, Model
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer and how often it occurs.
+
+    Attributes:
+        sizes: the mixer's hyperparameters by symbol, of the whole layer (not of one rank).
+        window: keys a query sees, or ``None``.
+        mlp: ``None`` for the mixer alone.
+    """
+
+    mixer: Mixer
+    sizes: Mapping[str, int]
+    window: int | None
+    mlp: MlpSpec | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Layers of one width; ``vocabulary`` is 0 where there is no embedding and no head."""
+
+    name: str
+    width: int
+    layers: tuple[Layer, ...]
+    vocabulary: int = 0
+    tied: bool = False
+
+
+def from_model(model: Model) -> Subject:
+    """All layers of a model, alike ones together."""
+    layers = tuple(
+        _layer(spec.mixer.name, dict(spec.mixer.params), model.width, spec.mlp, count) for spec, count in model.groups()
+    )
+    return Subject(model.name, model.width, layers, model.vocabulary, model.tied_embeddings)
+
+
+def from_mixer(name: str, width: int | None = None, **sizes: int) -> Subject:
+    """One layer of a mixer, without norms, residuals and feed-forward; sizes not given are the usual ones.
+
+    Raises:
+        UnknownNameError: for a mixer or a hyperparameter that does not exist.
+        InputError: for a size below 1.
+    """
+    mixer = mixers.get(name)
+    for given in sizes:
+        if given not in mixer.sizes:
+            raise UnknownNameError(f"hyperparameter of {mixer.name}", given, mixer.sizes)
+    usual = {key: parameter.usual for key, parameter in mixer.sizes.items()}
+    if "heads" in sizes and "kv_heads" not in sizes and "kv_heads" in usual:
+        usual["kv_heads"] = sizes["heads"]
+    chosen = usual | sizes
+    layer = _layer(name, chosen, width or _usual_width(chosen), None, 1)
+    return Subject(f"one layer of {mixer.name}", layer.sizes["D"], (layer,))
+
+
+def _usual_width(sizes: Mapping[str, int]) -> int:
+    return sizes["heads"] * sizes.get("head_dim", sizes.get("value_dim", 1))
+
+
+def _layer(name: str, params: Mapping[str, int], width: int, mlp: MlpSpec | None, count: int) -> Layer:
+    mixer = mixers.get(name)
+    sizes = {"D": width}
+    for key, parameter in mixer.sizes.items():
+        value = params.get(key, 0)
+        if value < (1 if parameter.usual else 0):
+            raise InputError(f"{name}.{key}", value, "must be at least 1", f"usual: {parameter.usual}")
+        sizes[parameter.symbol] = value
+    if params.get("qk_norm"):
+        sizes["qk_norm"] = 1
+    if sizes.get("H_kv") and sizes["H"] % sizes["H_kv"]:
+        raise InputError(f"{name}.kv_heads", sizes["H_kv"], f"must divide the {sizes['H']} heads")
+    return Layer(mixer, sizes, sizes.pop("w", 0) or None, mlp, count)

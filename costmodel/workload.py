@@ -1,0 +1,61 @@
+"""What is to be run: how long a sequence, in which pass, at which precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from costmodel.errors import InputError, UnknownNameError
+
+Phase = Literal["forward", "train", "prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("forward", "train", "prefill", "decode")
+
+#: Bytes of one element, by dtype.
+WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1}
+
+#: More tokens than this are taken for a slip.
+LONGEST = 2**40
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step of one job.
+
+    Attributes:
+        length: tokens of a sequence; when decoding, of the cache with the new token.
+        batch: sequences, over all devices.
+        phase: ``forward``; ``train`` (forward, backward, gradient exchange, optimizer); ``prefill`` (forward, and the
+            cache is kept); ``decode`` (one token for every sequence).
+        dtype: of weights, activations and what is sent.
+        cache_bytes: bytes of one element of the key-value cache.
+
+    Raises:
+        InputError: for a number out of range.
+        UnknownNameError: for an unknown pass or dtype.
+    """
+
+    length: int
+    batch: int = 1
+    phase: Phase = "forward"
+    causal: bool = True
+    dtype: str = "bf16"
+    cache_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        for field, value, limit in (("--seq", self.length, LONGEST), ("--batch", self.batch, 2**30)):
+            if not 1 <= value <= limit:
+                raise InputError(field, value, f"must be between 1 and {limit}", f"nearest: {min(max(value, 1), limit)}")
+        if self.phase not in PHASES:
+            raise UnknownNameError("pass", self.phase, PHASES)
+        if self.dtype not in WIDTHS:
+            raise UnknownNameError("dtype", self.dtype, WIDTHS)
+
+    @property
+    def width(self) -> int:
+        """Bytes of one element."""
+        return WIDTHS[self.dtype]
+
+    @property
+    def cache_width(self) -> float:
+        """Bytes of one element of the cache."""
+        return self.width if self.cache_bytes is None else self.cache_bytes
