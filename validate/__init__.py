@@ -1,0 +1,1 @@
+"""Methods of ``costmodel`` run on real tensors and real ranks, and the model compared with what they did."""

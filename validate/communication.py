@@ -1,0 +1,200 @@
+"""Communication between ranks, every byte of it counted where it is handed to the transport.
+
+Collectives are written here as ring algorithms over point-to-point messages (Thakur, Rabenseifner & Gropp 2005), so
+that what a run sends is, byte for byte, what ``costmodel.ops.communication`` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from costmodel.ops.mesh import Axis
+from validate.layout import place, shard
+from validate.mesh import Mesh
+
+#: The vocabulary's orders of a spread dimension, as layouts.
+LAYOUT = {"rank": "contiguous", "zigzag": "zigzag"}
+
+
+class CommunicationError(RuntimeError):
+    """A message that did not come or go in time."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What this rank sent along one axis."""
+
+    bytes: int = 0
+    messages: int = 0
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        return Traffic(self.bytes - other.bytes, self.messages - other.messages)
+
+
+class Pending:
+    """Messages on their way: ``receive`` waits for those that come in, ``finish`` for those that go out as well.
+
+    Attributes:
+        received: what comes in is written here; not to be read before ``receive``.
+    """
+
+    def __init__(self, received: tuple[Tensor, ...], works: Sequence[Any], patience: Patience, sent: Any) -> None:
+        self.received, self._patience, self._sent = received, patience, sent
+        # A backend that puts several messages into one piece of work has no receiving apart from sending.
+        apart = len(works) == 2 * len(received)
+        self._incoming = list(works[: len(received)]) if apart else list(works)
+        self._outgoing = list(works[len(received) :]) if apart else []
+
+    def receive(self) -> tuple[Tensor, ...]:
+        """The tensors from the other rank."""
+        self._wait(self._incoming, "from", self._patience.source)
+        return self.received
+
+    def finish(self) -> tuple[Tensor, ...]:
+        """As ``receive``, once what was sent may be overwritten too."""
+        received = self.receive()
+        self._wait(self._outgoing, "to", self._patience.target)
+        self._sent = None
+        return received
+
+    def _wait(self, works: list[Any], direction: str, peer: int) -> None:
+        try:
+            while works:
+                works[-1].wait(self._patience.limit)
+                works.pop()
+        except RuntimeError as error:
+            raise CommunicationError(self._patience.complaint(direction, peer, error)) from error
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a message, and what to say when it does not come."""
+
+    limit: timedelta
+    rank: int
+    source: int
+    target: int
+    axis: str
+    what: str
+
+    def complaint(self, direction: str, peer: int, error: RuntimeError) -> str:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return (
+            f"rank {self.rank}: {self.what} along axis '{self.axis}': no message {direction} rank {peer} "
+            f"(waited up to {self.limit.total_seconds():g} s): {reason}"
+        )
+
+
+class Transport:
+    """Messages and collectives along the axes of a mesh, in the default process group.
+
+    Args:
+        mesh: the grid, as this rank sees it.
+        timeout_s: seconds to wait for any one message.
+
+    Attributes:
+        sent: what this rank sent so far, by axis.
+    """
+
+    def __init__(self, mesh: Mesh, timeout_s: float = 60.0) -> None:
+        self.mesh, self.sent = mesh, dict.fromkeys(mesh.axes, Traffic())
+        self._limit = timedelta(seconds=timeout_s)
+
+    def exchange(
+        self, axis: Axis, hop: int, what: str, outgoing: Sequence[Tensor], incoming: Sequence[Tensor]
+    ) -> Pending:
+        """Send to the rank ``hop`` places on, and receive as much from the one ``hop`` places before.
+
+        ``incoming`` are contiguous tensors that are written to. Nothing is waited for. Messages of different axes, or
+        of different places in the list, cannot be taken for one another: they carry different tags.
+        """
+        line = self.mesh.line(axis.name)
+        target, source = line[(axis.rank + hop) % axis.size], line[(axis.rank - hop) % axis.size]
+        sent = [x.contiguous() for x in outgoing]
+        base = 1000 * list(self.mesh.axes).index(axis.name)
+        operations = [dist.P2POp(dist.irecv, x, source, tag=base + i) for i, x in enumerate(incoming)]
+        operations += [dist.P2POp(dist.isend, x, target, tag=base + i) for i, x in enumerate(sent)]
+        patience = Patience(self._limit, self.mesh.rank, source, target, axis.name, what)
+        try:
+            works = dist.batch_isend_irecv(operations)
+        except RuntimeError as error:
+            raise CommunicationError(patience.complaint("to", target, error)) from error
+        self._count(axis, sum(x.nbytes for x in sent), len(sent))
+        return Pending(tuple(incoming), works, patience, sent)
+
+    def _count(self, axis: Axis, sent: int, messages: int) -> None:
+        before = self.sent[axis.name]
+        self.sent[axis.name] = Traffic(before.bytes + sent, before.messages + messages)
+
+    def shift(self, axis: Axis, tensors: Sequence[Tensor], what: str = "ring shift") -> Pending:
+        """Tensors on their way to the next rank, and as many from the one before; one message each."""
+        return self.exchange(axis, 1, what, tensors, [_like(x) for x in tensors])
+
+    def all_gather(self, x: Tensor, axis: Axis, dim: int, order: str = "rank") -> Tensor:
+        """Every rank's shard of ``dim``; P - 1 rounds, in each of which a shard goes one rank on.
+
+        The result is laid out with ``dim`` outermost, so that a shard of ``"rank"`` order is one stretch of it and is
+        received there. A zigzag shard has two places, and goes through a buffer.
+        """
+        piece = x.movedim(dim, 0).contiguous()
+        size, layout = piece.shape[0], LAYOUT[order]
+        whole = piece.new_empty((axis.size * size, *piece.shape[1:]))
+        place(whole, piece, 0, axis.size, axis.rank, layout)
+        for step in range(1, axis.size):
+            owner = (axis.rank - step) % axis.size
+            landing = _like(piece) if order == "zigzag" else shard(whole, 0, axis.size, owner)
+            self.exchange(axis, 1, f"all-gather, round {step}", [piece], [landing]).finish()
+            if order == "zigzag":
+                place(whole, landing, 0, axis.size, owner, layout)
+            piece = landing
+        return whole.movedim(0, dim)
+
+    def reduce_scatter(self, x: Tensor, axis: Axis, dim: int, order: str = "rank") -> Tensor:
+        """This rank's shard of the sum; P - 1 rounds, in each of which a partial sum goes one rank on and grows."""
+
+        def part(steps: int) -> Tensor:
+            return shard(x, dim, axis.size, (axis.rank - 1 - steps) % axis.size, LAYOUT[order])
+
+        partial = part(0).clone(memory_format=torch.contiguous_format)
+        for step in range(1, axis.size):
+            what = f"reduce-scatter, round {step}"
+            (landing,) = self.exchange(axis, 1, what, [partial], [_like(partial)]).finish()
+            partial = landing.add_(part(step))
+        return partial
+
+    def all_reduce(self, x: Tensor, axis: Axis) -> Tensor:
+        """The sum over ranks: a reduce-scatter and an all-gather of the flattened tensor.
+
+        A number of elements that the ranks do not divide is filled up with zeros, up to P - 1 of them, which are sent
+        as well.
+        """
+        flat = x.flatten()
+        padded = torch.nn.functional.pad(flat, (0, -flat.numel() % axis.size))
+        whole = self.all_gather(self.reduce_scatter(padded, axis, 0), axis, 0)
+        return whole[: flat.numel()].view(x.shape)
+
+    def all_to_all(self, x: Tensor, axis: Axis, split: int, concat: int) -> Tensor:
+        """Dimension ``split`` cut over the ranks, ``concat`` put together; P - 1 rounds, one partner each."""
+
+        def part(rank: int) -> Tensor:
+            return shard(x, split, axis.size, rank).movedim(concat, 0)
+
+        own = part(axis.rank)
+        whole = own.new_empty((axis.size * own.shape[0], *own.shape[1:]))
+        place(whole, own, 0, axis.size, axis.rank)
+        for step in range(1, axis.size):
+            landing = shard(whole, 0, axis.size, (axis.rank - step) % axis.size)
+            outgoing = part((axis.rank + step) % axis.size)
+            self.exchange(axis, step, f"all-to-all, round {step}", [outgoing], [landing]).finish()
+        return whole.movedim(0, concat)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,0 +1,121 @@
+"""The op vocabulary on real tensors: what a method says is done, on as many ranks as its mesh has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from costmodel.dims import Shape
+from costmodel.ops.mesh import Axis
+from costmodel.ops.primitive import Primitive
+from costmodel.ops.vocabulary import Vocabulary
+from validate import kernels
+from validate.communication import Pending, Transport
+from validate.mesh import Mesh
+from validate.reverse import recomputed, recorded, stated
+
+
+class Executor(Vocabulary[Tensor]):
+    """Runs a method; differentiable by autograd.
+
+    Args:
+        dtype: of the model. Accumulation is in float32, or float64 for a float64 model.
+        mesh: the ranks, as this one sees them; by default there is only this one.
+        gradient: dtype of gradients on the wire; that of accumulation by default.
+        flash: whether fused attention may use torch's flash kernels; otherwise it materialises the scores.
+        timeout_s: seconds to wait for any one message.
+
+    Attributes:
+        transport: sends the messages; its ``sent`` is what this rank sent so far.
+    """
+
+    tile = 1  # of no consequence: real kernels choose their own
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float32,
+        mesh: Mesh | None = None,
+        *,
+        gradient: torch.dtype | None = None,
+        flash: bool = True,
+        timeout_s: float = 60.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+        self.dtypes = {"model": dtype, "accumulate": accumulate, "gradient": gradient or accumulate}
+        self.flash, self.device = flash, torch.device(device)
+        self.transport = Transport(mesh or Mesh(), timeout_s)
+
+    def shape(self, x: Tensor) -> Shape:
+        return tuple(x.shape)
+
+    def width(self, precision: str) -> int:
+        return self.dtypes[precision].itemsize
+
+    def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+            return recorded(self, primitive, *inputs)
+        return kernels.run(primitive, self, inputs)
+
+    def cast(self, x: Tensor, precision: str) -> Tensor:
+        return x if x.dtype == self.dtypes[precision] else super().cast(x, precision)
+
+    def fused(self, name: str, body: Callable[..., Any], *inputs: Tensor) -> Any:
+        return recomputed(self, body, *inputs)
+
+    def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Tensor) -> Any:
+        return stated(self, forward, backward, *inputs)
+
+    def when(self, condition: bool, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        return then() if condition else otherwise()
+
+    def rotate(
+        self, axis: Axis, blocks: tuple[Tensor, ...], accumulators: tuple[Tensor, ...] = ()
+    ) -> Iterator[tuple[int, tuple[Tensor, ...], Travelling]]:
+        travelling = Travelling(self.transport, axis, accumulators)
+        for step in range(axis.size):
+            following = None
+            if step < axis.size - 1:
+                following = self.transport.shift(axis, blocks, f"ring step {step}, blocks")
+            if step > 0:
+                travelling.shift(f"ring step {step}, accumulators")
+            yield step, blocks, travelling
+            travelling.settle()
+            if following is not None:
+                blocks = following.finish()
+
+
+class Travelling:
+    """Accumulators on their way round a ring: sent on while the next step computes (``Vocabulary.rotate``)."""
+
+    def __init__(self, transport: Transport, axis: Axis, accumulators: tuple[Tensor, ...]) -> None:
+        self._transport, self._axis, self._at_hand = transport, axis, accumulators
+        self._moving: Pending | None = None
+
+    def arrive(self) -> tuple[Tensor, ...]:
+        if self._moving is not None:
+            self._moving.receive()
+        return self._at_hand
+
+    def depart(self, *accumulators: Tensor) -> None:
+        self._at_hand = accumulators
+
+    def home(self) -> tuple[Tensor, ...]:
+        self.shift("accumulators coming home from the ring")
+        self.settle()
+        return self._at_hand
+
+    def shift(self, what: str) -> None:
+        """Send on what is at hand; at hand is then, once it has arrived, what the previous rank sends."""
+        if self._at_hand:
+            self._moving = self._transport.shift(self._axis, self._at_hand, what)
+            self._at_hand = self._moving.received
+
+    def settle(self) -> None:
+        """Wait for everything that is on its way, also if the step's body never asked for it."""
+        if self._moving is not None:
+            self._moving.finish()
+            self._moving = None

@@ -1,0 +1,249 @@
+"""How each primitive of the vocabulary runs on real tensors.
+
+A kernel is registered for its primitive's class by ``@runs`` and is called with the primitive, the executor and the
+inputs. It knows nothing of gradients: those follow from the primitive's own backward rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter, RingShift
+from costmodel.ops.contraction import Contract
+from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
+from costmodel.ops.layout import AddInto, Append, Concat, Expand, Pad, Repeat, Reshape, Slice, Zeros
+from costmodel.ops.pointwise import Cast, Map, Scale, Softmax, SoftmaxBackward, Sum
+from costmodel.ops.primitive import Primitive
+from validate import attention
+
+if TYPE_CHECKING:
+    from validate.executor import Executor
+
+Kernel = Callable[..., Any]
+K = TypeVar("K", bound=Kernel)
+
+_kernels: dict[type[Primitive], Kernel] = {}
+
+#: Added under the square root of ``rsqrt_eps``, as in Llama 3.
+EPSILON = 1e-5
+
+
+def runs(primitive: type[Primitive]) -> Callable[[K], K]:
+    """Register the kernel of a primitive; it gives a tensor, or a tuple of them.
+
+    Raises:
+        ValueError: when the primitive has one already.
+    """
+
+    def register(kernel: K) -> K:
+        if primitive in _kernels:
+            names = f"{_kernels[primitive].__name__} and {kernel.__name__}"
+            raise ValueError(f"two kernels run {primitive.__name__}: {names}")
+        _kernels[primitive] = kernel
+        return kernel
+
+    return register
+
+
+def run(primitive: Primitive, ops: Executor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The outputs of a primitive.
+
+    Raises:
+        NotImplementedError: when no kernel is registered for it.
+    """
+    kernel = _kernels.get(type(primitive))
+    if kernel is None:
+        known = ", ".join(sorted(cls.__name__ for cls in _kernels))
+        raise NotImplementedError(
+            f"no kernel runs {type(primitive).__name__}; register one with @validate.kernels.runs. Known: {known}"
+        )
+    result = kernel(primitive, ops, *inputs)
+    return result if isinstance(result, tuple) else (result,)
+
+
+# Contraction and elementwise functions --------------------------------------------------------------------------------
+
+
+@runs(Contract)
+def contract(primitive: Contract, ops: Executor, a: Tensor, b: Tensor) -> Tensor:
+    """One batched matrix product.
+
+    Not ``torch.einsum``, which multiplies elementwise where a summed index has size 1 and so is not counted.
+    """
+    left, right, result = primitive.terms()
+    size = dict(zip(left + right, (*a.shape, *b.shape), strict=True))
+    batch = [i for i in left if i in right and i in result]
+    summed = [i for i in left if i in right and i not in result]
+    rows, columns = [i for i in left if i not in right], [i for i in right if i not in left]
+
+    def matrices(x: Tensor, term: str, *groups: list[str]) -> Tensor:
+        order = [term.index(i) for group in groups for i in group]
+        return x.permute(order).reshape([torch.Size(size[i] for i in group).numel() for group in groups])
+
+    product = torch.bmm(matrices(a, left, batch, rows, summed), matrices(b, right, batch, summed, columns))
+    order = [*batch, *rows, *columns]
+    return product.view([size[i] for i in order]).permute([order.index(i) for i in result])
+
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "neg": torch.neg,
+    "complement": lambda x: 1 - x,
+    "square": torch.square,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+    "rsqrt_eps": lambda x: torch.rsqrt(x + EPSILON),
+    "minus_half_cube": lambda y: -0.5 * y**3,
+}
+
+
+@runs(Map)
+def map_(primitive: Map, ops: Executor, *inputs: Tensor) -> Tensor:
+    if primitive.function not in FUNCTIONS:
+        raise NotImplementedError(f"no kernel runs the function '{primitive.function}'; known: {', '.join(FUNCTIONS)}")
+    return FUNCTIONS[primitive.function](*inputs).to(inputs[0].dtype)
+
+
+@runs(Scale)
+def scale(primitive: Scale, ops: Executor, x: Tensor) -> Tensor:
+    return x * float(primitive.factor)
+
+
+@runs(Sum)
+def sum_(primitive: Sum, ops: Executor, x: Tensor) -> Tensor:
+    return x.sum(primitive.axes, keepdim=True)
+
+
+@runs(Softmax)
+def softmax(primitive: Softmax, ops: Executor, scores: Tensor) -> Tensor:
+    keep = attention.kept(primitive.mask, scores.shape[-2], scores.shape[-1], scores.device)
+    wide = scores.to(ops.dtypes["accumulate"]) * float(primitive.scale)
+    return wide.masked_fill(~keep, -torch.inf).softmax(-1).masked_fill(~keep, 0).to(scores.dtype)
+
+
+@runs(SoftmaxBackward)
+def softmax_backward(primitive: SoftmaxBackward, ops: Executor, weights: Tensor, gradient: Tensor) -> Tensor:
+    p, g = (x.to(ops.dtypes["accumulate"]) for x in (weights, gradient))
+    return (float(primitive.scale) * p * (g - (p * g).sum(-1, keepdim=True))).to(weights.dtype)
+
+
+@runs(Cast)
+def cast(primitive: Cast, ops: Executor, x: Tensor) -> Tensor:
+    return x.to(ops.dtypes[primitive.to], copy=True)
+
+
+# Fused attention ------------------------------------------------------------------------------------------------------
+
+
+@runs(Attention)
+def fused_attention(primitive: Attention, ops: Executor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return attention.forward((q, k, v), primitive.mask, float(primitive.scale), ops.flash)
+
+
+@runs(AttentionBackward)
+def fused_attention_backward(primitive: AttentionBackward, ops: Executor, *inputs: Tensor) -> attention.Triple:
+    q, k, v, *known = inputs
+    out, lse, gradient = known
+    return attention.backward((q, k, v), (out, lse, gradient), primitive.mask, float(primitive.scale), ops.flash)
+
+
+@runs(Merge)
+def merge(
+    primitive: Merge, ops: Executor, out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    place = primitive.axis, primitive.start, block_lse.shape[primitive.axis]
+    running = out.narrow(*place), lse.narrow(*place)
+    for old, new in zip(running, attention.merge(*running, block_out, block_lse), strict=True):
+        old.copy_(new)
+    return out, lse
+
+
+# Layout ---------------------------------------------------------------------------------------------------------------
+
+
+@runs(Reshape)
+def reshape(primitive: Reshape, ops: Executor, x: Tensor) -> Tensor:
+    """The same memory where the strides allow it, as they do for all that splits axes; otherwise a copy."""
+    return x.reshape(primitive.shape)
+
+
+@runs(Expand)
+def expand(primitive: Expand, ops: Executor, x: Tensor) -> Tensor:
+    return x.expand(primitive.shape)
+
+
+@runs(Slice)
+def slice_(primitive: Slice, ops: Executor, x: Tensor) -> Tensor:
+    return x.narrow(primitive.axis, primitive.start, primitive.size)
+
+
+@runs(Pad)
+def pad(primitive: Pad, ops: Executor, x: Tensor) -> Tensor:
+    shape = list(x.shape)
+    shape[primitive.axis] = primitive.size
+    whole = x.new_zeros(shape)
+    whole.narrow(primitive.axis, primitive.start, x.shape[primitive.axis]).copy_(x)
+    return whole
+
+
+@runs(Concat)
+def concat(primitive: Concat, ops: Executor, *parts: Tensor) -> Tensor:
+    return torch.cat(parts, primitive.axis)
+
+
+@runs(Repeat)
+def repeat(primitive: Repeat, ops: Executor, x: Tensor) -> Tensor:
+    return x.repeat_interleave(primitive.times, primitive.axis)
+
+
+@runs(Zeros)
+def zeros(primitive: Zeros, ops: Executor) -> Tensor:
+    return torch.zeros(primitive.shape, dtype=ops.dtypes[primitive.to], device=ops.device)
+
+
+@runs(AddInto)
+def add_into(primitive: AddInto, ops: Executor, accumulator: Tensor, block: Tensor) -> Tensor:
+    accumulator.narrow(primitive.axis, primitive.start, block.shape[primitive.axis]).add_(block)
+    return accumulator
+
+
+@runs(Append)
+def append(primitive: Append, ops: Executor, cache: Tensor, new: Tensor) -> Tensor:
+    spread, size = primitive.spread, new.shape[primitive.axis]
+    if spread is None or spread.rank == spread.size - 1:
+        cache.narrow(primitive.axis, cache.shape[primitive.axis] - size, size).copy_(new)
+    return cache
+
+
+# Communication --------------------------------------------------------------------------------------------------------
+
+
+@runs(RingShift)
+def ring_shift(primitive: RingShift, ops: Executor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return ops.transport.shift(primitive.axis, tensors).finish()
+
+
+@runs(AllGather)
+def all_gather(primitive: AllGather, ops: Executor, x: Tensor) -> Tensor:
+    return ops.transport.all_gather(x, primitive.axis, primitive.dim, primitive.order)
+
+
+@runs(ReduceScatter)
+def reduce_scatter(primitive: ReduceScatter, ops: Executor, x: Tensor) -> Tensor:
+    return ops.transport.reduce_scatter(x, primitive.axis, primitive.dim, primitive.order)
+
+
+@runs(AllReduce)
+def all_reduce(primitive: AllReduce, ops: Executor, x: Tensor) -> Tensor:
+    return ops.transport.all_reduce(x, primitive.axis)
+
+
+@runs(AllToAll)
+def all_to_all(primitive: AllToAll, ops: Executor, x: Tensor) -> Tensor:
+    return ops.transport.all_to_all(x, primitive.axis, primitive.split, primitive.concat)

@@ -1,0 +1,70 @@
+"""How a dimension is spread over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LAYOUTS = ("contiguous", "zigzag")
+
+
+def pieces(size: int, ranks: int, rank: int, layout: str) -> list[tuple[int, int]]:
+    """Start and length of the pieces of a dimension that a rank holds, in the order in which it holds them.
+
+    >>> pieces(12, 3, 0, "contiguous"), pieces(12, 3, 0, "zigzag")
+    ([(0, 4)], [(0, 2), (10, 2)])
+
+    Raises:
+        ValueError: when the dimension does not divide, or for an unknown layout.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"no layout named '{layout}'; known: {', '.join(LAYOUTS)}")
+    numbers = [rank] if layout == "contiguous" else [rank, 2 * ranks - 1 - rank]
+    length, rest = divmod(size, ranks * len(numbers))
+    if rest:
+        raise ValueError(f"{size} entries do not divide into {ranks * len(numbers)} pieces of a {layout} layout")
+    return [(number * length, length) for number in numbers]
+
+
+def shard(x: Tensor, dim: int, ranks: int, rank: int, layout: str = "contiguous") -> Tensor:
+    """The part of a dimension that a rank holds: a view where that is one piece."""
+    parts = [x.narrow(dim, start, length) for start, length in pieces(x.shape[dim], ranks, rank, layout)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def place(whole: Tensor, part: Tensor, dim: int, ranks: int, rank: int, layout: str = "contiguous") -> None:
+    """Write a rank's part into its places of the whole dimension; the inverse of ``shard``."""
+    begin = 0
+    for start, length in pieces(whole.shape[dim], ranks, rank, layout):
+        whole.narrow(dim, start, length).copy_(part.narrow(dim, begin, length))
+        begin += length
+
+
+def unshard(parts: Sequence[Tensor], dim: int, layout: str = "contiguous") -> Tensor:
+    """The whole dimension from the parts of all ranks, in the order of their ranks."""
+    shape = list(parts[0].shape)
+    shape[dim] *= len(parts)
+    whole = parts[0].new_empty(shape)
+    for rank, part in enumerate(parts):
+        place(whole, part, dim, len(parts), rank, layout)
+    return whole
+
+
+def shard_grid(x: Tensor, dim: int, context: tuple[int, int], ulysses: tuple[int, int], layout: str) -> Tensor:
+    """The sequence of rank (c, u): slice u, in one piece, of what context rank c holds.
+
+    Putting the Ulysses ranks' slices end to end, as their all-to-all does, gives the context rank's sequence.
+
+    Args:
+        context, ulysses: ranks along the axis, and this rank's index.
+        layout: along the context axis.
+    """
+    return shard(shard(x, dim, *context, layout), dim, *ulysses)
+
+
+def unshard_grid(parts: Sequence[Tensor], dim: int, context: int, ulysses: int, layout: str) -> Tensor:
+    """The inverse of ``shard_grid``, from the parts of all ranks, Ulysses index fastest."""
+    rows = [unshard(parts[c * ulysses : (c + 1) * ulysses], dim) for c in range(context)]
+    return unshard(rows, dim, layout)

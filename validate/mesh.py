@@ -1,0 +1,69 @@
+"""A grid of ranks: which axes there are, where a rank stands, and who its neighbours are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from costmodel.ops.mesh import Axis
+
+#: Axes of a mesh from the outermost, whose neighbours are far apart, to the innermost, whose ranks follow each other.
+ORDER = ("data", "context", "ulysses", "tensor")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The grid as one rank sees it.
+
+    Attributes:
+        sizes: ranks along each axis that is there, at least 2, in the order of ``ORDER``.
+        rank: this rank's number, row-major: the innermost axis varies fastest.
+
+    >>> mesh = Mesh.of({"ulysses": 2, "context": 3}, rank=3)
+    >>> mesh.axes["context"], mesh.line("context"), mesh.line("ulysses")
+    (Axis(name='context', size=3, rank=1), (1, 3, 5), (2, 3))
+    """
+
+    sizes: tuple[tuple[str, int], ...] = ()
+    rank: int = 0
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, int], rank: int = 0) -> Mesh:
+        """The mesh of these sizes, in any order; axes of size 1 are left out.
+
+        Raises:
+            ValueError: for an unknown axis, or a rank outside the grid.
+        """
+        if unknown := set(sizes) - set(ORDER):
+            raise ValueError(f"no axis named {sorted(unknown)}; the axes of a mesh are {', '.join(ORDER)}")
+        mesh = cls(tuple((name, sizes[name]) for name in ORDER if sizes.get(name, 1) > 1), rank)
+        if not 0 <= rank < mesh.ranks:
+            raise ValueError(f"rank {rank} is not in a mesh of {mesh.ranks} ranks {dict(mesh.sizes)}")
+        return mesh
+
+    @property
+    def ranks(self) -> int:
+        """Ranks in the whole grid."""
+        return math.prod(size for _, size in self.sizes)
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """Each axis, with this rank's index along it."""
+        return {name: Axis(name, size, self.rank // self._stride(name) % size) for name, size in self.sizes}
+
+    def line(self, name: str) -> tuple[int, ...]:
+        """The ranks along an axis through this one, by their index.
+
+        Raises:
+            ValueError: when the mesh has no such axis.
+        """
+        if name not in dict(self.sizes):
+            raise ValueError(f"communication along axis '{name}', which the mesh {dict(self.sizes)} does not have")
+        axis, stride = self.axes[name], self._stride(name)
+        first = self.rank - axis.rank * stride
+        return tuple(first + index * stride for index in range(axis.size))
+
+    def _stride(self, name: str) -> int:
+        names = [axis for axis, _ in self.sizes]
+        return math.prod(size for _, size in self.sizes[names.index(name) + 1 :])

@@ -1,0 +1,127 @@
+"""Gradients on real tensors, by the vocabulary's own rules.
+
+Autograd is told to call, for a primitive, the primitive's backward rule; for an algorithm with its own backward, that;
+for a fused kernel, the recomputation of its body. So what runs backward is what the tracer reads, and what autograd
+keeps in between is what the rule needs and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from costmodel.dims import Shape
+from costmodel.ops.primitive import Primitive
+from costmodel.program import operations
+from costmodel.tensor import Tensor as Traced
+from costmodel.trace import Tracer, Widths, trace
+from validate import kernels
+
+if TYPE_CHECKING:
+    from validate.executor import Executor
+
+
+class Recorded(torch.autograd.Function):
+    """A primitive, and its backward rule."""
+
+    @staticmethod
+    def forward(ctx: Any, ops: Executor, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = kernels.run(primitive, ops, inputs)
+        wanted = tuple(ctx.needs_input_grad[2:])
+        shapes = tuple(tuple(x.shape) for x in (*inputs, *outputs))
+        read = tensors_read(primitive, shapes, len(inputs), wanted)
+        ctx.ops, ctx.primitive, ctx.wanted = ops, primitive, wanted
+        ctx.save_for_backward(*(x for x, needed in zip((*inputs, *outputs), read, strict=True) if needed))
+        # A rule may ask for the shape of what it does not read: a tensor without memory tells it.
+        ctx.stand_ins = [
+            None if needed else torch.empty(x.shape, dtype=x.dtype, device="meta")
+            for x, needed in zip((*inputs, *outputs), read, strict=True)
+        ]
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        saved = iter(ctx.saved_tensors)
+        known = [next(saved) if x is None else x for x in ctx.stand_ins]
+        inputs, outputs = known[: len(ctx.wanted)], known[len(ctx.wanted) :]
+        if gradients[0] is None:
+            return None, None, *(None for _ in inputs)
+        found = ctx.primitive.backward(ctx.ops, inputs, outputs, gradients)
+        return None, None, *asked_for(found, ctx.wanted)
+
+
+class Stated(torch.autograd.Function):
+    """An algorithm whose backward is its own (``Vocabulary.custom``)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, ops: Executor, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Tensor
+    ) -> Any:
+        result, saved = forward(ops, *inputs)
+        ctx.ops, ctx.own_backward, ctx.wanted = ops, backward, tuple(ctx.needs_input_grad[3:])
+        ctx.save_for_backward(*saved)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        found = ctx.own_backward(ctx.ops, ctx.saved_tensors, *gradients)
+        return None, None, None, *asked_for(found, ctx.wanted)
+
+
+class Recomputed(torch.autograd.Function):
+    """A fused kernel (``Vocabulary.fused``): keeps its inputs, and recomputes the rest when going backward."""
+
+    @staticmethod
+    def forward(ctx: Any, ops: Executor, body: Callable[..., Any], *inputs: Tensor) -> Any:
+        ctx.ops, ctx.body, ctx.wanted = ops, body, tuple(ctx.needs_input_grad[2:])
+        ctx.save_for_backward(*inputs)
+        return body(ops, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        inputs = [x.detach().requires_grad_(want) for x, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
+        with torch.enable_grad():
+            result = ctx.body(ctx.ops, *inputs)
+        outputs = result if isinstance(result, tuple) else (result,)
+        sources = [x for x, want in zip(inputs, ctx.wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(outputs, sources, gradients))
+        return None, None, *(next(found) if want else None for want in ctx.wanted)
+
+
+recorded: Callable[..., tuple[Tensor, ...]] = Recorded.apply
+stated: Callable[..., Any] = Stated.apply
+recomputed: Callable[..., Any] = Recomputed.apply
+
+
+def asked_for(found: Sequence[Any], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients that are wanted; a function in place of one is called only then."""
+    return [
+        (gradient() if callable(gradient) else gradient) if want else None
+        for gradient, want in zip(found, wanted, strict=True)
+    ]
+
+
+@lru_cache(maxsize=4096)
+def tensors_read(
+    primitive: Primitive, shapes: tuple[Shape, ...], inputs: int, wanted: tuple[bool, ...]
+) -> tuple[bool, ...]:
+    """Which inputs and outputs a primitive's backward rule reads for the wanted gradients: found by tracing the rule.
+
+    Args:
+        shapes: of the inputs and then the outputs.
+        inputs: how many of them are inputs.
+    """
+    known = [Traced.new(shape, 1) for shape in shapes]
+    gradients = [Traced.new(shape, 1) for shape in shapes[inputs:]]
+
+    def rule(ops: Tracer, *_: Any) -> tuple[Any, ...]:
+        return tuple(asked_for(primitive.backward(ops, known[:inputs], known[inputs:], gradients), wanted))
+
+    program = trace(Tracer(Widths(1, 1, 1), 1), rule, (), {})
+    touched = {x.storage for operation, _ in operations(program.forward) for x in operation.inputs}
+    return tuple(x.storage in touched for x in known)
