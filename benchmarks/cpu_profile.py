@@ -49,9 +49,7 @@ def report(name: str, times: list[float], amount: float | None = None) -> None:
     figures = sorted(times if amount is None else [amount / t for t in times])
     tenth = len(figures) // 10
     low, high = figures[tenth], figures[-1 - tenth]
-    sys.stdout.write(
-        f"{name} = {{ value = {statistics.median(figures):.4g}, low = {low:.4g}, high = {high:.4g} }}\n"
-    )
+    sys.stdout.write(f"{name} = {{ value = {statistics.median(figures):.4g}, low = {low:.4g}, high = {high:.4g} }}\n")
     sys.stdout.flush()
 
 

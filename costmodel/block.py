@@ -19,6 +19,7 @@ from costmodel.ops.mesh import Axis
 from costmodel.ops.routing import Combine, Dispatch
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Strategy
+from costmodel.structure import Pairs
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class FeedForward:
         """Shapes of the matrices; those of experts begin with the experts."""
         inward = ("gate", "up") if self.gated else ("up",)
         experts = (self.experts,) if self.routed else ()
-        shapes: dict[str, Shape] = {name: (*experts, width, self.hidden) for name in inward}
+        shapes: dict[str, Shape] = dict.fromkeys(inward, (*experts, width, self.hidden))
         shapes["down"] = (*experts, self.hidden, width)
         if self.routed:
             shapes["router"] = (width, self.experts)
@@ -90,16 +91,16 @@ class Block:
         return ops.add(x, self._feed(ops, rms_norm(ops, x, w["mlp_norm"]), w))
 
     def _mix(self, ops: Vocabulary[T], x: T, tables: tuple[T, T], cache: tuple[T, ...], w: Weights) -> T:
-        at = Site(self.sizes, self.site.mask, self.site.kernel, tables, cache, self.axes.get("context"))
+        at: Site[T] = Site(self.sizes, self.site.mask, self.site.kernel, tables, cache, self.axes.get("context"))
         read = self._read(ops, x, [w[name] for name in self.mixer.inputs(self.sizes)])
         if self.phase == "decode":
-            pairs = self.mixer.decode(ops, read, w, at)
+            pairs: Pairs[T] = self.mixer.decode(ops, read, w, at)
         else:
             pairs, state = self.mixer.project(ops, read, w, at)
             if self.phase == "prefill":
                 for kept in state:
                     ops.keep(kept)
-        mixed = self.strategy.apply(ops, self.axes, pairs)
+        mixed: T = self.strategy.apply(ops, self.axes, pairs)
         return self._sum(ops, self.mixer.finish(ops, mixed, w, at))
 
     def _feed(self, ops: Vocabulary[T], x: T, w: Weights) -> T:

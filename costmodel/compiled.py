@@ -59,7 +59,7 @@ class _Writer:
 
     def product(self, monomial: Monomial) -> str:
         *first, (number, power) = monomial
-        last = self.power(number, abs(power))
+        last = self.power(number, power if power > 0 else -power)
         if not first:
             return self.named(monomial, last if power > 0 else f"1.0/{last}")
         return self.named(monomial, f"{self.product(tuple(first))}{'*' if power > 0 else '/'}{last}")
@@ -101,7 +101,7 @@ class Compiled:
         results = [writer.expression(formula) for formula in lifted]
         body = "\n    ".join([*writer.lines, f"return {', '.join(results)},"])
         namespace: dict[str, object] = {"maximum": np.maximum, "minimum": np.minimum, "ceil": np.ceil}
-        exec(f"def evaluate(values):\n    {body}", namespace)  # noqa: S102 - text made above from formulas alone
+        exec(f"def evaluate(values):\n    {body}", namespace)
         self._evaluate: Callable[[Mapping[str, Value]], tuple[Value, ...]] = namespace["evaluate"]  # type: ignore[assignment]
 
     def __call__(self, values: Mapping[str, Value]) -> dict[str, Array]:

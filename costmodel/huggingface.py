@@ -113,9 +113,7 @@ def _load(path: str | os.PathLike[str], shown: str) -> dict[str, object]:
         rule = "its JSON has a number or a nesting beyond what can be read"
         raise InputError(shown, _THE_FILE, rule, "give the config.json of a model") from None
     if not isinstance(values, dict):
-        raise InputError(
-            shown, _json(values), "the top level must be a JSON object", "wrap the fields in { }"
-        )
+        raise InputError(shown, _json(values), "the top level must be a JSON object", "wrap the fields in { }")
     return values
 
 
@@ -280,9 +278,7 @@ def _attention(fields: _Fields, *, bias: bool, out_bias: bool = False, **flags: 
     kv_heads = fields.optional_integer("num_key_value_heads") or heads
     if heads % kv_heads:
         rule = f"must divide num_attention_heads ({heads})"
-        remedy = (
-            None if "num_key_value_heads" in fields.values else "add the field; this is the family's default"
-        )
+        remedy = None if "num_key_value_heads" in fields.values else "add the field; this is the family's default"
         raise fields.error("num_key_value_heads", kv_heads, rule, remedy)
     sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": _head_dim(fields, heads)}
     flags |= {"bias": bias, "out_bias": out_bias}
@@ -312,9 +308,7 @@ def _stack(
     types = _layer_types(fields, depth)
     sliding = [slides(layer) for layer in range(depth)] if types is None else [t == _SLIDING for t in types]
     windowed = mixer.replace(window=_window(fields)) if any(sliding) else mixer
-    return tuple(
-        LayerSpec(windowed if slide else mixer, mlp(layer), norms) for layer, slide in enumerate(sliding)
-    )
+    return tuple(LayerSpec(windowed if slide else mixer, mlp(layer), norms) for layer, slide in enumerate(sliding))
 
 
 def _window(fields: _Fields) -> int:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from costmodel.dims import Dim, Shape
 from costmodel.masks import Mask
-from costmodel.ops.communication import Axis
+from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.registry import Registry
 from costmodel.structure import Carry, Pairs, Structure
@@ -74,7 +74,9 @@ class Mixer(ABC):
         """The weights that are multiplied with the layer's input, in the order in which ``project`` gets them."""
 
     @abstractmethod
-    def project(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> tuple[Pairs[T], tuple[T, ...]]:
+    def project(
+        self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
+    ) -> tuple[Pairs[T], tuple[T, ...]]:
         """The carry, and what is kept for decoding, from the products [B, n, ...] of the input and its weights."""
 
     @abstractmethod

@@ -224,9 +224,7 @@ def _check_params(name: str, params: Mapping[str, int], known: _KnownMixer) -> N
         elif key in known.required or key in known.optional:
             _check_size(f"{name} {key}", value, {**known.required, **known.optional}[key])
         else:
-            raise UnknownNameError(
-                f"{name} hyperparameter", key, {*known.required, *known.optional, *known.flags}
-            )
+            raise UnknownNameError(f"{name} hyperparameter", key, {*known.required, *known.optional, *known.flags})
     for key in known.required:
         if key not in params:
             raise InputError(f"{name} {key}", None, "is required", f"give {', '.join(known.required)}")

@@ -232,4 +232,3 @@ class Program:
             if operation.family not in ("view", "communication"):
                 count[operation.family] = count.get(operation.family, 0) + times
         return count
-

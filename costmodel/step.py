@@ -13,44 +13,40 @@ from functools import reduce
 from costmodel.block import Block, FeedForward
 from costmodel.data_parallel import Replicas, Sharing
 from costmodel.dims import Dim, maximum, minimum, product
-from costmodel.expression import Expression
+from costmodel.expression import Expression, symbol_named
 from costmodel.head import embed, logits, loss
 from costmodel.liveness import Memory, memory
 from costmodel.masks import Mask
 from costmodel.mixer import Site
+from costmodel.ops.communication import Communication
 from costmodel.ops.mesh import Axis
 from costmodel.ops.model_ends import AdamStep
 from costmodel.ops.primitive import Reading
-from costmodel.program import Program, Seq, Wire
+from costmodel.program import Leaf, Program, Seq, Wire, operations, total_flops
 from costmodel.strategy import Strategy
 from costmodel.subject import Layer, Subject
 from costmodel.symbols import symbol
 from costmodel.tensor import Tensor
-from costmodel.timing import Times, times
+from costmodel.timing import COLLECTIVES, Times, operation_times, times
 from costmodel.trace import Tracer, Widths, trace
 from costmodel.workload import Workload
 
 #: Tokens whose logits are held at a time in training.
 LOSS_CHUNK = 1024
 
+#: 1 for plans that keep only a layer's input and run its forward pass again before the backward pass, else 0.
+RECOMPUTED = symbol_named("chosen:recompute")
+
 AXES = {"data": "P_d", "context": "P_c", "ulysses": "P_u", "tensor": "P_t"}
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What a plan is besides the sizes of its mesh.
-
-    Attributes:
-        tensor: more than one tensor-parallel rank.
-        replicas: more than one rank with the same weights, and what they share out.
-    """
+    """What decides the program of a plan; ``tensor``: more than one tensor-parallel rank."""
 
     strategy: Strategy
     kernel: str
     tensor: bool
-    replicated: bool = False
-    sharing: Sharing = Sharing.NOTHING
-    recompute: bool = False
 
     def axes(self) -> dict[str, Axis]:
         """The axes of the mesh along which a layer communicates."""
@@ -60,152 +56,146 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class Piece:
-    """A program that a step runs, how often, and the weights it has on one rank."""
+    """A program that a step runs, how often, and the weights it has on one rank (in all its runs: ``sets`` of them)."""
 
     name: str
     program: Program
     count: Dim
     parameters: Dim
+    sets: Dim
 
 
 @dataclass(frozen=True)
 class Step:
-    """A traced step; every number is per rank."""
+    """A traced step; every number is per rank.
 
-    arrangement: Arrangement
+    Whether a plan recomputes activations, and what its replicas share out, are symbols that are 0 or 1.
+    """
+
     layers: tuple[Piece, ...]
     ends: tuple[Piece, ...]
     cache: Dim
     widths: Widths
     train: bool
 
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        return (*self.layers, *self.ends)
+
+    @property
+    def parameters(self) -> Dim:
+        """Weights on one rank, were none shared out."""
+        return sum((piece.parameters * piece.sets for piece in self.pieces), 0)
+
+    @property
+    def replicas(self) -> Replicas:
+        return Replicas(symbol("P_d") * symbol("P_c") * symbol("P_u"), self.widths)
+
     def times(self) -> Times:
         """Seconds of the step."""
-        whole = sum((times(piece.program.whole) * piece.count for piece in self.ends), Times())
+        whole = Times()
+        for piece in self.ends:
+            whole += times(piece.program.whole) * piece.count
         for piece in self.layers:
-            again = self.arrangement.recompute
             forward, backward = times(piece.program.forward), times(piece.program.backward)
-            whole += self._beside_replicas(forward, piece, ["fetch"])
             if self.train:
-                backward = forward + backward if again else backward
-                whole += self._beside_replicas(backward, piece, ["fetch", "exchange"])
+                fetch, exchange = self.replicas.fetch(piece.parameters), self.replicas.exchange(piece.parameters)
+                whole += _neighbours(forward, fetch, piece.count)
+                whole += _neighbours(backward + forward * RECOMPUTED, fetch + exchange, piece.count)
+            else:
+                whole += forward * piece.count
         return whole + self._update() if self.train else whole
 
     def memory(self) -> dict[str, Dim]:
         """Bytes by kind."""
         profiles = [(piece, memory(piece.program)) for piece in self.layers]
-        ends = [memory(piece.program).peak for piece in self.ends]
-        parameters = self._parameters()
-        share = self._replicas().held
-        kinds: dict[str, Dim] = {
-            "parameters": parameters * self.widths.model / share(Sharing.EVERYTHING),
-            "gradients": parameters * self.widths.model / share(Sharing.EVERYTHING) if self.train else 0,
-            "optimizer": parameters * AdamStep.STATE_BYTES / share(Sharing.OPTIMIZER) if self.train else 0,
-            "activations": sum((piece.count * self._saved(piece, m) for piece, m in profiles), 0),
-            "cache": self.cache,
-        }
-        working = [m.peak - self._saved(piece, m) for piece, m in profiles]
-        kinds["working"] = reduce(maximum, [*working, *ends]) + self._fetched()
+        working = [held.peak - held.saved for _, held in profiles]
+        working += [memory(piece.program).peak for piece in self.ends]
+        weights = self.parameters * self.widths.model
+        kinds = {"parameters": weights, "gradients": 0, "optimizer": 0, "activations": 0, "cache": self.cache}
+        kinds["working"] = reduce(maximum, working)
+        if self.train:
+            part = self.replicas.part
+            kinds["parameters"] = kinds["gradients"] = weights * part(Sharing.EVERYTHING)
+            kinds["optimizer"] = self._updated() * AdamStep.STATE_BYTES
+            kinds["activations"] = sum((piece.count * _saved(piece, held) for piece, held in profiles), 0)
+            kinds["working"] += self._fetched()
         return kinds
 
     def wire(self) -> dict[str, Wire]:
         """What a rank sends, by axis of the mesh."""
         total: dict[str, Wire] = {}
-        for part, count in self._parts():
+        for part, count in self.parts():
             for axis, sent in Program(part, Seq(), (), ()).wire().items():
                 total[axis] = total.get(axis, Wire()) + Wire(sent.bytes * count, sent.messages * count)
         return total
 
     def flops(self, reading: Reading) -> dict[str, Dim]:
-        """FLOP by class; recomputation is in it, except in the model reading."""
+        """FLOP by class; what is recomputed is in it, except in the model reading."""
         total: dict[str, Dim] = {}
-        for part, count in self._parts(recompute=reading is not Reading.MODEL):
-            for kind, flops in Program(part, Seq(), (), ()).flops(reading).items():
+        for part, count in self.parts(0 if reading is Reading.MODEL else RECOMPUTED):
+            for kind, flops in total_flops(part, reading).items():
                 total[kind] = total.get(kind, 0) + flops * count
         return total
 
     def breakdown(self) -> dict[str, Dim]:
-        """Seconds by kernel family or link and collective, as if nothing overlapped."""
+        """Seconds by kernel family, or by link and collective, as if nothing overlapped."""
         total: dict[str, Dim] = {}
-        for part, count in self._parts():
+        for part, count in self.parts():
             for label, seconds in _labelled(part):
                 total[label] = total.get(label, 0) + seconds * count
         return total
 
-    def _parts(self, recompute: bool = True) -> Iterator[tuple[Seq, Dim]]:
+    def parts(self, recomputed: Dim = RECOMPUTED) -> Iterator[tuple[Seq, Dim]]:
         """Everything the step runs, and how often."""
-        for piece in (*self.layers, *self.ends):
-            again = recompute and self.arrangement.recompute and piece in self.layers
-            yield piece.program.forward, piece.count * (2 if again else 1)
+        for piece in self.layers:
+            yield piece.program.forward, piece.count * (1 + (recomputed if self.train else 0))
             yield piece.program.backward, piece.count
-            if self.train and self.arrangement.replicated:
-                yield self._between_replicas(piece, ["fetch", "fetch", "exchange", "publish"]), self._copies(piece)
+        for piece in self.ends:
+            yield piece.program.whole, piece.count
         if self.train:
+            for piece in self.pieces:
+                for sent, count in self.replicas.moves(piece.parameters):
+                    yield sent, count * piece.sets
             yield self._optimizer(), 1
-
-    def _copies(self, piece: Piece) -> Dim:
-        """How many sets of a piece's weights there are: a loss computed in chunks has one."""
-        return piece.count if piece in self.layers else 1
-
-    def _parameters(self) -> Dim:
-        return sum((piece.parameters * self._copies(piece) for piece in (*self.layers, *self.ends)), 0)
-
-    def _saved(self, piece: Piece, held: Memory) -> Dim:
-        if self.arrangement.recompute:
-            return sum(tensor.bytes for tensor in piece.program.inputs)
-        return held.saved
 
     def _fetched(self) -> Dim:
         """Whole weights of two layers, one in use and one on its way, where replicas share them out."""
-        if self.arrangement.sharing is not Sharing.EVERYTHING:
-            return 0
-        return 2 * self.widths.model * reduce(maximum, [piece.parameters for piece in (*self.layers, *self.ends)])
+        largest = reduce(maximum, [piece.parameters for piece in self.pieces])
+        return 2 * self.widths.model * largest * Sharing.EVERYTHING.chosen
 
-    def _replicas(self) -> Replicas:
-        size = symbol("P_d") * symbol("P_c") * symbol("P_u") if self.arrangement.replicated else 1
-        return Replicas(Axis("replicas", size, 0), self.arrangement.sharing)
-
-    def _between_replicas(self, piece: Piece, moves: list[str]) -> Seq:
-        """What replicas send of one piece's weights or gradients."""
-        replicas = self._replicas()
-
-        def move(ops: Tracer, weights: Tensor, share: Tensor, _: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-            given = {"publish": share, "fetch": share, "exchange": weights}
-            return tuple(getattr(replicas, name)(ops, given[name]) for name in moves)
-
-        weights = Tensor.new((piece.parameters,), self.widths.model, "parameter")
-        share = Tensor.new((piece.parameters / replicas.axis.size,), self.widths.model, "parameter")
-        return trace(Tracer(self.widths, 1), move, [weights, share], {}).forward
-
-    def _beside_replicas(self, work: Times, piece: Piece, moves: list[str]) -> Times:
-        """Layers one after the other, each beside the exchange of its neighbour's weights or gradients."""
-        if not (self.train and self.arrangement.replicated):
-            return work * piece.count
-        sent = times(self._between_replicas(piece, moves))
-        return work.beside(sent) * (piece.count - 1) + work + sent
+    def _updated(self) -> Dim:
+        """Parameters whose optimizer state one rank holds."""
+        return self.parameters * self.replicas.part(Sharing.OPTIMIZER, Sharing.EVERYTHING)
 
     def _optimizer(self) -> Seq:
-        held = self._parameters() / self._replicas().held(Sharing.OPTIMIZER)
-        gradients = Tensor.new((held,), self.widths.model, "gradient")
-        return trace(Tracer(self.widths, 1), lambda ops, g, w: ops.apply(AdamStep(), g), [gradients], {}).forward
+        gradients = Tensor.new((self._updated(),), self.widths.model, "gradient")
+        return trace(Tracer(self.widths, 1), lambda ops, g, _: ops.apply(AdamStep(), g), [gradients], {}).forward
 
     def _update(self) -> Times:
         """The optimizer, and what replicas exchange of the ends' gradients and of updated weights."""
         after = times(self._optimizer())
-        if self.arrangement.replicated:
-            for piece in self.ends:
-                after += times(self._between_replicas(piece, ["exchange"]))
-            for piece in (*self.layers, *self.ends):
-                after += times(self._between_replicas(piece, ["publish"])) * self._copies(piece)
+        for piece in self.ends:
+            after += self.replicas.fetch(piece.parameters) * 2 + self.replicas.exchange(piece.parameters)
+        for piece in self.pieces:
+            after += self.replicas.publish(piece.parameters) * piece.sets
         return after
+
+
+def _neighbours(work: Times, sent: Times, count: Dim) -> Times:
+    """Layers one after the other, each beside what is sent for the next one or the last one."""
+    total: Times = work.beside(sent) * (count - 1) + work + sent
+    return total
+
+
+def _saved(piece: Piece, held: Memory) -> Dim:
+    """What a layer keeps for its backward pass: everything, or its input where it is recomputed."""
+    own = sum((tensor.bytes for tensor in piece.program.inputs), 0)
+    return RECOMPUTED * own + (1 - RECOMPUTED) * held.saved
 
 
 def _labelled(part: Seq) -> Iterator[tuple[str, Dim]]:
     """Each operation's seconds under the name of what it keeps busy."""
-    from costmodel.ops.communication import Communication
-    from costmodel.program import Leaf, operations
-    from costmodel.timing import COLLECTIVES, operation_times
-
     for operation, count in operations(part):
         if operation.family == "view":
             continue
@@ -218,9 +208,9 @@ def _labelled(part: Seq) -> Iterator[tuple[str, Dim]]:
 def step(subject: Subject, workload: Workload, arrangement: Arrangement, tile: int) -> Step:
     """Trace a step of a subject in one arrangement; ``tile`` is that of the device's fused attention kernel."""
     widths = Widths(workload.width, max(4, workload.width), max(4, workload.width))
-    tracer = _StepTracer(subject, workload, arrangement, Tracer(widths, tile))
+    # A decoding kernel packs the queries of a group and is bound by reading the cache: its tile is one query.
+    tracer = _StepTracer(subject, workload, arrangement, Tracer(widths, 1 if workload.phase == "decode" else tile))
     return Step(
-        arrangement,
         tuple(tracer.layer(layer) for layer in subject.layers),
         tuple(tracer.ends()) if subject.vocabulary else (),
         sum((tracer.cache(layer) for layer in subject.layers), 0) if workload.phase in ("prefill", "decode") else 0,
@@ -273,7 +263,12 @@ class _StepTracer:
         mask = Mask() if decode else Mask(self.workload.causal, layer.window)
         site = Site[Tensor](sizes, mask, self.arrangement.kernel, ())  # type: ignore[arg-type]
         block = Block(
-            layer.mixer, self.arrangement.strategy, self.arrangement.axes(), site, self._feed(layer), self.workload.phase
+            layer.mixer,
+            self.arrangement.strategy,
+            self.arrangement.axes(),
+            site,
+            self._feed(layer),
+            self.workload.phase,
         )
         weights = {name: self.new(*shape, kind="parameter") for name, shape in block.weights().items()}
         half = layer.mixer.rotary(sizes) / 2
@@ -287,7 +282,8 @@ class _StepTracer:
             weights,
             train=self.workload.phase == "train",
         )
-        return Piece(layer.mixer.name, program, layer.count, sum((w.elements for w in weights.values()), 0))
+        parameters = sum((w.elements for w in weights.values()), 0)
+        return Piece(layer.mixer.name, program, layer.count, parameters, layer.count)
 
     def _feed(self, layer: Layer) -> FeedForward | None:
         if layer.mlp is None:
@@ -319,7 +315,7 @@ class _StepTracer:
         train = self.workload.phase == "train"
         tokens = (self.batch, self.tokens)
         found = trace(self.ops, lambda ops, w: _embedded(ops, table, tokens, axis, train), [], {})
-        yield Piece("embedding", found, 1, table.elements)
+        yield Piece("embedding", found, 1, table.elements, 1)
         if train:
             chunk = self.new(self.batch, LOSS_CHUNK / self.cut, width)
             last = trace(self.ops, lambda ops, x, w: loss(ops, x, w, axis), [chunk], weights, train=True)
@@ -327,7 +323,7 @@ class _StepTracer:
         else:
             last = trace(self.ops, logits, [self.new(self.batch, 1, width)], weights)
             count = 1
-        yield Piece("head", last, count, width + (0 if self.subject.tied else weights["head"].elements))
+        yield Piece("head", last, count, width + (0 if self.subject.tied else weights["head"].elements), 1)
 
 
 def _embedded(ops: Tracer, table: Tensor, tokens: tuple[Dim, ...], axis: Axis | None, train: bool) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from costmodel.dims import Dim
-from costmodel.ops.communication import Axis
+from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.registry import Registry
 from costmodel.structure import Carry, Pairs
@@ -25,20 +25,22 @@ class Situation:
     Attributes:
         length: tokens of the sequence, L (of the cache, when decoding).
         heads, kv_heads: of the whole model; ``kv_heads`` is 1 for a latent shared by all heads.
-        tensor, ulysses, context: ranks along each axis of the mesh.
+        data, tensor, ulysses, context: ranks along each axis of the mesh.
         phase: ``forward``, ``train``, ``prefill`` or ``decode``.
     """
 
     length: Dim
     heads: Dim
     kv_heads: Dim
-    tensor: Dim
-    ulysses: Dim
-    context: Dim
     causal: bool
     windowed: bool
     kernel: str
     phase: str
+    batch: Dim = 1
+    data: Dim = 1
+    tensor: Dim = 1
+    ulysses: Dim = 1
+    context: Dim = 1
 
 
 @dataclass(frozen=True)

@@ -61,4 +61,3 @@ def _vanilla(ops: Vocabulary[T], pairs: Pairs[T]) -> T:
     weights = ops.softmax(scores, pairs.scale, pairs.mask)
     out = ops.contract("bkgij,bkje->bkgie", weights, pairs.v, pairs.mask, "ij")
     return ops.reshape(out, (b, h, n, ops.shape(pairs.v)[3]))
-

@@ -40,11 +40,10 @@ class Times:
     communication: Dim = 0
 
     def __add__(self, other: Times) -> Times:
-        return Times(
-            self.total + other.total, self.compute + other.compute, self.communication + other.communication
-        )
+        return Times(self.total + other.total, self.compute + other.compute, self.communication + other.communication)
 
     def __mul__(self, count: Dim) -> Times:
+        """So many of these, one after the other."""
         return Times(self.total * count, self.compute * count, self.communication * count)
 
     def beside(self, other: Times) -> Times:
@@ -67,7 +66,10 @@ def times(node: Node, taken: Mapping[Condition, bool] | None = None) -> Times:
     """Seconds of a tree, as formulas of its dimensions and of hardware rates."""
     match node:
         case Seq(nodes):
-            return sum((times(child, taken) for child in nodes), Times())
+            total = Times()
+            for child in nodes:
+                total += times(child, taken)
+            return total
         case Overlap(communication, computation):
             return times(communication, taken).beside(times(computation, taken))
         case Loop():
@@ -82,13 +84,15 @@ def _loop(loop: Loop) -> Times:
     """Each step by the branch that it takes."""
     conditions = {node.condition for node in loop.body.computation.nodes if isinstance(node, When)}
     if not conditions:
-        return times(loop.body) * loop.step.count
+        every: Times = times(loop.body) * loop.step.count
+        return every
     (first, *others) = conditions
     if any(other.rank != first.rank for other in others):
         raise ValueError("a loop compares its step with one rank only")
     yes = times(loop.body, dict.fromkeys(conditions, True))
     no = times(loop.body, dict.fromkeys(conditions, False))
-    return yes * first.count + no * (loop.step.count - first.count)
+    total: Times = yes * first.count + no * (loop.step.count - first.count)
+    return total
 
 
 def operation_times(operation: Operation) -> Times:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodel.dims import Dim, Shape, same
-from costmodel.ops.communication import Axis, RingShift
+from costmodel.ops.communication import RingShift
+from costmodel.ops.mesh import Axis
 from costmodel.ops.primitive import Primitive
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.program import Condition, Fused, Leaf, Loop, Node, Overlap, Program, Seq, Step, When
@@ -145,9 +146,7 @@ class Tracer(Vocabulary[Tensor]):
             outputs = _tuple(method(*inputs))
         return self.reverse(tape, dict(zip(outputs, gradients, strict=True)), wanted)
 
-    def reverse(
-        self, tape: Sequence[_Taped], found: dict[Tensor, Tensor], wanted: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def reverse(self, tape: Sequence[_Taped], found: dict[Tensor, Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
         """Walk a tape backwards from the gradients ``found`` to those of the tensors ``wanted``."""
         needed = set(wanted)
         for entry in tape:

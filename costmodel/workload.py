@@ -44,7 +44,9 @@ class Workload:
     def __post_init__(self) -> None:
         for field, value, limit in (("--seq", self.length, LONGEST), ("--batch", self.batch, 2**30)):
             if not 1 <= value <= limit:
-                raise InputError(field, value, f"must be between 1 and {limit}", f"nearest: {min(max(value, 1), limit)}")
+                raise InputError(
+                    field, value, f"must be between 1 and {limit}", f"nearest: {min(max(value, 1), limit)}"
+                )
         if self.phase not in PHASES:
             raise UnknownNameError("pass", self.phase, PHASES)
         if self.dtype not in WIDTHS:

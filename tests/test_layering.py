@@ -74,9 +74,7 @@ def find_imports(tree: ast.AST, package: Sequence[str], at_start: bool = True) -
     for node in ast.iter_child_nodes(tree):
         for name in imported_names(node, package):
             yield Import(name, getattr(node, "lineno", 0), at_start)
-        later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or is_type_checking(
-            node
-        )
+        later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or is_type_checking(node)
         yield from find_imports(node, package, at_start and not later)
 
 
@@ -100,11 +98,7 @@ def forbidden_imports(modules: dict[str, Module]) -> Iterator[str]:
 
 def imports_of_cli(modules: dict[str, Module]) -> Iterator[str]:
     for module in modules.values():
-        if (
-            within(module.name, "costmodel")
-            and not within(module.name, CLI)
-            and module.name not in STARTS_CLI
-        ):
+        if within(module.name, "costmodel") and not within(module.name, CLI) and module.name not in STARTS_CLI:
             for imported in module.imports:
                 if within(imported.name, CLI):
                     yield f"{module.name}:{imported.line} imports {imported.name}"

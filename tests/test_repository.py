@@ -52,7 +52,5 @@ def test_every_dependency_is_pinned() -> None:
     lines = [line for line in read("constraints.txt").splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     extras = PROJECT["project"]["optional-dependencies"].values()
-    needed = requirement_names(
-        [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]
-    )
+    needed = requirement_names([*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)])
     assert needed - {"costmodel"} <= requirement_names(lines)

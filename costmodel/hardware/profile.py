@@ -208,9 +208,7 @@ def _check_range(quantity: Quantity, path: str, key: str) -> None:
         number = getattr(quantity, part)
         fault = None if number is None else ALLOWED[key].fault(number)
         if fault:
-            raise InputError(
-                f"{path}.{part}", Plain(f"{number:g}"), fault, f"for example {ALLOWED[key].example}"
-            )
+            raise InputError(f"{path}.{part}", Plain(f"{number:g}"), fault, f"for example {ALLOWED[key].example}")
 
 
 def _check_links(links: tuple[Link, ...]) -> None:
@@ -227,9 +225,7 @@ def _check_links(links: tuple[Link, ...]) -> None:
         if getattr(link, misplaced) is not None:
             rule = "an innermost level shares a medium, an outer one the uplinks of the units inside it"
             other = "shared_bytes_per_s" if index == 0 else "uplink_bytes_per_s"
-            raise InputError(
-                f"{path}.{misplaced}.value", getattr(link, misplaced).value, rule, f"use {other}"
-            )
+            raise InputError(f"{path}.{misplaced}.value", getattr(link, misplaced).value, rule, f"use {other}")
 
 
 def _check_peak(link: Link, path: str) -> None:

@@ -20,7 +20,9 @@ class Attention(Mixer):
     name: ClassVar[str] = "attention"
     title: ClassVar[str] = "softmax attention: MHA, GQA, MQA; full, causal, sliding window"
     template: ClassVar[str] = "P = softmax(M + Q K^T / sqrt(d)),  V = X W_v"
-    source: ClassVar[str] = "Vaswani et al. 2017, arXiv 1706.03762; Shazeer 2019, arXiv 1911.02150; Ainslie et al. 2023, arXiv 2305.13245"
+    source: ClassVar[str] = (
+        "Vaswani et al. 2017, arXiv 1706.03762; Shazeer 2019, arXiv 1911.02150; Ainslie et al. 2023, arXiv 2305.13245"
+    )
     structure: ClassVar[Structure] = Structure.DENSE
     carry: ClassVar[Carry] = Carry.PAIRS
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
@@ -38,7 +40,9 @@ class Attention(Mixer):
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return "w_q", "w_k", "w_v"
 
-    def project(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> tuple[Pairs[T], tuple[T, ...]]:
+    def project(
+        self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
+    ) -> tuple[Pairs[T], tuple[T, ...]]:
         q, k, v = read
         if at.sizes.get("qk_norm"):
             q, k = rms_norm(ops, q, w["q_norm"]), rms_norm(ops, k, w["k_norm"])

@@ -23,7 +23,9 @@ class Mla(Mixer):
 
     name: ClassVar[str] = "mla"
     title: ClassVar[str] = "multi-head latent attention"
-    template: ClassVar[str] = "P = softmax(M + (Q_n (c W_uk)^T + Q_r K_r^T) / sqrt(d_n + d_r)),  V = c W_uv,  c = norm(X W_c)"
+    template: ClassVar[str] = (
+        "P = softmax(M + (Q_n (c W_uk)^T + Q_r K_r^T) / sqrt(d_n + d_r)),  V = c W_uv,  c = norm(X W_c)"
+    )
     source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1; DeepSeek-V3.2-Exp inference/model.py"
     structure: ClassVar[Structure] = Structure.DENSE
     carry: ClassVar[Carry] = Carry.PAIRS
@@ -38,16 +40,24 @@ class Mla(Mixer):
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
         D, H, r, d_n, d_r, e = (m[name] for name in ("D", "H", "r_kv", "d_n", "d_r", "e"))
-        query = {"w_q": (D, H, d_n + d_r)}
+        query: dict[str, Shape] = {"w_q": (D, H, d_n + d_r)}
         if m.get("r_q"):
             query = {"w_qc": (D, m["r_q"]), "q_norm": (m["r_q"],), "w_uq": (m["r_q"], H, d_n + d_r)}
-        keys = {"w_c": (D, r), "w_kr": (D, d_r), "c_norm": (r,), "w_uk": (r, H, d_n), "w_uv": (r, H, e)}
+        keys: dict[str, Shape] = {
+            "w_c": (D, r),
+            "w_kr": (D, d_r),
+            "c_norm": (r,),
+            "w_uk": (r, H, d_n),
+            "w_uv": (r, H, e),
+        }
         return query | keys | {"w_o": (H, e, D)}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return "w_qc" if m.get("r_q") else "w_q", "w_c", "w_kr"
 
-    def project(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> tuple[Pairs[T], tuple[T, ...]]:
+    def project(
+        self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
+    ) -> tuple[Pairs[T], tuple[T, ...]]:
         q_n, q_r = self._queries(ops, read[0], w, at)
         c, k_r = self._latent(ops, read, w, at)
         k_n = ops.contract("blr,rhe->bhle", c, w["w_uk"])

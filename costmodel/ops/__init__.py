@@ -1,0 +1,1 @@
+"""The op vocabulary: primitives that each say everything about themselves, and the language made of them."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.dims import Dim, divide
 from costmodel.ops.layout import replace
-from costmodel.ops.mesh import Axis as Axis
+from costmodel.ops.mesh import Axis
 from costmodel.ops.primitive import Primitive, Spec
 from costmodel.tensor import Tensor
 

@@ -1,4 +1,4 @@
-"""Fused softmax attention: scores never leave the chip (FlashAttention, Dao et al., arXiv 2205.14135 and 2307.08691)."""
+"""Fused softmax attention: scores never leave the chip (FlashAttention; Dao et al., arXiv 2205.14135, 2307.08691)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ class Attention(Primitive):
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
-        return ops.attention_backward(*inputs, *outputs, gradients[0], self.mask, self.scale)
+        q, k, v = inputs
+        out, lse = outputs
+        return ops.attention_backward(q, k, v, out, lse, gradients[0], self.mask, self.scale)
 
 
 @dataclass(frozen=True)

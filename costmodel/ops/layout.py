@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from costmodel.dims import Dim, Shape
-from costmodel.ops.pointwise import elements_match
 from costmodel.ops.mesh import Axis
+from costmodel.ops.pointwise import elements_match
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec, View
 from costmodel.tensor import Tensor
 

@@ -73,8 +73,6 @@ def _summed(ops: Vocabulary[Any], rule: Callable[[], Any], x: Any) -> Any:
     return ops.sum_to(rule(), ops.shape(x))
 
 
-
-
 @dataclass(frozen=True)
 class Map(Primitive):
     """An elementwise function of one or two tensors, with broadcasting."""

@@ -60,7 +60,7 @@ class Collect(Primitive):
 
 @dataclass(frozen=True)
 class Combine(Primitive):
-    """What experts give [E, m, D], weighted by their scores [B, n, E] and summed where the tokens came from [B, n, D]."""
+    """What experts give [E, m, D], weighted by their scores [B, n, E] and summed for each token [B, n, D]."""
 
     active: Dim
 

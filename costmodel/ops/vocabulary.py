@@ -13,10 +13,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from costmodel.dims import Dim, Shape, divide, is_number
 from costmodel.masks import Mask
-from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Axis, ReduceScatter
+from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter
 from costmodel.ops.contraction import Contract
 from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
 from costmodel.ops.layout import AddInto, Append, Concat, Expand, Repeat, Reshape, Slice, Zeros
+from costmodel.ops.mesh import Axis
 from costmodel.ops.pointwise import Cast, Map, Scale, Softmax, Sum
 from costmodel.ops.primitive import Primitive
 
@@ -117,7 +118,9 @@ class Vocabulary(ABC, Generic[T]):
         wide = self.shape(x)
         extra = len(wide) - len(shape)
         axes = tuple(range(extra)) + tuple(
-            axis + extra for axis, size in enumerate(shape) if is_number(size, 1) and not is_number(wide[axis + extra], 1)
+            axis + extra
+            for axis, size in enumerate(shape)
+            if is_number(size, 1) and not is_number(wide[axis + extra], 1)
         )
         return self.reshape(self.sum(x, axes), shape) if axes else x
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.dims import Dim, divide, minimum
-from costmodel.ops.communication import Axis
+from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
 from costmodel.structure import Pairs
@@ -32,14 +32,17 @@ class AllGatherKV(Strategy):
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "forward", "train", "prefill")
         yield only_fused(at)
-        yield Requirement(at.causal or not at.windowed, "a window on both sides is not one stretch of keys up to the query")
+        yield Requirement(
+            at.causal or not at.windowed, "a window on both sides is not one stretch of keys up to the query"
+        )
         yield divides(
             at.length, 2 * at.context * at.tensor, "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
         )
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
         gathered = _Gathered(axes["context"], pairs)
-        return ops.custom(gathered.forward, gathered.backward, pairs.q, pairs.k, pairs.v)
+        result: T = ops.custom(gathered.forward, gathered.backward, pairs.q, pairs.k, pairs.v)
+        return result
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,10 @@ class _Gathered:
 
     def forward(self, ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, tuple[T, ...]]:
         all_k, all_v = self.gather(ops, k, v)
-        parts = [
-            ops.attention(*_cut(ops, piece, (q,), (all_k, all_v)), self.mask, self.scale)
-            for piece in self.pieces(ops.shape(q)[2])
-        ]
+        parts = []
+        for piece in self.pieces(ops.shape(q)[2]):
+            q_, k_, v_ = _cut(ops, piece, (q,), (all_k, all_v))
+            parts.append(ops.attention(q_, k_, v_, self.mask, self.scale))
         out, lse = (_joined(ops, [part[i] for part in parts]) for i in (0, 1))
         return out, (q, k, v, out, lse)
 

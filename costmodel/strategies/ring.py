@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from costmodel.dims import Dim
 from costmodel.masks import Mask
-from costmodel.ops.communication import Axis
+from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Travelling, Vocabulary
 from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
 from costmodel.structure import Pairs
@@ -23,7 +23,9 @@ class Part:
     late_queries: bool = False  #: only the second half of the queries
     early_keys: bool = False  #: only the first half of the keys
 
-    def of(self, ops: Vocabulary[T], queries: tuple[T, ...], keys: tuple[T, ...]) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    def of(
+        self, ops: Vocabulary[T], queries: tuple[T, ...], keys: tuple[T, ...]
+    ) -> tuple[tuple[T, ...], tuple[T, ...]]:
         """The part, as views, of tensors along queries and of tensors along keys (both at dimension 2)."""
         if self.late_queries:
             queries = tuple(ops.halves(x, 2)[1] for x in queries)
@@ -56,9 +58,12 @@ class Ring(Strategy):
         yield only_passes(at, "forward", "train", "prefill")
         yield only_fused(at)
         yield Requirement(
-            not at.windowed, "a ring takes every key past every rank, which a sliding window does not need: use all-gather"
+            not at.windowed,
+            "a ring takes every key past every rank, which a sliding window does not need: use all-gather",
         )
-        yield divides(at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks")
+        yield divides(
+            at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks"
+        )
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
         axis, mask, scale = axes["context"], pairs.mask, pairs.scale
@@ -69,20 +74,22 @@ class Ring(Strategy):
         def backward(ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
             return self._backward(ops, axis, mask, scale, saved, gradient)
 
-        return ops.custom(forward, backward, pairs.q, pairs.k, pairs.v)
+        result: T = ops.custom(forward, backward, pairs.q, pairs.k, pairs.v)
+        return result
 
     def _forward(
         self, ops: Vocabulary[T], axis: Axis, mask: Mask, scale: Dim, qkv: tuple[T, T, T]
     ) -> tuple[T, tuple[T, ...]]:
         q, k, v = qkv
-        out = lse = None
+        out: Any = None
+        lse: Any = None
         for step, block, _ in ops.rotate(axis, (k, v)):
             if step == 0:
-                first, lse = ops.attention(q, *block, mask, scale)
+                first, lse = ops.attention(q, block[0], block[1], mask, scale)
                 out = ops.cast(first, "accumulate")
             else:
                 out, lse = self._branch(ops, axis, mask, step, _Absorb(ops, q, block, scale, out, lse))
-        result = ops.cast(out, "model")
+        result: T = ops.cast(out, "model")
         return result, (q, k, v, result, lse)
 
     def _backward(
@@ -119,14 +126,14 @@ class _Absorb:
     def __call__(self, part: Part | None) -> tuple[Any, Any]:
         if part is None:
             return self.out, self.lse
-        (q,), keys = part.of(self.ops, (self.q,), self.block)
-        partial = self.ops.attention(q, *keys, Mask(), self.scale)
-        return self.ops.merge(self.out, self.lse, *partial, start=part.first_query(self.ops, self.q))
+        (q,), (k, v) = part.of(self.ops, (self.q,), self.block)
+        block_out, block_lse = self.ops.attention(q, k, v, Mask(), self.scale)
+        return self.ops.merge(self.out, self.lse, block_out, block_lse, part.first_query(self.ops, self.q))
 
 
 @dataclass(frozen=True)
 class _Spread:
-    """Backward work of one step: gradients of a part of the queries and of the visiting block, added to what there is."""
+    """Backward work of one step: gradients of a part of the queries and of the visiting block, added up."""
 
     ops: Vocabulary[Any]
     queries: tuple[Any, ...]  #: q, out, lse and the output's gradient

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, TypeVar
 
 from costmodel.masks import Mask
-from costmodel.ops.communication import Axis
+from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
 from costmodel.structure import Pairs

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from costmodel.ops.communication import Axis
+from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategies.ring import ring
 from costmodel.strategies.whole import whole

@@ -127,9 +127,7 @@ def test_cluster_refuses_more_than_its_links_join() -> None:
 
 
 def test_nodes() -> None:
-    assert [
-        (Cluster(TWO_LEVELS, n).nodes, Cluster(TWO_LEVELS, n).devices_per_node) for n in (1, 3, 4, 5, 16)
-    ] == [
+    assert [(Cluster(TWO_LEVELS, n).nodes, Cluster(TWO_LEVELS, n).devices_per_node) for n in (1, 3, 4, 5, 16)] == [
         (1, 1),
         (1, 3),
         (1, 4),

@@ -121,9 +121,7 @@ def test_message(old: str, new: str, message: str) -> None:
 def test_bare_number_shows_how_to_write_a_quantity() -> None:
     table = H100[H100.index("[device.memory_bytes]") : H100.index("[device.memory_bytes_per_s]")]
     text = H100.replace(table, "").replace("[device]\n", "[device]\nmemory_bytes = 80e9\n")
-    with pytest.raises(
-        InputError, match=r"device\.memory_bytes: 8.*must be a table; write \{ value = 80e9, source"
-    ):
+    with pytest.raises(InputError, match=r"device\.memory_bytes: 8.*must be a table; write \{ value = 80e9, source"):
         decode(text.encode(), Profile, "h100.toml")
 
 
@@ -142,17 +140,14 @@ def test_totals_belong_to_their_level(link: int, key: str, other: str) -> None:
     parts = H100.split("[[links]]\n")
     first, rest = parts[1 + link].split("\n\n", 1)
     parts[1 + link] = first + "\n" + head + rest
-    with pytest.raises(
-        InputError, match=rf"links\[{link}\].{key}_bytes_per_s.value.*use {other}_bytes_per_s"
-    ):
+    with pytest.raises(InputError, match=rf"links\[{link}\].{key}_bytes_per_s.value.*use {other}_bytes_per_s"):
         decode("[[links]]\n".join(parts).encode(), Profile, "h100.toml")
 
 
 def test_only_an_all_reduce_may_pass_the_line_rate() -> None:
     # H200 measured 482 GB/s of bus bandwidth on 450 GB/s links, since the switch does the sum.
     assert (
-        load_profile("h200").links[0].bandwidth("all_reduce").hi
-        > load_profile("h200").links[0].peak_bytes_per_s.value
+        load_profile("h200").links[0].bandwidth("all_reduce").hi > load_profile("h200").links[0].peak_bytes_per_s.value
     )
     assert "collectives.all_gather.high: 4.6e+11" in replaced("high = 336e9", "high = 460e9")
     assert "collectives.all_reduce.high: 9.1e+11" in replaced("high = 482e9", "high = 910e9")
@@ -201,9 +196,7 @@ def test_any_bytes(data: bytes) -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["value", "x"]), inner, max_size=2)
-    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["value", "x"]), inner, max_size=2),
     max_leaves=4,
 )
 
@@ -262,10 +255,7 @@ def test_numbers_that_are_none(number: int, table: str, key: str) -> None:
 def test_renamed_key(number: int, table: str, key: str) -> None:
     line = H100.splitlines()[number].replace(key, f"{key}_x", 1)
     message = mutant(number, line)
-    assert (
-        f"mutant.toml: {table}.{key}_x: ".replace(" .", " ") in message
-        or f"{table}.{key}: no value" in message
-    )
+    assert f"mutant.toml: {table}.{key}_x: ".replace(" .", " ") in message or f"{table}.{key}: no value" in message
     assert f"did you mean '{key}'?" in message or "this key is required" in message
 
 

@@ -82,9 +82,7 @@ def test_no_profile_claims_to_be_calibrated(profile: Profile) -> None:
 
 @pytest.mark.parametrize("name", GPUS)
 def test_dense_peaks_are_the_datasheets(name: str) -> None:
-    rates = {
-        key: quantity.value / 1e12 for key, quantity in load_profile(name).device.peak_flop_per_s.items()
-    }
+    rates = {key: quantity.value / 1e12 for key, quantity in load_profile(name).device.peak_flop_per_s.items()}
     assert rates == {f"{dtype}_dense": rate for dtype, rate in DENSE[name].items()}
 
 

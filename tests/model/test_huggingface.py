@@ -45,9 +45,7 @@ FAMILIES: dict[str, Config] = {
     "phi3": {},
     "gpt_oss": MIXTURE | {"num_local_experts": 4},
     "deepseek_v2": MIXTURE | LATENT | {"n_routed_experts": 4, "n_shared_experts": 1},
-    "deepseek_v3": MIXTURE
-    | LATENT
-    | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "deepseek_v3": MIXTURE | LATENT | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
 }
 
 
@@ -355,9 +353,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_file_suggests_the_nearest() -> None:
-    with pytest.raises(
-        InputError, match=r"llama-3-8\.json: this file is not valid: it does not exist; did you mean"
-    ):
+    with pytest.raises(InputError, match=r"llama-3-8\.json: this file is not valid: it does not exist; did you mean"):
         read_config(EXAMPLES / "llama-3-8.json")
 
 
@@ -414,17 +410,11 @@ def test_content_that_is_no_config(tmp_path: Path, content: bytes, message: str)
 def test_unsupported_families_name_the_supported(tmp_path: Path) -> None:
     assert "did you mean" not in refusal(tmp_path, config("llama") | {"model_type": "mamba2"})
     message = refusal(tmp_path, config("llama") | {"model_type": "lama"})
-    assert message.startswith(
-        'model_type: "lama" is not valid: must be one of deepseek_v2, deepseek_v3, gemma2, '
-    )
+    assert message.startswith('model_type: "lama" is not valid: must be one of deepseek_v2, deepseek_v3, gemma2, ')
     assert message.endswith('; did you mean "llama"?')
     assert 'did you mean "gemma3_text"?' in refusal(tmp_path, config("llama") | {"model_type": "gemma3"})
-    assert refusal(tmp_path, config("llama") | {"model_type": None}).startswith(
-        "model_type: null is not valid"
-    )
-    assert (
-        refusal(tmp_path, {}) == 'model_type: (missing) is not valid: is a required field; add "model_type"'
-    )
+    assert refusal(tmp_path, config("llama") | {"model_type": None}).startswith("model_type: null is not valid")
+    assert refusal(tmp_path, {}) == 'model_type: (missing) is not valid: is a required field; add "model_type"'
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
@@ -572,15 +562,9 @@ VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
 )
-KNOWN = sorted(
-    {key for name in FAMILIES for key in config(name)} | {"text_config", "layer_types", "torch_dtype"}
-)
-MUTABLE = [config(name) for name in FAMILIES] + [
-    json.loads(p.read_text()) for p in sorted(EXAMPLES.glob("*.json"))
-]
-RELAXED = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+KNOWN = sorted({key for name in FAMILIES for key in config(name)} | {"text_config", "layer_types", "torch_dtype"})
+MUTABLE = [config(name) for name in FAMILIES] + [json.loads(p.read_text()) for p in sorted(EXAMPLES.glob("*.json"))]
+RELAXED = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def model_or_refusal(folder: Path, content: bytes) -> None:

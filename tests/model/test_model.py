@@ -165,9 +165,7 @@ def test_models_refuse(changes: dict[str, object], message: str) -> None:
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 128), st.integers(1, 4096))
-def test_grouped_heads_save_exactly_their_keys_and_values(
-    kv_heads: int, group: int, head_dim: int, width: int
-) -> None:
+def test_grouped_heads_save_exactly_their_keys_and_values(kv_heads: int, group: int, head_dim: int, width: int) -> None:
     heads = kv_heads * group
     grouped = MixerSpec("attention", {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim})
     full = MixerSpec("attention", {"heads": heads, "kv_heads": heads, "head_dim": head_dim})
