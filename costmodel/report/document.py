@@ -1,0 +1,211 @@
+"""The answer of ``costmodel plan`` as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.text import Text
+
+from costmodel.advice import Advice, Change
+from costmodel.hardware.cluster import Cluster
+from costmodel.model import Model
+from costmodel.plan import Plan
+from costmodel.report import words
+from costmodel.report.answer import Answer
+from costmodel.report.page import Page
+from costmodel.report.provenance import kinds
+from costmodel.subject import Subject
+from costmodel.units import format_bytes, format_count, format_rate, format_seconds
+from costmodel.workload import LONGEST, Workload
+
+PASS = {
+    "forward": "Forward pass",
+    "train": "Training step: forward, backward, gradient exchange, optimizer",
+    "prefill": "Prefill: forward pass that fills the KV cache",
+    "decode": "Decoding: one new token for every sequence",
+}
+REFUSALS_SHOWN = 3
+
+
+def print_answers(answers: Sequence[Answer], model: Model | None, verbose: bool) -> None:
+    """All passes of one question."""
+    ranking = answers[0].ranking
+    with Page() as page:
+        print_question(page, ranking.subject, ranking.workload, ranking.cluster, ranking.capacity)
+        for answer in answers:
+            page.heading(PASS[answer.ranking.workload.phase])
+            if answer.best is None:
+                _print_advice(page, answer)
+            else:
+                page.facts(_facts(answer, answer.best))
+            _print_others(page, answer, verbose)
+            _print_refused(page, answer, verbose)
+        page.heading("About these numbers")
+        print_notes(page, ranking.cluster, ranking.workload, model)
+
+
+def print_question(page: Page, subject: Subject, workload: Workload, cluster: Cluster, capacity: float) -> None:
+    """What was asked, and of which devices."""
+    page.title(subject.name, f"{cluster.devices} x {cluster.profile.device.name}")
+    sequences = f"{workload.batch} sequence{'s' if workload.batch > 1 else ''}"
+    mask = "causal" if workload.causal else "every token sees every other"
+    page.line(f"{sequences} of {format_count(workload.length)} tokens, {mask}, {workload.dtype}")
+    page.line(f"{sizes(subject)}", "dim")
+    page.line(f"{cluster.profile.title}; {format_bytes(capacity)} usable on each device", "dim")
+
+
+def sizes(subject: Subject) -> str:
+    """The sizes of a subject's layers by their symbols."""
+    said = []
+    for layer in subject.layers:
+        numbers = " ".join(f"{key}={value}" for key, value in layer.sizes.items())
+        window = f" w={layer.window}" if layer.window else ""
+        said.append(f"{layer.count} x {layer.mixer.name} {numbers}{window}" if subject.vocabulary else numbers + window)
+    return "; ".join(said)
+
+
+def print_notes(page: Page, cluster: Cluster, workload: Workload, model: Model | None) -> None:
+    """How far the numbers are to be trusted, and where they come from."""
+    profile = cluster.profile
+    page.note(
+        "The range has every rate of the profile first at the favourable and then at the unfavourable end of what its "
+        "sources support."
+    )
+    if not profile.calibrated:
+        counted = kinds(profile)
+        number = ", ".join(f"{count} {kind}" for kind, count in counted.items())
+        page.note(
+            f"{profile.name} is not calibrated: {sum(counted.values())} numbers, {number}. Each with its source: "
+            f"costmodel list profiles {profile.name}"
+        )
+    if model and model.max_positions and workload.length > model.max_positions:
+        page.note(f"{model.name} was made for {format_count(model.max_positions)} positions.")
+
+
+def plan_facts(plan: Plan, workload: Workload, capacity: float) -> Iterator[tuple[str, str | Text]]:
+    """What one plan is and costs."""
+    train = workload.phase == "train"
+    yield "Plan", Text(words.name(plan), "bold green")
+    yield "", f"{plan.arrangement.strategy.title}; " + "; ".join(words.details(plan, train))
+    tokens = workload.batch * (1 if workload.phase == "decode" else workload.length)
+    yield (
+        "Time",
+        Text.assemble(
+            (format_seconds(plan.seconds), "bold"),
+            f", between {format_seconds(plan.fastest)} and {format_seconds(plan.slowest)}; ",
+            format_rate(tokens / plan.seconds, "token"),
+        ),
+    )
+    share = plan.breakdown[plan.bottleneck] / plan.seconds
+    seconds = format_seconds(plan.breakdown[plan.bottleneck])
+    yield "Bottleneck", f"{words.busy(plan.bottleneck)}, busy for {seconds} ({share:.0%} of the time)"
+    yield "Sent", _sent(plan)
+    yield "Memory", memory(plan, capacity)
+
+
+def memory(plan: Plan, capacity: float) -> str:
+    """Bytes by kind against what there is."""
+    kinds = [f"{kind} {format_bytes(size)}" for kind, size in plan.memory.items() if size]
+    used = f"{format_bytes(plan.bytes)} of {format_bytes(capacity)} a device ({plan.bytes / capacity:.0%})"
+    return f"{used}: {', '.join(kinds)}"
+
+
+def _sent(plan: Plan) -> str:
+    axes = [
+        f"{format_bytes(size)} in {plan.messages[axis]:,.0f} messages over {words.ranks(axis)}"
+        for axis, size in plan.wire.items()
+        if size
+    ]
+    if not axes:
+        return "nothing"
+    total = format_seconds(plan.communication)
+    hidden = f"{format_seconds(plan.exposed)} of its {total} exposed" if plan.exposed else f"all {total} of it hidden"
+    return f"{' and '.join(axes)}, by each device; {hidden}"
+
+
+def _facts(answer: Answer, best: Plan) -> Iterator[tuple[str, str | Text]]:
+    yield from plan_facts(best, answer.ranking.workload, answer.ranking.capacity)
+    held, most = answer.longest
+    also = "" if most <= held else f"; {_tokens(most)} in {words.name(answer.longest_plan)}"
+    yield "Longest", f"{_tokens(held)} would fit in this plan{also}"
+
+
+def _tokens(length: int) -> str:
+    return "any number of tokens" if length >= LONGEST - 1 else f"{format_count(length)} tokens"
+
+
+def _print_others(page: Page, answer: Answer, verbose: bool) -> None:
+    others = answer.others if verbose else answer.others[: answer.top]
+    if not others:
+        return
+    page.table(
+        ["other plans", "time", "memory", "why not"], [_row(plan, answer) for plan in others], right=["time", "memory"]
+    )
+    if len(others) < len(answer.others):
+        page.note(f" and {len(answer.others) - len(others)} more (--top {len(answer.others)})")
+
+
+def _row(plan: Plan, answer: Answer) -> list[str | Text]:
+    capacity = answer.ranking.capacity
+    reason = words.why(plan, answer.best, capacity)
+    cells = [words.name(plan), format_seconds(plan.seconds), format_bytes(plan.bytes), reason]
+    return [Text(cell, "" if plan.bytes <= capacity else "dim") for cell in cells]
+
+
+def _print_refused(page: Page, answer: Answer, verbose: bool) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for what, reasons in answer.ranking.refused.items():
+        by_reason.setdefault("; ".join(reasons), []).append(what)
+    shown = list(by_reason.items())[: None if verbose else REFUSALS_SHOWN]
+    page.gap()
+    page.facts(
+        ("Refused" if number == 0 else "", f"{', '.join(what if verbose else _shorter(what))}: {reason}")
+        for number, (reason, what) in enumerate(shown)
+    )
+    if len(shown) < len(by_reason):
+        page.note(f" and {len(by_reason) - len(shown)} more reasons (--verbose)")
+    page.facts([("Searched", _searched(answer))])
+
+
+def _shorter(what: Sequence[str]) -> list[str]:
+    """Arrangements without those that only add tensor parallelism to another one."""
+    return [one for one in what if " + tensor parallel" not in one or one.replace(" + tensor parallel", "") not in what]
+
+
+def _searched(answer: Answer) -> str:
+    ranking = answer.ranking
+    return f"{len(ranking.places):,} plans in {format_seconds(answer.took)}; {len(ranking.order):,} of them fit"
+
+
+def _print_advice(page: Page, answer: Answer) -> None:
+    assert answer.advice is not None
+    advice, capacity = answer.advice, answer.ranking.capacity
+    page.line(f"No plan fits: the nearest is {format_bytes(advice.missing)} a device too large.", "bold red")
+    page.gap()
+    page.facts(_advice_facts(answer, advice, capacity))
+
+
+def _advice_facts(answer: Answer, advice: Advice, capacity: float) -> Iterator[tuple[str, str | Text]]:
+    profile = answer.ranking.cluster.profile.name
+    yield "Nearest", Text(words.name(advice.nearest), "bold")
+    yield "", f"{memory(advice.nearest, capacity)}; it would take {format_seconds(advice.nearest.seconds)}"
+    if advice.longest:
+        yield "Shorter", f"{_tokens(advice.longest)} fit, in {words.name(advice.longest_plan)}"
+    else:
+        yield "Shorter", "no length fits: weights and their state alone are too large"
+    if advice.devices:
+        yield "More", f"{advice.devices}x{profile} would hold it: the smallest such number of 2^k or 3 x 2^k devices"
+    else:
+        yield "More", f"no number of {profile} up to 4096 was found that would hold it"
+    for change in advice.changes:
+        yield "Instead" if change is advice.changes[0] else "", _change(change)
+
+
+def _change(change: Change) -> str:
+    note = f" ({change.note})" if change.note else ""
+    if change.fits:
+        return f"{change.what}: fits, with {format_bytes(change.bytes)} a device{note}"
+    if change.bytes == float("inf"):
+        return f"{change.what}: not possible{note}"
+    over = format_bytes(change.bytes - change.capacity)
+    return f"{change.what}: not enough, still {over} a device too large{note}"

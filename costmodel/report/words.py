@@ -1,0 +1,110 @@
+"""Plans, resources and differences between plans in words."""
+
+from __future__ import annotations
+
+from costmodel.data_parallel import Sharing
+from costmodel.plan import Plan
+from costmodel.units import format_bytes, format_seconds
+
+COLLECTIVE = {
+    "ring_shift": "ring shift",
+    "all_gather": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "all_reduce": "all-reduce",
+    "all_to_all": "all-to-all",
+}
+
+
+def name(plan: Plan) -> str:
+    """A plan in a few words: its strategy with the ranks along each of its axes, and what is combined with it.
+
+    ``ulysses-zigzag 2x4 + tensor 2`` has 2 Ulysses ranks, 4 context ranks and 2 tensor-parallel ranks.
+    """
+    strategy = plan.arrangement.strategy
+    ranks = "x".join(str(plan.mesh[axis]) for axis in strategy.axes)
+    parts = [f"{strategy.name} {ranks}".rstrip()]
+    parts += [f"{axis} {plan.mesh[axis]}" for axis in ("tensor", "data") if plan.mesh[axis] > 1]
+    kernel = "" if plan.arrangement.kernel == "fused" else f", {plan.arrangement.kernel}"
+    return " + ".join(parts) + kernel
+
+
+def mesh(plan: Plan) -> str:
+    """The axes of the mesh that have more than one rank, outermost first: ``context 4 x tensor 2``."""
+    grid = ("ulysses", "context") if plan.context_inside else ("context", "ulysses")
+    used = [f"{axis} {plan.mesh[axis]}" for axis in ("data", *grid, "tensor") if plan.mesh[axis] > 1]
+    return " x ".join(used) or "1 device"
+
+
+def details(plan: Plan, train: bool) -> list[str]:
+    """What else a plan decides, a phrase each."""
+    kernel = {"fused": "fused kernel", "vanilla": "vanilla kernel, scores in memory"}
+    said = [f"mesh {mesh(plan)}", kernel.get(plan.arrangement.kernel, f"{plan.arrangement.kernel} kernel")]
+    if train:
+        said.append("each layer run again before its backward pass" if plan.recompute else "all activations kept")
+        said += _shared(plan)
+    return said
+
+
+def _shared(plan: Plan) -> list[str]:
+    replicas = plan.mesh["data"] * plan.mesh["context"] * plan.mesh["ulysses"]
+    if replicas == 1:
+        return []
+    held = {
+        Sharing.NOTHING: f"{replicas} replicas each with all of the optimizer state",
+        Sharing.OPTIMIZER: f"optimizer state shared out over {replicas} replicas (ZeRO-1)",
+        Sharing.EVERYTHING: f"weights, gradients and optimizer state shared out over {replicas} replicas (ZeRO-3)",
+    }
+    return [held[plan.sharing]]
+
+
+def is_link(label: str) -> bool:
+    """Whether an entry of a breakdown is a link (``axis collective``) and not a kernel family."""
+    return " " in label
+
+
+def busy(label: str) -> str:
+    """What an entry of a breakdown keeps busy."""
+    if not is_link(label):
+        return f"{label.replace('_', ' ')} kernels"
+    axis, collective = label.split()
+    return f"{COLLECTIVE[collective]} over {ranks(axis)}"
+
+
+def ranks(axis: str) -> str:
+    """The ranks along an axis."""
+    return "the replicas" if axis == "replicas" else f"{axis} ranks"
+
+
+def slower(plan: Plan, best: Plan) -> str:
+    """How much slower a plan is than the best."""
+    ratio = plan.seconds / best.seconds
+    return f"{ratio - 1:+.1%}" if ratio < 2 else f"{ratio:.3g}x"
+
+
+def why(plan: Plan, best: Plan | None, capacity: float) -> str:
+    """Why a plan is not chosen."""
+    if plan.bytes > capacity:
+        largest = max(plan.memory, key=lambda kind: plan.memory[kind])
+        return f"{format_bytes(plan.bytes - capacity)} too large: {largest} {format_bytes(plan.memory[largest])}"
+    if best is None:
+        return ""
+    reason = f"{slower(plan, best)}: {_why_slower(plan, best)}"
+    if plan.fastest < best.fastest:
+        return f"{reason}; faster at the favourable end"
+    return f"{reason}; faster at the unfavourable end" if plan.slowest < best.slowest else reason
+
+
+def _why_slower(plan: Plan, best: Plan) -> str:
+    """The larger of what it computes more, and what it waits more for communication."""
+    waits, computes = plan.exposed - best.exposed, plan.compute - best.compute
+    links = waits > computes
+    more = {
+        label: seconds - best.breakdown.get(label, 0)
+        for label, seconds in plan.breakdown.items()
+        if is_link(label) == links
+    }
+    most = max(more, key=lambda label: more[label], default="communication")
+    if links:
+        what = COLLECTIVE[most.split()[1]] if is_link(most) else most
+        return f"{format_seconds(waits)} more exposed, {what}"
+    return f"{format_seconds(max(computes, 0))} more work, {most.replace('_', ' ')}"
