@@ -8,7 +8,7 @@ from functools import reduce
 
 import numpy as np
 
-from costmodel.candidates import Meshes, meshes
+from costmodel.candidates import Meshes, arranged, meshes
 from costmodel.hardware.cluster import MAX_DEVICES, Cluster
 from costmodel.plan import Plan, Ranking, rank
 
@@ -71,11 +71,10 @@ def smallest_cluster(ranking: Ranking) -> int | None:
     if not counts:
         return None
     every = reduce(Meshes.joined, [meshes(count) for count in counts])
-    known = {group.arrangement: group for group, _ in ranking.groups}
     larger = Cluster(ranking.cluster.profile, counts[-1])
-    found = rank(ranking.subject, ranking.workload, larger, among=every, known=known)
-    devices = np.concatenate([np.prod(list(choices.mesh.sizes.values()), axis=0) for _, choices in found.groups])
-    fitting = devices[found.order]
+    found = rank(ranking.subject, ranking.workload, larger, among=every)
+    devices = np.concatenate([np.prod(list(group.choices.mesh.sizes.values()), axis=0) for group in found.groups])
+    fitting = devices[found.bytes <= found.capacity]
     return int(fitting.min()) if len(fitting) else None
 
 
@@ -116,10 +115,5 @@ def valid_device_counts(ranking: Ranking, wanted: int = 2) -> list[int]:
 
 def rank_is_possible(ranking: Ranking) -> bool:
     """Whether some plan is valid on a ranking's cluster."""
-    from costmodel.candidates import arrangements, fitting, refusals
-
     every = meshes(ranking.cluster.devices)
-    return any(
-        refusals(arrangement, ranking.subject, ranking.workload, fitting(arrangement, every))[0].any()
-        for arrangement in arrangements(("fused", "vanilla"))
-    )
+    return any(True for _ in arranged(ranking.subject, ranking.workload, every, None, {}))

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from costmodel.carry import Carry
 from costmodel.composite import rms_norm, swiglu
 from costmodel.dims import Dim, Shape, is_number
 from costmodel.masks import Mask
-from costmodel.mixer import Mixer, Site, Sizes, Weights
+from costmodel.mixer import INPUT, Mixer, Site, Sizes, Weights
 from costmodel.ops.mesh import Axis
 from costmodel.ops.routing import Combine, Dispatch
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Strategy
-from costmodel.structure import Pairs
 
 T = TypeVar("T")
 
@@ -91,16 +91,19 @@ class Block:
         return ops.add(x, self._feed(ops, rms_norm(ops, x, w["mlp_norm"]), w))
 
     def _mix(self, ops: Vocabulary[T], x: T, tables: tuple[T, T], cache: tuple[T, ...], w: Weights) -> T:
-        at: Site[T] = Site(self.sizes, self.site.mask, self.site.kernel, tables, cache, self.axes.get("context"))
-        read = self._read(ops, x, [w[name] for name in self.mixer.inputs(self.sizes)])
+        at: Site[T] = Site(
+            self.sizes, self.site.mask, self.site.kernel, tables, cache, self.axes.get("context"), line(self.axes)
+        )
+        names = self.mixer.inputs(self.sizes)
+        read = self._read(ops, x, [None if name == INPUT else w[name] for name in names])
         if self.phase == "decode":
-            pairs: Pairs[T] = self.mixer.decode(ops, read, w, at)
+            carry: Carry[T] = self.mixer.decode(ops, read, w, at)
         else:
-            pairs, state = self.mixer.project(ops, read, w, at)
+            carry, state = self.mixer.project(ops, read, w, at)
             if self.phase == "prefill":
                 for kept in state:
                     ops.keep(kept)
-        mixed: T = self.strategy.apply(ops, self.axes, pairs)
+        mixed: T = self.strategy.apply(ops, self.axes, carry)
         return self._sum(ops, self.mixer.finish(ops, mixed, w, at))
 
     def _feed(self, ops: Vocabulary[T], x: T, w: Weights) -> T:
@@ -116,24 +119,29 @@ class Block:
         hidden = swiglu(ops, *inner) if len(inner) == 2 else ops.map("silu", inner[0])
         return ops.contract("blf,fd->bld", hidden, w[f"{prefix}down"])
 
-    def _read(self, ops: Vocabulary[T], x: T, weights: Sequence[T]) -> tuple[T, ...]:
-        """Products of the input with weights of which each rank has a part, over the whole of its sequence."""
+    def _read(self, ops: Vocabulary[T], x: T, weights: Sequence[T | None]) -> tuple[T, ...]:
+        """Products of the input with weights of which each rank has a part, over the whole of its sequence.
+
+        For ``None`` in place of a weight, the input itself.
+        """
         axis = self.axes.get("tensor")
         if axis is None or self.phase == "decode":
             return tuple(_times(ops, x, w) for w in weights)
 
-        def forward(ops: Vocabulary[T], x: T, *weights: T) -> tuple[tuple[T, ...], tuple[T, ...]]:
+        def forward(ops: Vocabulary[T], x: T, *given: T) -> tuple[tuple[T, ...], tuple[T, ...]]:
             gathered = ops.all_gather(x, axis, 1)
-            return tuple(_times(ops, gathered, w) for w in weights), (x, *weights)
+            found = iter(given)
+            return tuple(_times(ops, gathered, None if w is None else next(found)) for w in weights), (x, *given)
 
         def backward(ops: Vocabulary[T], saved: tuple[T, ...], *gradients: T) -> tuple[T, ...]:
-            x, *weights = saved
-            partial = _back_to_input(ops, weights, gradients)
+            x, given = saved[0], iter(saved[1:])
+            used = [None if w is None else next(given) for w in weights]
+            partial = _back_to_input(ops, used, gradients)
             gathered = ops.all_gather(x, axis, 1)
-            dws = [_times_gradient(ops, gathered, g) for g in gradients]
-            return (ops.reduce_scatter(partial, axis, 1), *dws)
+            products = [g for w, g in zip(weights, gradients, strict=True) if w is not None]
+            return (ops.reduce_scatter(partial, axis, 1), *(_times_gradient(ops, gathered, g) for g in products))
 
-        products: tuple[T, ...] = ops.custom(forward, backward, x, *weights)
+        products: tuple[T, ...] = ops.custom(forward, backward, x, *(w for w in weights if w is not None))
         return products
 
     def _sum(self, ops: Vocabulary[T], partial: T) -> T:
@@ -157,8 +165,19 @@ class Block:
         return ops.add(mixed, self._sum(ops, self._dense(ops, x, w, "shared_"))) if "shared_up" in w else mixed
 
 
-def _times(ops: Vocabulary[T], x: T, w: T) -> T:
-    """x [B, n, D] by a matrix [D, F], or by one for every head [D, H, d]."""
+def line(axes: Mapping[str, Axis]) -> Axis | None:
+    """The ranks that hold a sequence one after the other: Ulysses ranks within context ranks."""
+    cut = [axes[name] for name in ("context", "ulysses") if name in axes]
+    if len(cut) < 2:
+        return cut[0] if cut else None
+    outer, inner = cut
+    return Axis("sequence", outer.size * inner.size, outer.rank * inner.size + inner.rank)
+
+
+def _times(ops: Vocabulary[T], x: T, w: T | None) -> T:
+    """x [B, n, D] by a matrix [D, F], or by one for every head [D, H, d], or as it is."""
+    if w is None:
+        return x
     equation = "bld,df->blf" if len(ops.shape(w)) == 2 else "bld,dhe->bhle"
     return ops.contract(equation, x, w)
 
@@ -169,12 +188,13 @@ def _times_gradient(ops: Vocabulary[T], x: T, gradient: T) -> T:
     return ops.contract(equation, x, gradient)
 
 
-def _back_to_input(ops: Vocabulary[T], weights: Sequence[T], gradients: Sequence[T]) -> T:
+def _back_to_input(ops: Vocabulary[T], weights: Sequence[T | None], gradients: Sequence[T]) -> T:
     """The input's gradient, summed over the products."""
     total = None
     for w, gradient in zip(weights, gradients, strict=True):
-        equation = "blf,df->bld" if len(ops.shape(w)) == 2 else "bhle,dhe->bld"
-        part = ops.contract(equation, gradient, w)
+        part = gradient
+        if w is not None:
+            part = ops.contract("blf,df->bld" if len(ops.shape(w)) == 2 else "bhle,dhe->bld", gradient, w)
         total = part if total is None else ops.add(total, part)
     assert total is not None
     return total

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodel.arrangement import Arrangement, Way
 from costmodel.compiled import Array
-from costmodel.step import Arrangement
-from costmodel.strategy import Requirement, Situation, divides, strategies
+from costmodel.data_parallel import Sharing
+from costmodel.strategy import Requirement, Situation, divides, strategies, takes
 from costmodel.subject import Layer, Subject
 from costmodel.workload import Workload
 
@@ -28,7 +31,12 @@ class Meshes:
     def __len__(self) -> int:
         return len(self.context_inside)
 
-    def where(self, keep: NDArray[np.bool_]) -> Meshes:
+    @property
+    def replicas(self) -> Array:
+        """Ranks that hold the same weights."""
+        return self.sizes["data"] * self.sizes["context"] * self.sizes["ulysses"]
+
+    def where(self, keep: NDArray[Any]) -> Meshes:
         """Some of the meshes."""
         return Meshes({name: size[keep] for name, size in self.sizes.items()}, self.context_inside[keep])
 
@@ -64,17 +72,71 @@ def meshes(devices: int) -> Meshes:
     return Meshes({name: table[:, i] for i, name in enumerate(MESH)}, np.zeros(len(table), bool))
 
 
-def arrangements(kernels: tuple[str, ...]) -> Iterator[Arrangement]:
-    """Every combination of strategy, kernel and tensor parallelism or none, the valid and the invalid."""
+@dataclass(frozen=True)
+class Choices:
+    """Candidates of one arrangement: meshes, each with every choice that is not in its programs.
+
+    Attributes:
+        row: for each candidate, which of the arrangement's meshes it has.
+    """
+
+    mesh: Meshes
+    row: NDArray[np.int64]
+    recompute: NDArray[np.bool_]
+    sharing: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, mesh: Meshes, train: bool) -> Choices:
+        """Every combination; in inference there is nothing to recompute and no state to share out."""
+        recompute, sharing = ((False, True), range(len(Sharing))) if train else ((False,), range(1))
+        grids = np.meshgrid(np.arange(len(mesh)), recompute, sharing, indexing="ij")
+        row, again, share = (grid.ravel() for grid in grids)
+        every = cls(mesh.where(row), row, again, share)
+        return every.where(~(every.replicas == 1) | (share == 0))
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def replicas(self) -> Array:
+        """Ranks that hold the same weights."""
+        return self.mesh.replicas
+
+    @property
+    def shares(self) -> dict[Sharing, Array]:
+        """For each kind of sharing, 1 for the candidates that share out just that."""
+        return {kind: (self.sharing == number).astype(np.float64) for number, kind in enumerate(Sharing)}
+
+    def where(self, keep: NDArray[Any]) -> Choices:
+        """Some of the candidates."""
+        return Choices(self.mesh.where(keep), self.row[keep], self.recompute[keep], self.sharing[keep])
+
+
+def ways(layer: Layer, axes: tuple[str, ...], tensor: bool, kernels: tuple[str, ...] | None) -> Iterator[Way]:
+    """Every way of running a layer with a sequence spread over just these axes, valid or not.
+
+    Args:
+        kernels: implementations to choose from; all those of the mixer unless given.
+    """
     for name in strategies.names():
-        for kernel in kernels:
-            for tensor in (False, True):
-                yield Arrangement(strategies.get(name), kernel, tensor)
+        strategy = strategies.get(name)
+        if set(strategy.axes) == set(axes):
+            for kernel in layer.mixer.kernels:
+                if kernels is None or kernel in kernels:
+                    yield Way(strategy, kernel, tensor)
 
 
-def fitting(arrangement: Arrangement, among: Meshes) -> Meshes:
-    """The meshes that have exactly the axes of an arrangement; grids of two in both placements."""
-    used = {*arrangement.strategy.axes, *(["tensor"] if arrangement.tensor else [])}
+def spreads() -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Sets of axes that some strategy spreads the sequence over, without and with tensor parallelism."""
+    known = {tuple(sorted(strategies.get(name).axes)) for name in strategies.names()}
+    for axes in sorted(known, key=lambda axes: (len(axes), axes)):
+        yield axes, False
+        yield axes, True
+
+
+def fitting(axes: tuple[str, ...], tensor: bool, among: Meshes) -> Meshes:
+    """The meshes with more than one rank along just these axes (and data); grids of two in both placements."""
+    used = {*axes, *(["tensor"] if tensor else [])}
     keep = np.ones(len(among), bool)
     for name in ("context", "ulysses", "tensor"):
         keep &= (among.sizes[name] > 1) == (name in used)
@@ -84,51 +146,42 @@ def fitting(arrangement: Arrangement, among: Meshes) -> Meshes:
     return found.joined(Meshes(found.sizes, np.ones(len(found), bool)))
 
 
-def requirements(
-    arrangement: Arrangement, subject: Subject, workload: Workload, mesh: Meshes
-) -> Iterator[tuple[Requirement, Situation]]:
+def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Iterator[tuple[Requirement, Situation]]:
     """What must hold for each mesh, with what the reasons may name."""
-    sizes = mesh.sizes
-    for layer in subject.layers:
-        at = _situation(arrangement, layer, workload, mesh)
-        for requirement in arrangement.strategy.requirements(at):
-            yield requirement, at
-        yield divides(at.batch, at.data, "{batch} sequences do not divide over {data} data-parallel ranks"), at
-        if arrangement.tensor:
-            yield divides(at.heads, at.tensor, "{heads} heads cannot be cut {tensor} ways"), at
-            reason = "{kv_heads} KV heads cannot be cut {tensor} ways without repeating them: the cache would grow"
-            yield divides(at.kv_heads, at.tensor, reason), at
-            if workload.phase != "decode":
-                yield divides(at.length, at.tensor, "{length} tokens do not divide over {tensor} ranks"), at
-            if layer.mlp is not None:
-                yield divides(layer.mlp.hidden, sizes["tensor"], "its feed-forward cannot be cut {tensor} ways"), at
+    at = _situation(layer, way, workload, mesh)
+    for requirement in (takes(way.strategy, at), *way.strategy.requirements(at)):
+        yield requirement, at
+    yield divides(at.batch, at.data, "{batch} sequences do not divide over {data} data-parallel ranks"), at
+    if way.tensor:
+        yield divides(at.heads, at.tensor, "{heads} heads cannot be cut {tensor} ways"), at
+        reason = "{kv_heads} KV heads cannot be cut {tensor} ways without repeating them: the cache would grow"
+        yield divides(at.kv_heads, at.tensor, reason), at
 
 
-def _situation(arrangement: Arrangement, layer: Layer, workload: Workload, mesh: Meshes) -> Situation:
+def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Situation:
     heads, kv_heads = layer.mixer.query_heads(layer.sizes)
     return Situation(
+        carry=layer.mixer.carry,
         length=workload.length,
         batch=workload.batch,
         heads=heads,
         kv_heads=kv_heads,
         causal=workload.causal,
-        windowed=layer.window is not None,
-        kernel=arrangement.kernel,
+        window=layer.window,
+        kernel=way.kernel,
         phase=workload.phase,
-        **mesh.sizes,
+        **{name: mesh.sizes[name] for name in MESH},
     )
 
 
-def refusals(
-    arrangement: Arrangement, subject: Subject, workload: Workload, mesh: Meshes
-) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which meshes an arrangement is valid for, and the reasons why not.
+def refusals(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> tuple[NDArray[np.bool_], list[str]]:
+    """Which meshes a way is valid for, and the reasons why not.
 
     A reason that rules out every mesh is told alone; otherwise each reason is told of the last mesh it rules out.
     """
     valid = np.ones(len(mesh), bool)
     reasons: dict[str, None] = {}
-    for requirement, at in requirements(arrangement, subject, workload, mesh):
+    for requirement, at in requirements(layer, way, workload, mesh):
         holds = np.broadcast_to(np.asarray(requirement.holds, bool), valid.shape)
         failing = np.flatnonzero(valid & ~holds)
         if len(failing):
@@ -145,3 +198,40 @@ def _entry(value: object, index: int) -> object:
     if isinstance(value, np.ndarray):
         return int(value[index])
     return value
+
+
+def arranged(
+    subject: Subject,
+    workload: Workload,
+    among: Meshes,
+    kernels: tuple[str, ...] | None,
+    refused: dict[str, list[str]],
+) -> Iterator[tuple[Arrangement, Meshes]]:
+    """Every arrangement, with the meshes it is valid for, if any; ways that have none are noted in ``refused``."""
+    for axes, tensor in spreads():
+        mesh = fitting(axes, tensor, among)
+        if not len(mesh):
+            continue
+        options = [list(_valid_ways(layer, axes, tensor, workload, mesh, kernels, refused)) for layer in subject.layers]
+        for chosen in product(*options):
+            together = np.logical_and.reduce([valid for _, valid in chosen])
+            layouts = {way.strategy.layout for way, _ in chosen}
+            if together.any() and len(layouts) == 1:
+                yield Arrangement(tuple(way for way, _ in chosen)), mesh.where(together)
+
+
+def _valid_ways(
+    layer: Layer,
+    axes: tuple[str, ...],
+    tensor: bool,
+    workload: Workload,
+    mesh: Meshes,
+    kernels: tuple[str, ...] | None,
+    refused: dict[str, list[str]],
+) -> Iterator[tuple[Way, NDArray[np.bool_]]]:
+    for way in ways(layer, axes, tensor, kernels):
+        valid, reasons = refusals(layer, way, workload, mesh)
+        if valid.any():
+            yield way, valid
+        else:
+            refused[str(way)] = reasons

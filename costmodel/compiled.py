@@ -31,18 +31,21 @@ class _Writer:
     scalars: frozenset[str]
     lines: list[str] = field(default_factory=list)
     names: dict[object, str] = field(default_factory=dict)
+    fixed: dict[int, bool] = field(default_factory=dict)
 
-    def named(self, key: object, code: str) -> str:
-        if key not in self.names:
-            self.names[key] = f"t{len(self.names)}"
-            self.lines.append(f"{self.names[key]} = {code}")
-        return self.names[key]
+    def named(self, key: object, code: Callable[[], str]) -> str:
+        name = self.names.get(key)
+        if name is None:
+            line = code()
+            name = self.names[key] = f"t{len(self.names)}"
+            self.lines.append(f"{name} = {line}")
+        return name
 
     def expression(self, value: Expression) -> str:
-        if value in self.names:
-            return self.names[value]
-        terms = [self.term(monomial, coefficient) for monomial, coefficient in value.terms.items()]
-        return self.named(value, " + ".join(terms) or "0.0")
+        def code() -> str:
+            return " + ".join([self.term(*term) for term in value.terms.items()]) or "0.0"
+
+        return self.named(value, code)
 
     def term(self, monomial: Monomial, coefficient: Number) -> str:
         """Scalars first, so that arrays are multiplied by one number at most."""
@@ -54,35 +57,43 @@ class _Writer:
             return f"{float(coefficient)!r}*{self.product(fixed)}"
         factor = repr(float(coefficient))
         if fixed:
-            factor = self.named((fixed, coefficient), f"{factor}*{self.product(fixed)}")
+            factor = self.named((fixed, coefficient), lambda: f"{float(coefficient)!r}*{self.product(fixed)}")
         return self.product(varying) if factor == "1.0" else f"{factor}*{self.product(varying)}"
 
     def product(self, monomial: Monomial) -> str:
-        *first, (number, power) = monomial
-        last = self.power(number, power if power > 0 else -power)
-        if not first:
-            return self.named(monomial, last if power > 0 else f"1.0/{last}")
-        return self.named(monomial, f"{self.product(tuple(first))}{'*' if power > 0 else '/'}{last}")
+        def code() -> str:
+            first, (number, power) = monomial[:-1], monomial[-1]
+            last = self.power(number, power if power > 0 else -power)
+            if not first:
+                return last if power > 0 else f"1.0/{last}"
+            return f"{self.product(first)}{'*' if power > 0 else '/'}{last}"
+
+        return self.named(monomial, code)
 
     def power(self, number: int, power: Number) -> str:
         base = self.factor(number)
         if power == 1:
             return base
-        code = "*".join([base] * int(power)) if power in (2, 3) else f"{base}**{float(power)!r}"
-        return self.named((number, power), code)
+        return self.named(
+            (number, power), lambda: "*".join([base] * int(power)) if power in (2, 3) else f"{base}**{float(power)!r}"
+        )
 
     def factor(self, number: int) -> str:
-        made = atom(number)
-        if not made.arguments:
-            return self.named(number, f"values[{made.name!r}]")
-        arguments = [self.expression(argument) for argument in made.arguments]
-        return self.named(number, _CALLS[made.name].format(*arguments))
+        def code() -> str:
+            made = atom(number)
+            if not made.arguments:
+                return f"values[{made.name!r}]"
+            return _CALLS[made.name].format(*[self.expression(argument) for argument in made.arguments])
+
+        return self.named(number, code)
 
     def is_scalar(self, number: int) -> bool:
-        made = atom(number)
-        if not made.arguments:
-            return made.name in self.scalars
-        return all(argument.symbols() <= self.scalars for argument in made.arguments)
+        known = self.fixed.get(number)
+        if known is None:
+            made = atom(number)
+            names = frozenset().union(*(x.symbols() for x in made.arguments)) if made.arguments else {made.name}
+            known = self.fixed[number] = names <= self.scalars
+        return known
 
 
 class Compiled:

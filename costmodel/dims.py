@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from costmodel.expression import Expression, call, constant
 
 #: Expression | int | float. A precise union would only add casts where shapes are computed.
@@ -23,7 +25,11 @@ def maximum(a: Dim, b: Dim) -> Dim:
     >>> maximum(3, 4)
     4
     """
-    return call("max", a, b) if _symbolic(a, b) else max(a, b)
+    return call("max", a, b) if _symbolic(a, b) else _larger(a, b)
+
+
+def _larger(a: Dim, b: Dim) -> Dim:
+    return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
 
 
 def minimum(a: Dim, b: Dim) -> Dim:

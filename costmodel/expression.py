@@ -9,9 +9,10 @@ dictionaries: a method is traced in milliseconds, without SymPy, whose import al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Expression:
 
     def __add__(self, other: Any) -> Expression:
         terms = dict(self.terms)
-        for monomial, coefficient in lift(other).terms.items():
+        for monomial, coefficient in _terms(other).items():
             total = terms.get(monomial, 0) + coefficient
             if total:
                 terms[monomial] = total
@@ -90,7 +91,7 @@ class Expression:
 
     def __mul__(self, other: Any) -> Expression:
         terms: dict[Monomial, Number] = {}
-        for right, factor in lift(other).terms.items():
+        for right, factor in _terms(other).items():
             for left, coefficient in self.terms.items():
                 monomial = _times(left, right)
                 total = terms.get(monomial, 0) + coefficient * factor
@@ -118,7 +119,7 @@ class Expression:
     def __pow__(self, power: float | Fraction) -> Expression:
         if isinstance(power, int) and power >= 0:
             return math.prod([self] * power, start=lift(1))
-        exponent = _exact(power)
+        exponent = Fraction(power)
         if len(self.terms) != 1:
             return _of_atom(Atom("sum", (self,))) ** power
         ((monomial, coefficient),) = self.terms.items()
@@ -146,12 +147,8 @@ class Expression:
 
     def symbols(self) -> set[str]:
         """Names of the symbols that occur."""
-        found: set[str] = set()
-        for monomial in self.terms:
-            for number, _ in monomial:
-                made = _atoms[number]
-                found |= {made.name} if not made.arguments else set().union(*(x.symbols() for x in made.arguments))
-        return found
+        numbers = {number for monomial in self.terms for number, _ in monomial}
+        return set().union(*(_symbols_of(number) for number in numbers))
 
     def evaluate(self, values: Mapping[str, Number]) -> Fraction:
         """The exact value, given one for every symbol.
@@ -162,6 +159,10 @@ class Expression:
         """
         result = self.map_symbols(lambda name: values[name], lambda function, *xs: FUNCTIONS[function](*xs))
         return Fraction(result)
+
+    def approximate(self, values: Mapping[str, float]) -> float:
+        """The value in floating point, given one for every symbol."""
+        return float(self.map_symbols(values.__getitem__, lambda function, *xs: FUNCTIONS[function](*xs)))
 
     def map_symbols(self, symbol: Callable[[str], Any], function: Callable[..., Any]) -> Any:
         """The expression rebuilt in another arithmetic: from values of its symbols, and a function of each kind."""
@@ -212,16 +213,25 @@ def lift(value: Any) -> Expression:
     Raises:
         TypeError: for what is no number.
     """
-    if isinstance(value, Expression):
-        return value
-    number = _exact(value)
-    return Expression({(): _whole(number)} if number else {})
+    return value if isinstance(value, Expression) else Expression(_terms(value))
+
+
+def total(values: Iterable[Any]) -> Any:
+    """The sum of dimensions, made in one go."""
+    terms: dict[Monomial, Number] = {}
+    symbolic = False
+    for value in values:
+        symbolic = symbolic or isinstance(value, Expression)
+        for monomial, coefficient in _terms(value).items():
+            terms[monomial] = terms.get(monomial, 0) + coefficient
+    result = Expression({monomial: coefficient for monomial, coefficient in terms.items() if coefficient})
+    return result if symbolic else constant(result)
 
 
 def constant(value: Any) -> Number | None:
     """The number that an expression is, or ``None``."""
     if not isinstance(value, Expression):
-        return _whole(_exact(value))
+        return _exact(value)
     if not value.terms:
         return 0
     return value.terms.get(()) if len(value.terms) == 1 else None
@@ -238,6 +248,13 @@ def call(function: str, *arguments: Any) -> Any:
     return _of_atom(Atom(function, lifted))
 
 
+@cache
+def _symbols_of(number: int) -> frozenset[str]:
+    """Symbols of an atom."""
+    made = _atoms[number]
+    return frozenset({made.name}) if not made.arguments else frozenset().union(*(x.symbols() for x in made.arguments))
+
+
 def _times(left: Monomial, right: Monomial) -> Monomial:
     if not left or not right:
         return left or right
@@ -251,9 +268,19 @@ def _times(left: Monomial, right: Monomial) -> Monomial:
     return found
 
 
-def _exact(value: Any) -> Fraction:
-    if isinstance(value, int | float | Fraction):
-        return Fraction(value)
+def _terms(value: Any) -> dict[Monomial, Number]:
+    """The terms of an expression or a number."""
+    if isinstance(value, Expression):
+        return value.terms
+    number = _exact(value)
+    return {(): number} if number else {}
+
+
+def _exact(value: Any) -> Number:
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float | Fraction):
+        return _whole(Fraction(value))
     raise TypeError(f"{value!r} is no dimension")
 
 

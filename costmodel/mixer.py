@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.registry import Registry
-from costmodel.structure import Carry, Pairs, Structure
 
 T = TypeVar("T")
 
@@ -21,13 +21,22 @@ Sizes = Mapping[str, Dim]
 Weights = Mapping[str, Any]
 
 
+#: In ``Mixer.inputs``: the layer's input itself, not its product with a weight.
+INPUT = "the input"
+
+
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One size of a mixer: its symbol, its usual value, and what it is."""
+    """One size of a mixer: its symbol, its usual value, and what it is.
+
+    Attributes:
+        cut: whether tensor parallelism divides it (heads, inner channels).
+    """
 
     symbol: str
     usual: int
     meaning: str
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,7 @@ class Site(Generic[T]):
         tables: cosine and sine of rotary positions [n, d/2] of this rank's tokens.
         cache: what earlier tokens left, when decoding; its last place is for the new token.
         cache_axis: the axis the cache is spread over, if any.
+        line: the ranks that hold the sequence one after the other, if it is cut.
     """
 
     sizes: Sizes
@@ -46,6 +56,7 @@ class Site(Generic[T]):
     tables: tuple[T, T]
     cache: tuple[T, ...] = ()
     cache_axis: Axis | None = None
+    line: Axis | None = None
 
 
 class Mixer(ABC):
@@ -61,7 +72,7 @@ class Mixer(ABC):
     template: ClassVar[str]
     source: ClassVar[str]
     structure: ClassVar[Structure]
-    carry: ClassVar[Carry]
+    carry: ClassVar[type[Carry[Any]]]
     sizes: ClassVar[Mapping[str, Hyperparameter]]
     kernels: ClassVar[tuple[str, ...]] = ("fused", "vanilla")
 
@@ -76,11 +87,14 @@ class Mixer(ABC):
     @abstractmethod
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
-    ) -> tuple[Pairs[T], tuple[T, ...]]:
-        """The carry, and what is kept for decoding, from the products [B, n, ...] of the input and its weights."""
+    ) -> tuple[Carry[T], tuple[T, ...]]:
+        """The carry, and what is kept for decoding, from the products [B, n, ...] of the input and its weights.
+
+        Where ``inputs`` names ``INPUT``, the layer's input itself [B, n, D] is among them.
+        """
 
     @abstractmethod
-    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Pairs[T]:
+    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
         """The carry of one new token against the cache."""
 
     @abstractmethod
@@ -95,9 +109,9 @@ class Mixer(ABC):
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
         """Heads of queries and of keys, in the form that strategies may cut."""
 
-    @abstractmethod
     def rotary(self, m: Sizes) -> Dim:
-        """How many entries of a head's dimension turn with the position."""
+        """How many entries of a head's dimension turn with the position; 0 unless a mixer says otherwise."""
+        return 0
 
 
 mixers: Registry[Mixer] = Registry("mixer", "costmodel.mixers", Mixer)  # type: ignore[type-abstract]

@@ -9,138 +9,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodel.candidates import Meshes, arrangements, fitting, meshes, refusals
-from costmodel.compiled import Array, Compiled, Value
+from costmodel.arrangement import Arrangement
+from costmodel.candidates import Choices, Meshes, arranged, meshes
+from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
-from costmodel.dims import Dim
-from costmodel.expression import lift
+from costmodel.evaluation import Evaluator, Group
 from costmodel.hardware.cluster import Cluster
-from costmodel.rates import Bound, Rates, is_scalar, strides, usable_memory
-from costmodel.step import AXES, Arrangement, Step, step
+from costmodel.rates import usable_memory
+from costmodel.step import MEMORY
 from costmodel.subject import Subject
-from costmodel.workload import LONGEST, Workload
-
-#: Kinds of memory, in the order in which they are told.
-MEMORY = ("parameters", "gradients", "optimizer", "activations", "cache", "working")
-TIME = ("seconds", "compute", "communication")
-
-
-@dataclass(frozen=True)
-class Choices:
-    """The candidates of one arrangement: its meshes, each with every choice that is not in the program."""
-
-    mesh: Meshes
-    recompute: NDArray[np.bool_]
-    sharing: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, mesh: Meshes, train: bool) -> Choices:
-        """Every combination; in inference there is nothing to recompute and no state to share out."""
-        recompute, sharing = ((False, True), range(len(Sharing))) if train else ((False,), range(1))
-        index, again, share = (
-            grid.ravel() for grid in np.meshgrid(np.arange(len(mesh)), recompute, sharing, indexing="ij")
-        )
-        every = cls(mesh.where(index), again, share)
-        alone = every.replicas == 1
-        return every.where(~alone | (share == 0))
-
-    @property
-    def replicas(self) -> Array:
-        """Ranks that hold the same weights."""
-        sizes = self.mesh.sizes
-        return sizes["data"] * sizes["context"] * sizes["ulysses"]
-
-    def __len__(self) -> int:
-        return len(self.recompute)
-
-    def where(self, keep: NDArray[np.bool_]) -> Choices:
-        """Some of the candidates."""
-        return Choices(self.mesh.where(keep), self.recompute[keep], self.sharing[keep])
-
-    def values(self) -> dict[str, Value]:
-        """Values of the symbols that plans choose; work that depends on the rank is the last rank's, which has most."""
-        found: dict[str, Value] = {AXES[name]: size for name, size in self.mesh.sizes.items()}
-        found |= {f"rank_{AXES[name][-1]}": size - 1 for name, size in self.mesh.sizes.items()}
-        found["chosen:recompute"] = self.recompute.astype(np.float64)
-        for number, sharing in enumerate(Sharing):
-            found[f"chosen:{sharing.value}"] = (self.sharing == number).astype(np.float64)
-        return found
-
-    def spans(self) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Sizes of the axes and how far apart their members are; replicas lie outside of tensor parallelism."""
-        sizes = dict(self.mesh.sizes)
-        ulysses_first = strides(sizes, ("tensor", "ulysses", "context", "data"))
-        context_first = strides(sizes, ("tensor", "context", "ulysses", "data"))
-        inside = self.mesh.context_inside
-        apart = {name: np.where(inside, context_first[name], ulysses_first[name]) for name in sizes}
-        return sizes | {"replicas": self.replicas}, apart | {"replicas": sizes["tensor"]}
-
-
-class Group:
-    """The candidates of one arrangement, traced once and evaluated over arrays."""
-
-    def __init__(self, subject: Subject, workload: Workload, arrangement: Arrangement, cluster: Cluster) -> None:
-        self.arrangement, self.cluster, self.workload = arrangement, cluster, workload
-        tile = cluster.profile.device.kernels["attention"].tile or 1
-        self.step: Step = step(subject, workload, arrangement, tile)
-        times = self.step.times()
-        costs = dict(zip(TIME, (times.total, times.compute, times.communication), strict=True))
-        self._costs = self._compiled(costs | self.step.memory())
-
-    def evaluate(
-        self, choices: Choices, length: Value | None = None, batch: Value | None = None, bound: Bound = "value"
-    ) -> dict[str, Array]:
-        """Seconds, and bytes by kind, of every candidate."""
-        return self._run(self._costs, choices, length, batch, bound)
-
-    def breakdown(self, choices: Choices) -> dict[str, Array]:
-        """Seconds by what is kept busy."""
-        return self._run(self._breakdown, choices, None, None, "value")
-
-    def volume(self, choices: Choices) -> dict[str, Array]:
-        """Bytes and messages that a rank sends, by axis."""
-        return self._run(self._volume, choices, None, None, "value")
-
-    def longest(self, choices: Choices, capacity: float) -> Array:
-        """The longest sequence that fits in so many bytes, for every candidate, in whole pieces of its mesh.
-
-        Memory grows with length, so this is a bisection, of all candidates at once.
-        """
-        sizes = choices.mesh.sizes
-        piece = 2 * sizes["context"] * sizes["ulysses"] * sizes["tensor"]
-        fits, fails = np.zeros(len(choices)), np.full(len(choices), LONGEST) // piece + 1
-        while np.any(fails - fits > 1):
-            middle = np.floor((fits + fails) / 2)
-            costs = self.evaluate(choices, length=middle * piece)
-            held = np.sum([costs[kind] for kind in MEMORY], axis=0) <= capacity
-            fits, fails = np.where(held, middle, fits), np.where(held, fails, middle)
-        return fits * piece
-
-    @cached_property
-    def _breakdown(self) -> Compiled:
-        return self._compiled(self.step.breakdown())
-
-    @cached_property
-    def _volume(self) -> Compiled:
-        wire = self.step.wire()
-        sent = {f"{axis} bytes": w.bytes for axis, w in wire.items()}
-        return self._compiled(sent | {f"{axis} messages": w.messages for axis, w in wire.items()})
-
-    def _compiled(self, formulas: Mapping[str, Dim]) -> Compiled:
-        names = set().union(*(lift(formula).symbols() for formula in formulas.values()))
-        return Compiled(formulas, frozenset(name for name in names if is_scalar(name)))
-
-    def _run(
-        self, compiled: Compiled, choices: Choices, length: Value | None, batch: Value | None, bound: Bound
-    ) -> dict[str, Array]:
-        rates = Rates(self.cluster, self.workload.dtype, bound)
-        values = choices.values() | {
-            "L": float(self.workload.length) if length is None else length,
-            "B": float(self.workload.batch) if batch is None else batch,
-        }
-        values |= rates.device(compiled.symbols) | rates.links(compiled.symbols, *choices.spans())
-        results = compiled(values)
-        return {name: np.broadcast_to(result, len(choices)) for name, result in results.items()}
+from costmodel.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -191,14 +69,14 @@ class Ranking:
 
     Attributes:
         groups: one for each arrangement that is valid for some mesh, with its candidates and their costs.
-        refused: reasons why arrangements do not apply, by what they were.
+        refused: reasons why ways of running a layer do not apply, by what they were.
         capacity: bytes of a device's memory that tensors may use.
     """
 
     subject: Subject
     workload: Workload
     cluster: Cluster
-    groups: tuple[tuple[Group, Choices], ...]
+    groups: tuple[Group, ...]
     refused: Mapping[str, list[str]]
     capacity: float
     costs: tuple[dict[str, Array], ...] = field(repr=False)
@@ -206,7 +84,10 @@ class Ranking:
     @cached_property
     def places(self) -> NDArray[np.int64]:
         """For each candidate its group and its place there, in order of groups."""
-        rows = [np.stack([np.full(len(c), g), np.arange(len(c))], 1) for g, (_, c) in enumerate(self.groups)]
+        rows = [
+            np.stack([np.full(len(group.choices), number), np.arange(len(group.choices))], 1)
+            for number, group in enumerate(self.groups)
+        ]
         return np.concatenate(rows) if rows else np.empty((0, 2), np.int64)
 
     def column(self, name: str) -> Array:
@@ -233,26 +114,27 @@ class Ranking:
     def plan(self, candidate: int) -> Plan:
         """One candidate in full."""
         number, place = self.places[candidate]
-        group, choices = self.groups[number]
-        one = choices.where(np.arange(len(choices)) == place)
+        group = self.groups[number]
+        one = group.only(place)
         at = {name: float(value[place]) for name, value in self.costs[number].items()}
-        bounds = [float(group.evaluate(one, bound=bound)["seconds"][0]) for bound in ("fast", "slow")]
-        volume = {name: float(value[0]) for name, value in group.volume(one).items()}
+        bounds = [float(one.seconds(bound)["seconds"][0]) for bound in ("fast", "slow")]
+        choices = one.choices
+        sent = one.wire()
         return Plan(
             group.arrangement,
-            one.mesh.shape(0),
-            bool(one.mesh.context_inside[0]),
-            bool(one.recompute[0]),
-            list(Sharing)[one.sharing[0]],
+            choices.mesh.shape(0),
+            bool(choices.mesh.context_inside[0]),
+            bool(choices.recompute[0]),
+            list(Sharing)[choices.sharing[0]],
             at["seconds"],
             at["compute"],
             at["communication"],
             bounds[0],
             bounds[1],
             memory={kind: at[kind] for kind in MEMORY},
-            breakdown={name: float(value[0]) for name, value in group.breakdown(one).items()},
-            wire={name.removesuffix(" bytes"): size for name, size in volume.items() if name.endswith(" bytes")},
-            messages={name.removesuffix(" messages"): n for name, n in volume.items() if name.endswith(" messages")},
+            breakdown=one.breakdown(),
+            wire={axis: float(wire.bytes) for axis, wire in sent.items()},
+            messages={axis: float(wire.messages) for axis, wire in sent.items()},
         )
 
     def best(self, count: int) -> list[Plan]:
@@ -271,13 +153,12 @@ class Ranking:
     def longest(self, candidate: int) -> int:
         """The longest sequence that the plan's memory would hold, in whole pieces of its mesh; 0 for none."""
         number, place = self.places[candidate]
-        group, choices = self.groups[number]
-        return int(group.longest(choices.where(np.arange(len(choices)) == place), self.capacity)[0])
+        return int(self.groups[number].only(place).longest(self.capacity)[0])
 
     @cached_property
     def longest_of_all(self) -> tuple[int, int]:
         """The longest sequence that some valid plan would hold, and which candidate holds it."""
-        lengths = np.concatenate([group.longest(choices, self.capacity) for group, choices in self.groups])
+        lengths = np.concatenate([group.longest(self.capacity) for group in self.groups])
         return int(lengths.max()), int(lengths.argmax())
 
 
@@ -285,34 +166,21 @@ def rank(
     subject: Subject,
     workload: Workload,
     cluster: Cluster,
-    kernels: tuple[str, ...] = ("fused", "vanilla"),
+    kernels: tuple[str, ...] | None = None,
     among: Meshes | None = None,
-    known: Mapping[Arrangement, Group] | None = None,
 ) -> Ranking:
     """Time every plan of a workload on a cluster.
 
     Args:
+        kernels: implementations of mixers to choose from; all unless given.
         among: the meshes to choose from; every mesh of all devices unless given.
-        known: groups that were traced before for the same subject and workload.
     """
     every = meshes(cluster.devices) if among is None else among
-    groups, costs = [], []
+    evaluator = Evaluator(subject, workload, cluster)
     refused: dict[str, list[str]] = {}
-    for arrangement in arrangements(kernels):
-        mesh = fitting(arrangement, every)
-        valid, reasons = refusals(arrangement, subject, workload, mesh)
-        if reasons and not valid.any():
-            refused[describe(arrangement)] = reasons
-        if valid.any():
-            group = (known or {}).get(arrangement) or Group(subject, workload, arrangement, cluster)
-            choices = Choices.of(mesh.where(valid), workload.phase == "train")
-            groups.append((group, choices))
-            costs.append(group.evaluate(choices))
-    return Ranking(subject, workload, cluster, tuple(groups), refused, usable_memory(cluster), tuple(costs))
-
-
-def describe(arrangement: Arrangement) -> str:
-    """An arrangement in words."""
-    tensor = " + tensor parallel" if arrangement.tensor else ""
-    kernel = "" if arrangement.kernel == "fused" else f" ({arrangement.kernel} kernel)"
-    return f"{arrangement.strategy.name}{tensor}{kernel}"
+    groups = tuple(
+        Group(evaluator, arrangement, Choices.of(mesh, workload.phase == "train"))
+        for arrangement, mesh in arranged(subject, workload, every, kernels, refused)
+    )
+    costs = tuple(group.seconds() | group.bytes() for group in groups)
+    return Ranking(subject, workload, cluster, groups, refused, usable_memory(cluster), costs)

@@ -73,16 +73,21 @@ class Leaf:
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """Several primitives as one kernel: their FLOPs, but only the traffic of what goes in and comes out."""
+    """Several primitives as one kernel: their FLOPs, but only the traffic of what goes in and comes out.
+
+    Attributes:
+        repeat: how often the kernel goes through its body (the steps of a scan).
+    """
 
     name: str
     body: Seq
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     family: str = "elementwise"
+    repeat: Dim = 1
 
     def flops(self, reading: Reading) -> Flops:
-        return total_flops(self.body, reading)
+        return {kind: flops * self.repeat for kind, flops in total_flops(self.body, reading).items()}
 
     def traffic(self) -> tuple[Dim, Dim]:
         return sum(t.bytes for t in self.inputs), sum(t.bytes for t in self.outputs)

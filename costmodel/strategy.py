@@ -9,11 +9,12 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from costmodel.carries.pairs import Pairs
+from costmodel.carry import Carry
 from costmodel.dims import Dim
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.registry import Registry
-from costmodel.structure import Carry, Pairs
 
 T = TypeVar("T")
 
@@ -23,17 +24,20 @@ class Situation:
     """What a strategy is asked to do, for one candidate or an array of them.
 
     Attributes:
+        carry: what the mixer hands over.
         length: tokens of the sequence, L (of the cache, when decoding).
         heads, kv_heads: of the whole model; ``kv_heads`` is 1 for a latent shared by all heads.
         data, tensor, ulysses, context: ranks along each axis of the mesh.
+        window: keys that a query sees, or ``None``.
         phase: ``forward``, ``train``, ``prefill`` or ``decode``.
     """
 
+    carry: type[Carry[Any]]
     length: Dim
     heads: Dim
     kv_heads: Dim
     causal: bool
-    windowed: bool
+    window: int | None
     kernel: str
     phase: str
     batch: Dim = 1
@@ -55,32 +59,45 @@ class Strategy(ABC):
     """One way of spreading a sequence over ranks.
 
     Attributes:
+        carries: the kinds of carry it knows how to combine over ranks.
         axes: the axes of the mesh it uses, each of at least 2 ranks.
         layout: how tokens lie on ranks along the context axis: ``contiguous``, or ``zigzag`` (rank r holds pieces r
             and 2 P - 1 - r of 2 P).
+        cuts_rows: whether weights with a row for each token of the sequence are cut like the sequence.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     source: ClassVar[str]
-    carry: ClassVar[Carry] = Carry.PAIRS
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Pairs,)
     axes: ClassVar[tuple[str, ...]]
     layout: ClassVar[str] = "contiguous"
+    cuts_rows: ClassVar[bool] = False
 
     @abstractmethod
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         """What must hold for the strategy to apply."""
 
     @abstractmethod
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
-        """The mixed values [B, H, n, e] of this rank's queries, over the whole sequence."""
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Any) -> T:
+        """The mixed values [B, H, n, e] of this rank's tokens, over the whole sequence.
+
+        Args:
+            carry: of one of the kinds in ``carries``.
+        """
 
     def refusal(self, at: Situation) -> str | None:
         """Why the strategy does not apply, or ``None``; for one candidate."""
-        for requirement in self.requirements(at):
+        for requirement in (takes(self, at), *self.requirements(at)):
             if not np.all(requirement.holds):
                 return requirement.reason.format(**vars(at))
         return None
+
+
+def takes(strategy: Strategy, at: Situation) -> Requirement:
+    """The strategy knows the mixer's carry."""
+    known = " or ".join(carry.kind for carry in strategy.carries)
+    return Requirement(issubclass(at.carry, strategy.carries), f"it combines {known}, not {at.carry.kind}")
 
 
 def only_passes(at: Situation, *phases: str) -> Requirement:

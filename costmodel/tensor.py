@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from costmodel.dims import Dim, Shape, product
@@ -34,10 +35,10 @@ class Tensor:
         tensor.storage.bytes = tensor.bytes
         return tensor
 
-    @property
+    @cached_property
     def elements(self) -> Dim:
         return product(self.shape)
 
-    @property
+    @cached_property
     def bytes(self) -> Dim:
         return self.elements * self.width

@@ -8,12 +8,12 @@ what the tree of a ring adds up to. Rates are symbols, so that the time itself i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 
 from costmodel.dims import Dim, is_number, maximum
-from costmodel.expression import Expression, symbol_named
+from costmodel.expression import Expression, symbol_named, total
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Communication, ReduceScatter, RingShift
 from costmodel.ops.primitive import Reading
 from costmodel.program import Condition, Leaf, Loop, Node, Operation, Overlap, Seq, When
@@ -57,6 +57,11 @@ class Times:
         return self.total - self.compute
 
 
+def in_series(parts: Sequence[Times]) -> Times:
+    """The times of one after the other."""
+    return Times(*(total(getattr(part, name) for part in parts) for name in ("total", "compute", "communication")))
+
+
 def rate(quantity: str, *where: str) -> Expression:
     """The symbol of a hardware rate, such as ``rate("flops", "gemm")`` or ``rate("wire", "context", "ring_shift")``."""
     return symbol_named(":".join((quantity, *where)))
@@ -66,10 +71,7 @@ def times(node: Node, taken: Mapping[Condition, bool] | None = None) -> Times:
     """Seconds of a tree, as formulas of its dimensions and of hardware rates."""
     match node:
         case Seq(nodes):
-            total = Times()
-            for child in nodes:
-                total += times(child, taken)
-            return total
+            return in_series([times(child, taken) for child in nodes])
         case Overlap(communication, computation):
             return times(communication, taken).beside(times(computation, taken))
         case Loop():
@@ -91,10 +93,11 @@ def _loop(loop: Loop) -> Times:
         raise ValueError("a loop compares its step with one rank only")
     yes = times(loop.body, dict.fromkeys(conditions, True))
     no = times(loop.body, dict.fromkeys(conditions, False))
-    total: Times = yes * first.count + no * (loop.step.count - first.count)
-    return total
+    either: Times = yes * first.count + no * (loop.step.count - first.count)
+    return either
 
 
+@lru_cache(maxsize=65536)
 def operation_times(operation: Operation) -> Times:
     """Seconds of one kernel or one communication."""
     if operation.family == "view":

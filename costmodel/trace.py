@@ -11,6 +11,8 @@ from costmodel.dims import Dim, Shape, same
 from costmodel.ops.communication import RingShift
 from costmodel.ops.mesh import Axis
 from costmodel.ops.primitive import Primitive
+from costmodel.ops.scan import Operands, Recurrence, with_axis, without_axis
+from costmodel.ops.scan import backward as scan_backward
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.program import Condition, Fused, Leaf, Loop, Node, Overlap, Program, Seq, Step, When
 from costmodel.tensor import Tensor
@@ -64,7 +66,13 @@ class Tracer(Vocabulary[Tensor]):
             for spec in specs
         )
         self._sink.append(Leaf(primitive, inputs, outputs))
-        self._record(inputs, outputs, lambda gradients: primitive.backward(self, inputs, outputs, gradients))
+
+        def pullback(gradients: Sequence[Tensor | None]) -> Sequence[Any]:
+            if gradients[0] is None:  # only the first output of a primitive is differentiable
+                return [None] * len(inputs)
+            return primitive.backward(self, inputs, outputs, gradients)
+
+        self._record(inputs, outputs, pullback)
         return outputs
 
     def cast(self, x: Tensor, precision: str) -> Tensor:
@@ -132,6 +140,30 @@ class Tracer(Vocabulary[Tensor]):
             self._sink.append(Loop(step, body) if isinstance(step, Step) else body)
             blocks = following
 
+    def scan(
+        self,
+        loop: Recurrence,
+        state: tuple[Tensor, ...],
+        xs: tuple[Tensor, ...],
+        constants: tuple[Tensor, ...] = (),
+        axis: int = 0,
+        reverse: bool = False,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        given, count = Operands(state, xs, constants, axis, reverse), xs[0].shape[axis]
+        with self._capture() as nodes, self._taping(None):
+            before = tuple(Tensor.new(x.shape, x.width) for x in state)
+            own = tuple(Tensor.new(without_axis(x.shape, axis), x.width) for x in xs)
+            after = loop.advance(self, before, own, constants)
+            out = loop.emit(self, before, after, own, constants)
+        for a, b in zip(before, after, strict=True):
+            if not all(same(m, n) for m, n in zip(a.shape, b.shape, strict=True)):
+                raise ValueError(f"scan '{loop.name}' turns a state of shape {a.shape} into one of {b.shape}")
+        last = tuple(Tensor.new(x.shape, x.width) for x in after)
+        ys = tuple(Tensor.new(with_axis(y.shape, axis, count), y.width) for y in out)
+        self._sink.append(Fused(loop.name, Seq(nodes), given.all, (*last, *ys), "scan", count))
+        self._record(given.all, (*last, *ys), lambda gradients: scan_backward(self, loop, given, gradients))
+        return last, ys
+
     # Reverse mode -----------------------------------------------------------------------------------------------
 
     def differentiate(
@@ -144,7 +176,16 @@ class Tracer(Vocabulary[Tensor]):
         """Run ``method(*inputs)`` and then its reverse: the gradients of ``wanted``, given those of its outputs."""
         with self._taping([]) as tape:
             outputs = _tuple(method(*inputs))
-        return self.reverse(tape, dict(zip(outputs, gradients, strict=True)), wanted)
+        with self._taping(None):
+            found: dict[Tensor, Tensor] = {}
+            for output, gradient in zip(outputs, gradients, strict=True):
+                found[output] = self.add(found[output], gradient) if output in found else gradient
+        return self.reverse(tape, found, wanted)
+
+    def pull_back(
+        self, method: Callable[..., Any], inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        return tuple(self.differentiate(method, inputs, gradients, inputs))
 
     def reverse(self, tape: Sequence[_Taped], found: dict[Tensor, Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
         """Walk a tape backwards from the gradients ``found`` to those of the tensors ``wanted``."""
@@ -155,13 +196,13 @@ class Tracer(Vocabulary[Tensor]):
         with self._taping(None):
             for entry in reversed(tape):
                 gradients = [found.get(output) for output in entry.outputs]
-                if gradients[0] is None or not needed.intersection(entry.inputs):
+                if all(g is None for g in gradients) or not needed.intersection(entry.inputs):
                     continue
                 for x, gradient in zip(entry.inputs, entry.pullback(gradients), strict=True):
                     if x in needed and gradient is not None:
                         value = gradient() if callable(gradient) else gradient
                         found[x] = self.add(found[x], value) if x in found else value
-        return [found[x] for x in wanted]
+            return [found[x] if x in found else self.zeros_like(x, "model") for x in wanted]
 
     def _record(self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], pullback: Pullback) -> None:
         if self._tape is not None:

@@ -11,11 +11,12 @@ from torch import Tensor
 from costmodel.dims import Shape
 from costmodel.ops.mesh import Axis
 from costmodel.ops.primitive import Primitive
+from costmodel.ops.scan import Operands, Recurrence
 from costmodel.ops.vocabulary import Vocabulary
 from validate import kernels
 from validate.communication import Pending, Transport
 from validate.mesh import Mesh
-from validate.reverse import recomputed, recorded, stated
+from validate.reverse import pulled_back, recomputed, recorded, scanned, stated
 
 
 class Executor(Vocabulary[Tensor]):
@@ -71,6 +72,24 @@ class Executor(Vocabulary[Tensor]):
 
     def when(self, condition: bool, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
         return then() if condition else otherwise()
+
+    def scan(
+        self,
+        loop: Recurrence,
+        state: tuple[Tensor, ...],
+        xs: tuple[Tensor, ...],
+        constants: tuple[Tensor, ...] = (),
+        axis: int = 0,
+        reverse: bool = False,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        given = Operands(state, xs, constants, axis, reverse)
+        results = scanned(self, loop, given, *given.all)
+        return results[: len(state)], results[len(state) :]
+
+    def pull_back(
+        self, method: Callable[..., Any], inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        return pulled_back(method, inputs, gradients)
 
     def rotate(
         self, axis: Axis, blocks: tuple[Tensor, ...], accumulators: tuple[Tensor, ...] = ()

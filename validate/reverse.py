@@ -16,6 +16,8 @@ from torch import Tensor
 
 from costmodel.dims import Shape
 from costmodel.ops.primitive import Primitive
+from costmodel.ops.scan import Operands, Recurrence
+from costmodel.ops.scan import backward as scan_backward
 from costmodel.program import operations
 from costmodel.tensor import Tensor as Traced
 from costmodel.trace import Tracer, Widths, trace
@@ -93,8 +95,54 @@ class Recomputed(torch.autograd.Function):
         return None, None, *(next(found) if want else None for want in ctx.wanted)
 
 
+class Scanned(torch.autograd.Function):
+    """A loop as one kernel (``Vocabulary.scan``): keeps its operands; see ``costmodel.ops.scan.backward``."""
+
+    @staticmethod
+    def forward(ctx: Any, ops: Executor, loop: Recurrence, given: Operands, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.ops, ctx.loop = ops, loop
+        ctx.places = len(given.state), len(given.xs), given.axis, given.reverse
+        ctx.wanted = tuple(ctx.needs_input_grad[3:])
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return run_scan(ops, loop, given)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        given = Operands.of(ctx.saved_tensors, *ctx.places)
+        found = scan_backward(ctx.ops, ctx.loop, given, gradients)
+        return None, None, None, *asked_for(found, ctx.wanted)
+
+
+def run_scan(ops: Executor, loop: Recurrence, given: Operands) -> tuple[Tensor, ...]:
+    """The steps one after the other: the last state, and what they hand out, stacked."""
+    state, handed = given.state, []
+    steps = range(given.xs[0].shape[given.axis])
+    for index in reversed(steps) if given.reverse else steps:
+        own = tuple(x.select(given.axis, index) for x in given.xs)
+        after = loop.advance(ops, state, own, given.constants)
+        handed.append(loop.emit(ops, state, after, own, given.constants))
+        state = after
+    if given.reverse:
+        handed.reverse()
+    return (*state, *(torch.stack(entries, given.axis) for entries in zip(*handed, strict=True)))
+
+
+def pulled_back(
+    method: Callable[..., Any], inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """``method(*inputs)`` run and differentiated; zeros for an input that it does not use."""
+    sources = [x.detach().requires_grad_() for x in inputs]
+    with torch.enable_grad():
+        result = method(*sources)
+    outputs = result if isinstance(result, tuple) else (result,)
+    found = torch.autograd.grad(outputs, sources, gradients, allow_unused=True)
+    return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True))
+
+
 recorded: Callable[..., tuple[Tensor, ...]] = Recorded.apply
 stated: Callable[..., Any] = Stated.apply
+scanned: Callable[..., tuple[Tensor, ...]] = Scanned.apply
 recomputed: Callable[..., Any] = Recomputed.apply
 
 

@@ -1,11 +1,12 @@
-"""What P(X) is like, and what one rank owes another when the sequence is cut: where mixers and strategies meet."""
+"""The pairs carry: queries against keys and values."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
 
+from costmodel.carry import Carry
 from costmodel.dims import Dim, divide
 from costmodel.masks import Mask
 from costmodel.ops.vocabulary import Vocabulary
@@ -13,24 +14,12 @@ from costmodel.ops.vocabulary import Vocabulary
 T = TypeVar("T")
 
 
-class Structure(Enum):
-    """The structure of the token-mixing matrix P(X)."""
-
-    DENSE = "dense, data-dependent"
-    BANDED = "banded, data-dependent"
-
-
-class Carry(Enum):
-    """What crosses a cut of the sequence."""
-
-    PAIRS = "pairs: a partial output with its log-sum-exp, merged associatively and commutatively"
-
-
 @dataclass(frozen=True)
-class Pairs(Generic[T]):
-    """The pairs carry: queries against keys and values, on one rank's part of the sequence.
+class Pairs(Carry[T]):
+    """Softmax attention: q [B, H, n_q, d], k [B, H_kv, n_k, d], v [B, H_kv, n_k, e].
 
-    q [B, H, n_q, d], k [B, H_kv, n_k, d], v [B, H_kv, n_k, e].
+    What crosses a cut is a partial output with its log-sum-exp, or the keys and values themselves. Merging partial
+    outputs is associative and commutative (Milakov & Gimelshein, arXiv 1805.02867).
 
     Attributes:
         mask: over the whole sequence.
@@ -45,8 +34,16 @@ class Pairs(Generic[T]):
     scale: Dim
     kernel: str = "fused"
 
-    def attend(self, ops: Vocabulary[T]) -> T:
-        """Attention over the keys at hand: [B, H, n_q, e]."""
+    kind: ClassVar[str] = "pairs"
+
+    def streams(self) -> tuple[T, ...]:
+        return self.q, self.k, self.v
+
+    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Pairs[T]:
+        q, k, v = streams
+        return replace(self, q=q, k=k, v=v)
+
+    def whole(self, ops: Vocabulary[T]) -> T:
         if self.kernel == "vanilla":
             return _vanilla(ops, self)
         return ops.attention(self.q, self.k, self.v, self.mask, self.scale)[0]

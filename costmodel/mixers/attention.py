@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from costmodel.carries.pairs import Pairs
+from costmodel.carry import Carry, Structure
 from costmodel.composite import rms_norm, rope
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Mixer, Site, Sizes, Weights
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.structure import Carry, Pairs, Structure
 
 T = TypeVar("T")
 
@@ -24,10 +25,12 @@ class Attention(Mixer):
         "Vaswani et al. 2017, arXiv 1706.03762; Shazeer 2019, arXiv 1911.02150; Ainslie et al. 2023, arXiv 2305.13245"
     )
     structure: ClassVar[Structure] = Structure.DENSE
-    carry: ClassVar[Carry] = Carry.PAIRS
+    carry: ClassVar[type[Carry[Any]]] = Pairs
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
-        "heads": Hyperparameter("H", 32, "query heads"),
-        "kv_heads": Hyperparameter("H_kv", 32, "key-value heads: as many as heads (MHA), fewer (GQA), or 1 (MQA)"),
+        "heads": Hyperparameter("H", 32, "query heads", cut=True),
+        "kv_heads": Hyperparameter(
+            "H_kv", 32, "key-value heads: as many as heads (MHA), fewer (GQA), or 1 (MQA)", cut=True
+        ),
         "head_dim": Hyperparameter("d", 128, "head dimension"),
         "window": Hyperparameter("w", 0, "sliding window in tokens; 0 for none"),
     }

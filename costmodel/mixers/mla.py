@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from costmodel.carries.pairs import Pairs
+from costmodel.carry import Carry, Structure
 from costmodel.composite import rms_norm, rope
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Mixer, Site, Sizes, Weights
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.structure import Carry, Pairs, Structure
 
 T = TypeVar("T")
 
@@ -28,10 +29,10 @@ class Mla(Mixer):
     )
     source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1; DeepSeek-V3.2-Exp inference/model.py"
     structure: ClassVar[Structure] = Structure.DENSE
-    carry: ClassVar[Carry] = Carry.PAIRS
+    carry: ClassVar[type[Carry[Any]]] = Pairs
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
-        "heads": Hyperparameter("H", 128, "query heads"),
-        "q_rank": Hyperparameter("r_q", 1536, "rank of the query latent; 0 for none"),
+        "heads": Hyperparameter("H", 128, "query heads", cut=True),
+        "q_rank": Hyperparameter("r_q", 1536, "rank of the query latent; 0 for none", cut=True),
         "kv_rank": Hyperparameter("r_kv", 512, "rank of the key-value latent"),
         "nope_dim": Hyperparameter("d_n", 128, "head dimension without position"),
         "rope_dim": Hyperparameter("d_r", 64, "head dimension with rotary position, its key shared by all heads"),

@@ -20,6 +20,7 @@ from costmodel.ops.layout import AddInto, Append, Concat, Expand, Repeat, Reshap
 from costmodel.ops.mesh import Axis
 from costmodel.ops.pointwise import Cast, Map, Scale, Softmax, Sum
 from costmodel.ops.primitive import Primitive
+from costmodel.ops.scan import Recurrence
 
 T = TypeVar("T")
 
@@ -86,6 +87,26 @@ class Vocabulary(ABC, Generic[T]):
         reader, so ``if step == 0`` is allowed; of the others only comparisons given to ``when`` may be taken. At
         step t a rank holds the blocks of rank (rank - t) mod size.
         """
+
+    @abstractmethod
+    def scan(
+        self,
+        loop: Recurrence,
+        state: tuple[T, ...],
+        xs: tuple[T, ...],
+        constants: tuple[T, ...] = (),
+        axis: int = 0,
+        reverse: bool = False,
+    ) -> tuple[tuple[T, ...], tuple[T, ...]]:
+        """A loop over an axis of ``xs`` as one kernel: the last state, and what the steps hand out, along that axis.
+
+        The steps see their entries of ``xs`` without the axis, and ``constants`` whole. Backward, it goes through
+        twice (``costmodel.ops.scan.backward``).
+        """
+
+    @abstractmethod
+    def pull_back(self, method: Callable[..., Any], inputs: tuple[T, ...], gradients: tuple[T, ...]) -> tuple[T, ...]:
+        """``method(*inputs)`` run and differentiated: a gradient for each input, given those of its outputs."""
 
     # Local ops --------------------------------------------------------------------------------------------------
 

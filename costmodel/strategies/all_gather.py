@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from costmodel.carries.pairs import Pairs
 from costmodel.dims import Dim, divide, minimum
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
-from costmodel.structure import Pairs
 
 T = TypeVar("T")
 
@@ -33,15 +33,15 @@ class AllGatherKV(Strategy):
         yield only_passes(at, "forward", "train", "prefill")
         yield only_fused(at)
         yield Requirement(
-            at.causal or not at.windowed, "a window on both sides is not one stretch of keys up to the query"
+            at.causal or at.window is None, "a window on both sides is not one stretch of keys up to the query"
         )
         yield divides(
             at.length, 2 * at.context * at.tensor, "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
         )
 
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
-        gathered = _Gathered(axes["context"], pairs)
-        result: T = ops.custom(gathered.forward, gathered.backward, pairs.q, pairs.k, pairs.v)
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
+        gathered = _Gathered(axes["context"], carry)
+        result: T = ops.custom(gathered.forward, gathered.backward, carry.q, carry.k, carry.v)
         return result
 
 

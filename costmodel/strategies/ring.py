@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from costmodel.carries.pairs import Pairs
 from costmodel.dims import Dim
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Travelling, Vocabulary
 from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
-from costmodel.structure import Pairs
 
 T = TypeVar("T")
 
@@ -58,15 +58,15 @@ class Ring(Strategy):
         yield only_passes(at, "forward", "train", "prefill")
         yield only_fused(at)
         yield Requirement(
-            not at.windowed,
+            at.window is None,
             "a ring takes every key past every rank, which a sliding window does not need: use all-gather",
         )
         yield divides(
             at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks"
         )
 
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
-        axis, mask, scale = axes["context"], pairs.mask, pairs.scale
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
+        axis, mask, scale = axes["context"], carry.mask, carry.scale
 
         def forward(ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, tuple[T, ...]]:
             return self._forward(ops, axis, mask, scale, (q, k, v))
@@ -74,7 +74,7 @@ class Ring(Strategy):
         def backward(ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
             return self._backward(ops, axis, mask, scale, saved, gradient)
 
-        result: T = ops.custom(forward, backward, pairs.q, pairs.k, pairs.v)
+        result: T = ops.custom(forward, backward, carry.q, carry.k, carry.v)
         return result
 
     def _forward(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, TypeVar
 
+from costmodel.carries.pairs import Pairs
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
-from costmodel.structure import Pairs
 
 T = TypeVar("T")
 
@@ -30,9 +30,9 @@ class Tree(Strategy):
         yield only_fused(at)
         yield divides(at.length, at.context, "a cache of {length} tokens does not divide over {context} ranks")
 
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
         axis = axes["context"]
-        out, lse = ops.attention(pairs.q, pairs.k, pairs.v, Mask(), pairs.scale)
+        out, lse = ops.attention(carry.q, carry.k, carry.v, Mask(), carry.scale)
         b, h, n, _ = ops.shape(out)
         gathered = ops.all_gather(ops.reshape(lse, (b, h, n, 1)), axis, 3)
         weights = ops.softmax(gathered, 1, Mask())  # exp(lse_r) over the sum of all ranks'

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from costmodel.carry import Carry
+from costmodel.dims import divide
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategies.ring import ring
 from costmodel.strategies.whole import whole
 from costmodel.strategies.zigzag import zigzag
 from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes
-from costmodel.structure import Pairs
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ class Ulysses(Strategy):
     title: ClassVar[str] = "Ulysses: all-to-all of heads for sequence"
     source: ClassVar[str] = "Jacobs et al. 2023, arXiv 2309.14509"
     axes: ClassVar[tuple[str, ...]] = ("ulysses",)
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Carry,)
     inner: ClassVar[Strategy] = whole
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
@@ -45,10 +46,18 @@ class Ulysses(Strategy):
         pieces = at.context * at.ulysses * at.tensor * (2 if self.layout == "zigzag" else 1)
         yield divides(at.length, pieces, "{length} tokens do not divide over {context} x {ulysses} x {tensor} ranks")
 
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
-        q, k, v = (ops.all_to_all(x, axes["ulysses"], split=1, concat=2) for x in (pairs.q, pairs.k, pairs.v))
-        mixed = self.inner.apply(ops, axes, replace(pairs, q=q, k=k, v=v))
-        return ops.all_to_all(mixed, axes["ulysses"], split=2, concat=1)
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Carry[T]) -> T:
+        axis = axes["ulysses"]
+        streams = [ops.all_to_all(x, axis, split=1, concat=2) for x in carry.streams()]
+        parameters = [_own_heads(ops, x, axis) for x in carry.parameters()]
+        mixed = self.inner.apply(ops, axes, carry.on(streams, parameters))
+        return ops.all_to_all(mixed, axis, split=2, concat=1)
+
+
+def _own_heads(ops: Vocabulary[T], x: T, axis: Axis) -> T:
+    """The part of a weight [heads, ...] that belongs to this rank's heads."""
+    heads = divide(ops.shape(x)[0], axis.size)
+    return ops.slice(x, 0, axis.rank * heads, heads)
 
 
 class UlyssesRing(Ulysses):
@@ -58,6 +67,7 @@ class UlyssesRing(Ulysses):
     title: ClassVar[str] = "USP: Ulysses x ring, contiguous blocks"
     source: ClassVar[str] = "Fang & Zhao 2024, arXiv 2405.07719"
     axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = ring.carries
     inner: ClassVar[Strategy] = ring
 
 
@@ -69,6 +79,7 @@ class UlyssesZigzag(Ulysses):
     source: ClassVar[str] = "Fang & Zhao 2024, arXiv 2405.07719"
     axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
     layout: ClassVar[str] = "zigzag"
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = zigzag.carries
     inner: ClassVar[Strategy] = zigzag
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
+from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Requirement, Situation, Strategy
-from costmodel.structure import Pairs
 
 T = TypeVar("T")
 
@@ -19,13 +19,14 @@ class Whole(Strategy):
     name = "whole"
     title = "whole sequence on each rank (data and tensor parallel only)"
     source = "-"
+    carries = (Carry,)
     axes = ()
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield from ()
 
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], pairs: Pairs[T]) -> T:
-        return pairs.attend(ops)
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Carry[T]) -> T:
+        return carry.whole(ops)
 
 
 whole = Whole()

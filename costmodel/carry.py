@@ -1,0 +1,55 @@
+"""Where mixers and strategies meet: what P(X) is like, and what crosses a cut of the sequence.
+
+A mixer hands over a carry: the tensors along the sequence, and how they are mixed. A strategy takes it and knows
+nothing else of the mixer. The kinds are in ``costmodel.carries``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import Enum
+from typing import ClassVar, Generic, Self, TypeVar
+
+from costmodel.ops.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+
+class Structure(Enum):
+    """The structure of the token-mixing matrix P(X)."""
+
+    DENSE = "dense, data-dependent"
+    STATIC = "dense, static"
+    BANDED = "banded"
+    SPARSE = "block-sparse, selected"
+    LOW_RANK = "low-rank"
+    SEMISEPARABLE = "semiseparable (causal state)"
+    TOEPLITZ = "Toeplitz"
+    RECURRENT = "nonlinear recurrence: no matrix"
+
+
+class Carry(ABC, Generic[T]):
+    """How the tokens of a sequence are mixed, independently for each head (or channel).
+
+    Attributes:
+        kind: what crosses a cut, in a few words.
+    """
+
+    kind: ClassVar[str] = "any carry"
+
+    @abstractmethod
+    def streams(self) -> tuple[T, ...]:
+        """The tensors along the sequence, [B, heads, n, ...] each."""
+
+    @abstractmethod
+    def whole(self, ops: Vocabulary[T]) -> T:
+        """The mixed values [B, H, n, e], where the whole sequence is at hand."""
+
+    @abstractmethod
+    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Self:
+        """The same mixing of other tensors: other tokens, or some of the heads."""
+
+    def parameters(self) -> tuple[T, ...]:
+        """Weights that differ from head to head, [heads, ...] each."""
+        return ()

@@ -1,0 +1,255 @@
+"""Pieces of a model evaluated over arrays of candidates on a cluster; each piece is traced and compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from costmodel.arrangement import AXES, Arrangement, Way
+from costmodel.candidates import Choices, Meshes
+from costmodel.compiled import Array, Compiled, Value
+from costmodel.data_parallel import Replicas, Sharing
+from costmodel.dims import Dim
+from costmodel.expression import lift
+from costmodel.hardware.cluster import Cluster
+from costmodel.ops.primitive import Reading
+from costmodel.piece import Piece, Pieces
+from costmodel.program import Wire
+from costmodel.rates import Bound, Rates, is_scalar, strides
+from costmodel.step import MEMORY, Costs, Parts, Step, update_costs
+from costmodel.subject import Subject
+from costmodel.symbols import symbol
+from costmodel.timing import Times
+from costmodel.trace import Tracer, Widths
+from costmodel.workload import LONGEST, Workload
+
+TIME = ("seconds", "compute", "communication")
+
+#: Lengths tried at once when the longest that fits is looked for.
+TRIED = 64
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """Compiled costs of a piece: its times, and the rest, of which memory is made."""
+
+    times: Compiled
+    sizes: Compiled
+
+    @classmethod
+    def of(cls, costs: Mapping[str, Dim]) -> Formulas:
+        """Of ``Piece.costs``."""
+        timed = {name: formula for name, formula in costs.items() if name.endswith(TIMED)}
+        return cls(compiled(timed), compiled({name: costs[name] for name in costs if name not in timed}))
+
+
+#: Endings of the names of times among the costs of a piece.
+TIMED = (" total", " compute", " communication")
+
+
+def compiled(formulas: Mapping[str, Dim]) -> Compiled:
+    """Formulas of which the device's rates are one number for all candidates."""
+    names = set().union(*(lift(formula).symbols() for formula in formulas.values()))
+    return Compiled(formulas, frozenset(name for name in names if is_scalar(name)))
+
+
+class Evaluator:
+    """Traces and compiles the pieces of a subject as they are asked for, and looks up a cluster's rates."""
+
+    def __init__(self, subject: Subject, workload: Workload, cluster: Cluster) -> None:
+        self.subject, self.workload, self.cluster = subject, workload, cluster
+        self.widths = Widths(workload.width, max(4, workload.width), max(4, workload.width))
+        self.train = workload.phase == "train"
+        self.replicas = Replicas(symbol("P_d") * symbol("P_c") * symbol("P_u"), self.widths)
+        self._layers: dict[tuple[int, Way], tuple[Piece, Formulas]] = {}
+        self._ends: dict[tuple[tuple[str, ...], bool], list[tuple[Piece, Formulas]]] = {}
+
+    @cached_property
+    def tile(self) -> int:
+        """Edge of the fused kernel's tile.
+
+        A decoding kernel packs the queries of a group and is bound by reading the cache: its tile is one query.
+        """
+        tile = self.cluster.profile.device.kernels["attention"].tile or 1
+        return 1 if self.workload.phase == "decode" else tile
+
+    @cached_property
+    def update(self) -> Compiled:
+        """Seconds of the optimizer."""
+        return compiled(update_costs(self.widths))
+
+    def layer(self, number: int, way: Way) -> tuple[Piece, Formulas]:
+        """One kind of layer, by its place in the subject."""
+        if (number, way) not in self._layers:
+            pieces = self._pieces(way.strategy.axes, way.tensor)
+            self._layers[number, way] = self._compiled(pieces.layer(self.subject.layers[number], way))
+        return self._layers[number, way]
+
+    def ends(self, arrangement: Arrangement) -> list[tuple[Piece, Formulas]]:
+        """Embedding and output head, where there are any."""
+        key = arrangement.axes, arrangement.tensor
+        if key not in self._ends:
+            axis = arrangement.ways[0].axes.get("tensor")
+            found = self._pieces(*key).ends(axis) if self.subject.vocabulary else ()
+            self._ends[key] = [self._compiled(piece) for piece in found]
+        return self._ends[key]
+
+    def _pieces(self, axes: tuple[str, ...], tensor: bool) -> Pieces:
+        return Pieces(self.subject, self.workload, axes, tensor, Tracer(self.widths, self.tile))
+
+    def _compiled(self, piece: Piece) -> tuple[Piece, Formulas]:
+        return piece, Formulas.of(piece.costs(self.replicas if self.train else None))
+
+    def values(
+        self, mesh: Meshes, symbols: frozenset[str], bound: Bound, length: Value | None = None
+    ) -> dict[str, Value]:
+        """Values of some symbols; work that depends on the rank is the last rank's, which has most."""
+        found: dict[str, Value] = {AXES[name]: size for name, size in mesh.sizes.items()}
+        found |= {f"rank_{AXES[name][-1]}": size - 1 for name, size in mesh.sizes.items()}
+        found |= {"B": float(self.workload.batch), "L": float(self.workload.length)}
+        rates = Rates(self.cluster, self.workload.dtype, bound)
+        return found | rates.device(symbols) | rates.links(symbols, *spans(mesh))
+
+
+def spans(mesh: Meshes) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Sizes of the axes and how far apart their members are; replicas lie outside of tensor parallelism."""
+    sizes = dict(mesh.sizes)
+    ulysses_first = strides(sizes, ("tensor", "ulysses", "context", "data"))
+    context_first = strides(sizes, ("tensor", "context", "ulysses", "data"))
+    inside = mesh.context_inside
+    apart = {name: np.where(inside, context_first[name], ulysses_first[name]) for name in sizes}
+    both = {"replicas": mesh.replicas, "sequence": sizes["context"] * sizes["ulysses"]}
+    return sizes | both, apart | {"replicas": sizes["tensor"], "sequence": sizes["tensor"]}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The candidates of one arrangement."""
+
+    evaluator: Evaluator
+    arrangement: Arrangement
+    choices: Choices
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def only(self, place: int) -> Group:
+        """One of the candidates."""
+        return replace(self, choices=self.choices.where(np.array([place])))
+
+    @cached_property
+    def layers(self) -> list[tuple[Piece, Formulas]]:
+        """What each kind of layer runs."""
+        return [self.evaluator.layer(number, way) for number, way in enumerate(self.arrangement.ways)]
+
+    @cached_property
+    def ends(self) -> list[tuple[Piece, Formulas]]:
+        """What the ends run."""
+        return self.evaluator.ends(self.arrangement)
+
+    def seconds(self, bound: Bound = "value") -> dict[str, Array]:
+        """Seconds of every candidate: in all, computing, communicating."""
+        step = self._step(times=True, bound=bound)
+        update = Times()
+        if step.train:
+            update = Costs(self._run(self.evaluator.update, bound, {"N": step.updated})).times("update")
+        times = step.seconds(update)
+        return dict(zip(TIME, (times.total, times.compute, times.communication), strict=True))
+
+    def bytes(self) -> dict[str, Array]:
+        """Bytes of every candidate, by kind of memory."""
+        return self._step(times=False).bytes()
+
+    def longest(self, capacity: float) -> Array:
+        """The longest sequence that fits in so many bytes, for every candidate, in whole pieces of its mesh.
+
+        Memory grows with length: the range in which it outgrows the capacity is cut into ``TRIED`` parts, again and
+        again, for all candidates at once.
+        """
+        sizes = self.choices.mesh.sizes
+        piece = 2 * sizes["context"] * sizes["ulysses"] * sizes["tensor"]
+        fits, fails = np.zeros(len(self)), np.floor(LONGEST / piece) + 1
+        every = np.repeat(np.arange(len(self)), TRIED)
+        many = replace(self, choices=self.choices.where(every))
+        while np.any(fails - fits > 1):
+            steps = np.arange(1, TRIED + 1) / (TRIED + 1)
+            tried = np.floor(fits[:, None] + (fails - fits)[:, None] * steps)
+            used = many._step(times=False, length=(tried * piece[:, None]).ravel()).bytes()
+            held = np.sum([used[kind] for kind in MEMORY], axis=0).reshape(tried.shape) <= capacity
+            fits = np.maximum(fits, np.max(np.where(held, tried, 0), axis=1))
+            fails = np.minimum(fails, np.min(np.where(held, LONGEST, tried), axis=1))
+            fails = np.maximum(fails, fits + 1)
+        return fits * piece
+
+    def breakdown(self) -> dict[str, float]:
+        """Seconds of one candidate by what is kept busy, as if nothing overlapped."""
+        found: dict[str, float] = {}
+        busy = list(self._parts.busy())
+        symbols = frozenset().union(*(lift(x).symbols() for _, *both in busy for x in both))
+        values = self._numbers(symbols)
+        for label, seconds, count in busy:
+            found[label] = found.get(label, 0.0) + lift(seconds).approximate(values) * lift(count).approximate(values)
+        return found
+
+    def wire(self) -> dict[str, Wire]:
+        """Bytes and messages that a rank of one candidate sends, by axis."""
+        sent = self._parts.wire()
+        symbols = frozenset().union(*(lift(x).symbols() for wire in sent.values() for x in (wire.bytes, wire.messages)))
+        values = self._numbers(symbols)
+        return {
+            axis: Wire(lift(wire.bytes).approximate(values), lift(wire.messages).approximate(values))
+            for axis, wire in sent.items()
+        }
+
+    def flops(self, reading: Reading) -> dict[str, float]:
+        """FLOP of a rank of one candidate, by class."""
+        found = self._parts.flops(reading)
+        values = self._numbers(frozenset().union(*(lift(x).symbols() for x in found.values())))
+        return {kind: lift(flops).approximate(values) for kind, flops in found.items()}
+
+    @cached_property
+    def _parts(self) -> Parts:
+        sharing = list(Sharing)[int(self.choices.sharing[0])]
+        layers, ends = ([piece for piece, _ in found] for found in (self.layers, self.ends))
+        updated = float(self._step(times=False).updated[0])
+        return Parts(
+            layers,
+            ends,
+            self.evaluator.widths,
+            self.evaluator.train,
+            bool(self.choices.recompute[0]),
+            sharing,
+            self.evaluator.replicas,
+            updated,
+        )
+
+    def _numbers(self, symbols: frozenset[str]) -> dict[str, float]:
+        values = self.evaluator.values(self.choices.mesh, symbols, "value")
+        return {name: float(np.asarray(value).reshape(-1)[0]) for name, value in values.items()}
+
+    def _step(self, times: bool, bound: Bound = "value", length: Array | None = None) -> Step:
+        def costs(found: list[tuple[Piece, Formulas]]) -> list[Costs]:
+            return [Costs(self._piece(formulas, times, bound, length)) for _, formulas in found]
+
+        return Step(
+            costs(self.layers),
+            costs(self.ends),
+            self.evaluator.widths,
+            self.evaluator.train,
+            self.choices.recompute.astype(np.float64),
+            self.choices.shares,
+            self.choices.replicas,
+        )
+
+    def _piece(self, formulas: Formulas, times: bool, bound: Bound, length: Array | None) -> dict[str, Array]:
+        given: dict[str, Value] = {} if length is None else {"L": length}
+        found = self._run(formulas.sizes, bound, given)
+        return found | self._run(formulas.times, bound, given) if times else found
+
+    def _run(self, formulas: Compiled, bound: Bound, given: dict[str, Value]) -> dict[str, Array]:
+        values = self.evaluator.values(self.choices.mesh, formulas.symbols, bound) | given
+        found = formulas(values)
+        return {name: np.broadcast_to(value, len(self)) for name, value in found.items()}

@@ -1,0 +1,205 @@
+"""Parts of a model as programs of one rank: a layer run in one way, and the two ends.
+
+Sizes of the model are numbers in them (or symbols, for formulas to read); batch, length, the mesh and hardware rates
+are symbols, so that one trace serves every candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from costmodel.arrangement import AXES, Way
+from costmodel.block import Block, FeedForward
+from costmodel.data_parallel import Replicas
+from costmodel.dims import Dim, minimum, product
+from costmodel.head import embed, logits, loss
+from costmodel.liveness import Memory, memory
+from costmodel.masks import Mask
+from costmodel.mixer import Site
+from costmodel.ops.mesh import Axis
+from costmodel.program import Program
+from costmodel.subject import Layer, Subject
+from costmodel.symbols import symbol
+from costmodel.tensor import Tensor
+from costmodel.timing import Times, times
+from costmodel.trace import Tracer, trace
+from costmodel.workload import Workload
+
+#: Tokens whose logits are held at a time in training.
+LOSS_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A program that a step runs.
+
+    Attributes:
+        count: how often the step runs it.
+        parameters: weights of one run, on one rank.
+        sets: how many such sets of weights there are.
+        cache: bytes kept for decoding by all runs.
+    """
+
+    name: str
+    program: Program
+    count: Dim
+    parameters: Dim
+    sets: Dim
+    cache: Dim = 0
+
+    @cached_property
+    def held(self) -> Memory:
+        """Bytes of activations."""
+        return memory(self.program)
+
+    @property
+    def given(self) -> Dim:
+        """Bytes of its input."""
+        return sum((tensor.bytes for tensor in self.program.inputs), 0)
+
+    def costs(self, replicas: Replicas | None) -> dict[str, Dim]:
+        """Formulas of what it costs, by name; with ``replicas``, also seconds of exchanging its weights."""
+        found = {"count": self.count, "sets": self.sets, "parameters": self.parameters, "cache": self.cache}
+        found |= {"saved": self.held.saved, "peak": self.held.peak, "given": self.given}
+        found |= named("forward", times(self.program.forward)) | named("backward", times(self.program.backward))
+        if replicas is not None:
+            for name in ("gather", "reduce", "scatter"):
+                found |= named(name, times(getattr(replicas, name)(self.parameters)))
+        return found
+
+
+def named(name: str, seconds: Times) -> dict[str, Dim]:
+    """Times as separate formulas."""
+    return {
+        f"{name} total": seconds.total,
+        f"{name} compute": seconds.compute,
+        f"{name} communication": seconds.communication,
+    }
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Traces the parts of a subject.
+
+    Attributes:
+        axes: of the mesh, that the sequence is spread over.
+        tensor: whether there is more than one tensor-parallel rank.
+    """
+
+    subject: Subject
+    workload: Workload
+    axes: tuple[str, ...]
+    tensor: bool
+    ops: Tracer
+
+    @property
+    def decode(self) -> bool:
+        return self.workload.phase == "decode"
+
+    @property
+    def train(self) -> bool:
+        return self.workload.phase == "train"
+
+    @property
+    def batch(self) -> Dim:
+        return symbol("B") / symbol("P_d")
+
+    @property
+    def cut(self) -> Dim:
+        """Tensor-parallel ranks."""
+        return symbol("P_t") if self.tensor else 1
+
+    @property
+    def spread(self) -> Dim:
+        """Ranks that the sequence is spread over."""
+        return product(symbol(AXES[name]) for name in self.axes)
+
+    @property
+    def tokens(self) -> Dim:
+        """Tokens of a sequence on one rank, between the gathers of tensor parallelism."""
+        return 1 if self.decode else symbol("L") / self.spread
+
+    @property
+    def shard(self) -> Dim:
+        """Tokens of a sequence on one rank outside of them."""
+        return 1 if self.decode else self.tokens / self.cut
+
+    def new(self, *shape: Dim, kind: str = "activation") -> Tensor:
+        return Tensor.new(shape, self.ops.widths.model, kind)  # type: ignore[arg-type]
+
+    def layer(self, layer: Layer, way: Way) -> Piece:
+        """One kind of layer."""
+        sizes = self.local(layer, way)
+        mask = Mask() if self.decode else Mask(self.workload.causal, layer.window)
+        site = Site[Tensor](sizes, mask, way.kernel, ())  # type: ignore[arg-type]
+        feed = None if layer.mlp is None else self._feed(layer)
+        block = Block(layer.mixer, way.strategy, way.axes, site, feed, self.workload.phase)
+        weights = {name: self.new(*shape, kind="parameter") for name, shape in block.weights().items()}
+        table = Tensor.new((self.tokens, layer.mixer.rotary(sizes) / 2), 4, "table")
+        kept = layer.mixer.cache(sizes, self._kept(layer))
+        cache = tuple(self.new(self.batch, *shape, kind="cache") for shape in kept) if self.decode else ()
+        program = trace(
+            self.ops,
+            lambda ops, x, w: block(ops, x, (table, table), cache, w),
+            [self.new(self.batch, self.shard, self.subject.width)],
+            weights,
+            train=self.train,
+        )
+        parameters = sum((w.elements for w in weights.values()), 0)
+        stored: Dim = 0
+        if self.workload.phase in ("prefill", "decode"):
+            elements = sum((product(shape) for shape in kept), 0)
+            stored = elements * self.batch * layer.count * self.workload.cache_width
+        return Piece(layer.mixer.name, program, layer.count, parameters, layer.count, stored)
+
+    def local(self, layer: Layer, way: Way) -> dict[str, Dim]:
+        """The mixer's sizes on one rank, with the tokens of the sequence: ``L``, and those whose weights it holds."""
+        divided = {size.symbol for size in layer.mixer.sizes.values() if size.cut}
+        sizes = {key: size / self.cut if key in divided else size for key, size in layer.sizes.items()}
+        length = symbol("L")
+        return sizes | {"L": length, "rows": length / self.spread if way.strategy.cuts_rows else length}
+
+    def _feed(self, layer: Layer) -> FeedForward:
+        mlp = layer.mlp
+        assert mlp is not None
+        shared = mlp.shared * mlp.shared_hidden
+        return FeedForward(
+            mlp.hidden / self.cut, mlp.gated, mlp.experts, mlp.active, shared / self.cut if shared else 0
+        )
+
+    def _kept(self, layer: Layer) -> Dim:
+        """Tokens of a sequence that one rank keeps."""
+        kept = symbol("L") if layer.window is None else minimum(symbol("L"), layer.window)
+        return kept / self.spread
+
+    def ends(self, axis: Axis | None) -> Iterator[Piece]:
+        """Embedding and output head; ``axis`` is that of tensor parallelism."""
+        width, vocabulary = self.subject.width, self.subject.vocabulary / self.cut
+        table = self.new(vocabulary, width, kind="parameter")
+        weights = {
+            "final_norm": self.new(width, kind="parameter"),
+            "head": self.new(width, vocabulary, kind="parameter"),
+        }
+        tokens = (self.batch, self.tokens)
+        found = trace(self.ops, lambda ops, w: _embedded(ops, table, tokens, axis, self.train), [], {})
+        yield Piece("embedding", found, 1, table.elements, 1)
+        if self.train:
+            chunk = self.new(self.batch, LOSS_CHUNK / self.cut, width)
+            last = trace(self.ops, lambda ops, x, w: loss(ops, x, w, axis), [chunk], weights, train=True)
+            count = self.tokens / LOSS_CHUNK
+        else:
+            last = trace(self.ops, logits, [self.new(self.batch, 1, width)], weights)
+            count = 1
+        yield Piece("head", last, count, width + (0 if self.subject.tied else weights["head"].elements), 1)
+
+
+def _embedded(ops: Tracer, table: Tensor, tokens: tuple[Dim, ...], axis: Axis | None, train: bool) -> Tensor:
+    """The lookup, and again as much for its gradient; under tensor parallelism each rank has a part of the rows."""
+    x = embed(ops, table, tokens)
+    if train:
+        embed(ops, table, tokens)
+    if axis is None or isinstance(tokens[1], int):
+        return x
+    return ops.reduce_scatter(x, axis, 1)
