@@ -8,9 +8,10 @@ from functools import reduce
 
 import numpy as np
 
-from costmodel.candidates import Meshes, arranged, meshes
+from costmodel.candidates import Choices, Meshes, arranged, meshes
+from costmodel.evaluation import Group
 from costmodel.hardware.cluster import MAX_DEVICES, Cluster
-from costmodel.plan import Plan, Ranking, rank
+from costmodel.plan import Plan, Ranking
 
 #: Clusters up to this many devices are searched for one that is large enough.
 LARGEST_CLUSTER = 4096
@@ -71,11 +72,14 @@ def smallest_cluster(ranking: Ranking) -> int | None:
     if not counts:
         return None
     every = reduce(Meshes.joined, [meshes(count) for count in counts])
-    larger = Cluster(ranking.cluster.profile, counts[-1])
-    found = rank(ranking.subject, ranking.workload, larger, among=every)
-    devices = np.concatenate([np.prod(list(group.choices.mesh.sizes.values()), axis=0) for group in found.groups])
-    fitting = devices[found.bytes <= found.capacity]
-    return int(fitting.min()) if len(fitting) else None
+    evaluator = ranking.groups[0].evaluator  # memory does not depend on the number of devices
+    fitting = [limit + 1]
+    for arrangement, mesh in arranged(ranking.subject, ranking.workload, every, None, {}):
+        group = Group(evaluator, arrangement, Choices.of(mesh, evaluator.train))
+        used = np.sum(list(group.bytes().values()), axis=0)
+        devices = np.prod(list(group.choices.mesh.sizes.values()), axis=0)
+        fitting += devices[used <= ranking.capacity].tolist()
+    return int(min(fitting)) if min(fitting) <= limit else None
 
 
 def _changes(ranking: Ranking) -> Iterator[Change]:

@@ -34,20 +34,20 @@ TRIED = 64
 
 @dataclass(frozen=True)
 class Formulas:
-    """Compiled costs of a piece: its times, and the rest, of which memory is made."""
+    """Compiled costs of a piece, each part when it is first asked for."""
 
-    times: Compiled
-    sizes: Compiled
+    piece: Piece
+    replicas: Replicas | None
 
-    @classmethod
-    def of(cls, costs: Mapping[str, Dim]) -> Formulas:
-        """Of ``Piece.costs``."""
-        timed = {name: formula for name, formula in costs.items() if name.endswith(TIMED)}
-        return cls(compiled(timed), compiled({name: costs[name] for name in costs if name not in timed}))
+    @cached_property
+    def times(self) -> Compiled:
+        """``Piece.times``."""
+        return compiled(self.piece.times(self.replicas))
 
-
-#: Endings of the names of times among the costs of a piece.
-TIMED = (" total", " compute", " communication")
+    @cached_property
+    def sizes(self) -> Compiled:
+        """``Piece.sizes``."""
+        return compiled(self.piece.sizes())
 
 
 def compiled(formulas: Mapping[str, Dim]) -> Compiled:
@@ -64,8 +64,8 @@ class Evaluator:
         self.widths = Widths(workload.width, max(4, workload.width), max(4, workload.width))
         self.train = workload.phase == "train"
         self.replicas = Replicas(symbol("P_d") * symbol("P_c") * symbol("P_u"), self.widths)
-        self._layers: dict[tuple[int, Way], tuple[Piece, Formulas]] = {}
-        self._ends: dict[tuple[tuple[str, ...], bool], list[tuple[Piece, Formulas]]] = {}
+        self._layers: dict[tuple[int, Way], Formulas] = {}
+        self._ends: dict[tuple[tuple[str, ...], bool], list[Formulas]] = {}
 
     @cached_property
     def tile(self) -> int:
@@ -81,27 +81,27 @@ class Evaluator:
         """Seconds of the optimizer."""
         return compiled(update_costs(self.widths))
 
-    def layer(self, number: int, way: Way) -> tuple[Piece, Formulas]:
+    def layer(self, number: int, way: Way) -> Formulas:
         """One kind of layer, by its place in the subject."""
         if (number, way) not in self._layers:
             pieces = self._pieces(way.strategy.axes, way.tensor)
-            self._layers[number, way] = self._compiled(pieces.layer(self.subject.layers[number], way))
+            self._layers[number, way] = self._formulas(pieces.layer(self.subject.layers[number], way))
         return self._layers[number, way]
 
-    def ends(self, arrangement: Arrangement) -> list[tuple[Piece, Formulas]]:
+    def ends(self, arrangement: Arrangement) -> list[Formulas]:
         """Embedding and output head, where there are any."""
         key = arrangement.axes, arrangement.tensor
         if key not in self._ends:
             axis = arrangement.ways[0].axes.get("tensor")
             found = self._pieces(*key).ends(axis) if self.subject.vocabulary else ()
-            self._ends[key] = [self._compiled(piece) for piece in found]
+            self._ends[key] = [self._formulas(piece) for piece in found]
         return self._ends[key]
 
     def _pieces(self, axes: tuple[str, ...], tensor: bool) -> Pieces:
         return Pieces(self.subject, self.workload, axes, tensor, Tracer(self.widths, self.tile))
 
-    def _compiled(self, piece: Piece) -> tuple[Piece, Formulas]:
-        return piece, Formulas.of(piece.costs(self.replicas if self.train else None))
+    def _formulas(self, piece: Piece) -> Formulas:
+        return Formulas(piece, self.replicas if self.train else None)
 
     def values(
         self, mesh: Meshes, symbols: frozenset[str], bound: Bound, length: Value | None = None
@@ -141,12 +141,12 @@ class Group:
         return replace(self, choices=self.choices.where(np.array([place])))
 
     @cached_property
-    def layers(self) -> list[tuple[Piece, Formulas]]:
+    def layers(self) -> list[Formulas]:
         """What each kind of layer runs."""
         return [self.evaluator.layer(number, way) for number, way in enumerate(self.arrangement.ways)]
 
     @cached_property
-    def ends(self) -> list[tuple[Piece, Formulas]]:
+    def ends(self) -> list[Formulas]:
         """What the ends run."""
         return self.evaluator.ends(self.arrangement)
 
@@ -213,7 +213,7 @@ class Group:
     @cached_property
     def _parts(self) -> Parts:
         sharing = list(Sharing)[int(self.choices.sharing[0])]
-        layers, ends = ([piece for piece, _ in found] for found in (self.layers, self.ends))
+        layers, ends = ([formulas.piece for formulas in found] for found in (self.layers, self.ends))
         updated = float(self._step(times=False).updated[0])
         return Parts(
             layers,
@@ -227,12 +227,23 @@ class Group:
         )
 
     def _numbers(self, symbols: frozenset[str]) -> dict[str, float]:
-        values = self.evaluator.values(self.choices.mesh, symbols, "value")
-        return {name: float(np.asarray(value).reshape(-1)[0]) for name, value in values.items()}
+        return {name: float(np.reshape(value, -1)[0]) for name, value in self._values(symbols, "value").items()}
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, Bound], Value]:
+        return {}
+
+    def _values(self, symbols: frozenset[str], bound: Bound) -> dict[str, Value]:
+        """Values of symbols for every candidate, each looked up once."""
+        new = frozenset(name for name in symbols if (name, bound) not in self._known)
+        if new:
+            found = self.evaluator.values(self.choices.mesh, new, bound)
+            self._known.update({(name, bound): value for name, value in found.items()})
+        return {name: self._known[name, bound] for name in symbols if (name, bound) in self._known}
 
     def _step(self, times: bool, bound: Bound = "value", length: Array | None = None) -> Step:
-        def costs(found: list[tuple[Piece, Formulas]]) -> list[Costs]:
-            return [Costs(self._piece(formulas, times, bound, length)) for _, formulas in found]
+        def costs(found: list[Formulas]) -> list[Costs]:
+            return [Costs(self._piece(formulas, times, bound, length)) for formulas in found]
 
         return Step(
             costs(self.layers),
@@ -250,6 +261,5 @@ class Group:
         return found | self._run(formulas.times, bound, given) if times else found
 
     def _run(self, formulas: Compiled, bound: Bound, given: dict[str, Value]) -> dict[str, Array]:
-        values = self.evaluator.values(self.choices.mesh, formulas.symbols, bound) | given
-        found = formulas(values)
+        found = formulas(self._values(formulas.symbols, bound) | given)
         return {name: np.broadcast_to(value, len(self)) for name, value in found.items()}

@@ -59,11 +59,14 @@ class Piece:
         """Bytes of its input."""
         return sum((tensor.bytes for tensor in self.program.inputs), 0)
 
-    def costs(self, replicas: Replicas | None) -> dict[str, Dim]:
-        """Formulas of what it costs, by name; with ``replicas``, also seconds of exchanging its weights."""
-        found = {"count": self.count, "sets": self.sets, "parameters": self.parameters, "cache": self.cache}
-        found |= {"saved": self.held.saved, "peak": self.held.peak, "given": self.given}
-        found |= named("forward", times(self.program.forward)) | named("backward", times(self.program.backward))
+    def sizes(self) -> dict[str, Dim]:
+        """Formulas of counts, parameters and bytes, by name."""
+        counted = {"count": self.count, "sets": self.sets, "parameters": self.parameters, "cache": self.cache}
+        return counted | {"saved": self.held.saved, "peak": self.held.peak, "given": self.given}
+
+    def times(self, replicas: Replicas | None) -> dict[str, Dim]:
+        """Formulas of seconds, by name; with ``replicas``, also of exchanging its weights."""
+        found = named("forward", times(self.program.forward)) | named("backward", times(self.program.backward))
         if replicas is not None:
             for name in ("gather", "reduce", "scatter"):
                 found |= named(name, times(getattr(replicas, name)(self.parameters)))

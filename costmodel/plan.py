@@ -15,6 +15,7 @@ from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
 from costmodel.evaluation import Evaluator, Group
 from costmodel.hardware.cluster import Cluster
+from costmodel.program import Wire
 from costmodel.rates import usable_memory
 from costmodel.step import MEMORY
 from costmodel.subject import Subject
@@ -26,11 +27,9 @@ class Plan:
     """One way of running a workload, and what it is predicted to cost on the busiest rank.
 
     Attributes:
-        seconds: of the step; ``fastest`` and ``slowest`` with every rate at that end of its range.
-        exposed: seconds of communication that computation does not hide.
+        seconds, compute, communication: of the step.
         memory: bytes by kind.
-        breakdown: seconds by what is kept busy, as if nothing overlapped.
-        wire: bytes that a rank sends, by axis.
+        alone: the plan as the only candidate, for what is computed when it is asked for.
     """
 
     arrangement: Arrangement
@@ -41,12 +40,37 @@ class Plan:
     seconds: float
     compute: float
     communication: float
-    fastest: float
-    slowest: float
     memory: Mapping[str, float]
-    breakdown: Mapping[str, float]
-    wire: Mapping[str, float]
-    messages: Mapping[str, float]
+    alone: Group = field(repr=False, compare=False)
+
+    @cached_property
+    def fastest(self) -> float:
+        """Seconds with every rate at the favourable end of its range."""
+        return float(self.alone.seconds("fast")["seconds"][0])
+
+    @cached_property
+    def slowest(self) -> float:
+        """Seconds with every rate at the unfavourable end of its range."""
+        return float(self.alone.seconds("slow")["seconds"][0])
+
+    @cached_property
+    def breakdown(self) -> dict[str, float]:
+        """Seconds by what is kept busy, as if nothing overlapped."""
+        return self.alone.breakdown()
+
+    @cached_property
+    def wire(self) -> dict[str, float]:
+        """Bytes that a rank sends, by axis."""
+        return {axis: float(sent.bytes) for axis, sent in self._sent.items()}
+
+    @cached_property
+    def messages(self) -> dict[str, float]:
+        """Messages that a rank sends, by axis."""
+        return {axis: float(sent.messages) for axis, sent in self._sent.items()}
+
+    @cached_property
+    def _sent(self) -> dict[str, Wire]:
+        return self.alone.wire()
 
     @property
     def exposed(self) -> float:
@@ -117,24 +141,18 @@ class Ranking:
         group = self.groups[number]
         one = group.only(place)
         at = {name: float(value[place]) for name, value in self.costs[number].items()}
-        bounds = [float(one.seconds(bound)["seconds"][0]) for bound in ("fast", "slow")]
         choices = one.choices
-        sent = one.wire()
         return Plan(
             group.arrangement,
             choices.mesh.shape(0),
             bool(choices.mesh.context_inside[0]),
             bool(choices.recompute[0]),
             list(Sharing)[choices.sharing[0]],
-            at["seconds"],
-            at["compute"],
-            at["communication"],
-            bounds[0],
-            bounds[1],
+            seconds=at["seconds"],
+            compute=at["compute"],
+            communication=at["communication"],
             memory={kind: at[kind] for kind in MEMORY},
-            breakdown=one.breakdown(),
-            wire={axis: float(wire.bytes) for axis, wire in sent.items()},
-            messages={axis: float(wire.messages) for axis, wire in sent.items()},
+            alone=one,
         )
 
     def best(self, count: int) -> list[Plan]:
@@ -142,13 +160,12 @@ class Ranking:
         return [self.plan(candidate) for candidate in self.order[:count]]
 
     def best_of_each(self) -> list[Plan]:
-        """The fastest fitting plan of each arrangement, and for one that has none, its nearest to fitting."""
-        chosen = []
+        """The fastest fitting plan of each arrangement, fastest first; then the nearest of those that have none."""
         numbers = self.places[:, 0]
-        for number in range(len(self.groups)):
-            among = [c[numbers[c] == number] for c in (self.order, self.too_large)]
-            chosen.append((among[0] if len(among[0]) else among[1])[0])
-        return [self.plan(candidate) for candidate in chosen]
+        first = [order[np.unique(numbers[order], return_index=True)[1]] for order in (self.order, self.too_large)]
+        fitting, others = first[0], first[1][~np.isin(numbers[first[1]], numbers[first[0]])]
+        fitting, others = fitting[np.argsort(self.column("seconds")[fitting])], others[np.argsort(self.bytes[others])]
+        return [self.plan(candidate) for candidate in np.concatenate([fitting, others])]
 
     def longest(self, candidate: int) -> int:
         """The longest sequence that the plan's memory would hold, in whole pieces of its mesh; 0 for none."""

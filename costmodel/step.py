@@ -139,12 +139,14 @@ class Step:
 
     def _kept(self, piece: Costs) -> Array:
         """What a layer keeps for its backward pass: everything, or its input where it is recomputed."""
-        return self.recompute * piece["given"] + (1 - self.recompute) * piece["saved"]
+        kept: Array = self.recompute * piece["given"] + (1 - self.recompute) * piece["saved"]
+        return kept
 
     def _fetched(self) -> Array:
         """Whole weights of two layers, one in use and one on its way, where replicas share them out."""
         largest = reduce(np.maximum, [piece["parameters"] for piece in (*self.layers, *self.ends)])
-        return 2 * self.widths.model * largest * self.shares[Sharing.EVERYTHING]
+        whole: Array = 2 * self.widths.model * largest * self.shares[Sharing.EVERYTHING]
+        return whole
 
 
 def _sum(arrays: Sequence[Array]) -> Array:
