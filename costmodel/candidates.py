@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from costmodel.arrangement import Arrangement, Way
 from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
-from costmodel.strategy import Requirement, Situation, divides, strategies, takes
+from costmodel.strategy import Requirement, Situation, divides, strategies
 from costmodel.subject import Layer, Subject
 from costmodel.workload import Workload
 
@@ -113,14 +113,14 @@ class Choices:
 
 
 def ways(layer: Layer, axes: tuple[str, ...], tensor: bool, kernels: tuple[str, ...] | None) -> Iterator[Way]:
-    """Every way of running a layer with a sequence spread over just these axes, valid or not.
+    """Every way of running a layer with a sequence spread over just these axes by a strategy for its carry.
 
     Args:
         kernels: implementations to choose from; all those of the mixer unless given.
     """
     for name in strategies.names():
         strategy = strategies.get(name)
-        if set(strategy.axes) == set(axes):
+        if set(strategy.axes) == set(axes) and issubclass(layer.mixer.carry, strategy.carries):
             for kernel in layer.mixer.kernels:
                 if kernels is None or kernel in kernels:
                     yield Way(strategy, kernel, tensor)
@@ -149,7 +149,7 @@ def fitting(axes: tuple[str, ...], tensor: bool, among: Meshes) -> Meshes:
 def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Iterator[tuple[Requirement, Situation]]:
     """What must hold for each mesh, with what the reasons may name."""
     at = _situation(layer, way, workload, mesh)
-    for requirement in (takes(way.strategy, at), *way.strategy.requirements(at)):
+    for requirement in way.strategy.requirements(at):
         yield requirement, at
     yield divides(at.batch, at.data, "{batch} sequences do not divide over {data} data-parallel ranks"), at
     if way.tensor:
@@ -169,6 +169,7 @@ def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Situ
         causal=workload.causal,
         window=layer.window,
         kernel=way.kernel,
+        reach=layer.mixer.reach(layer.sizes),
         phase=workload.phase,
         **{name: mesh.sizes[name] for name in MESH},
     )

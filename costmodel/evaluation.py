@@ -155,7 +155,7 @@ class Group:
         step = self._step(times=True, bound=bound)
         update = Times()
         if step.train:
-            update = Costs(self._run(self.evaluator.update, bound, {"N": step.updated})).times("update")
+            update = Costs(self._run(self.evaluator.update, bound, {"updated": step.updated})).times("update")
         times = step.seconds(update)
         return dict(zip(TIME, (times.total, times.compute, times.communication), strict=True))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from costmodel.dims import Dim, maximum
 from costmodel.expression import Expression
-from costmodel.program import Fused, Leaf, Loop, Node, Overlap, Program, Seq, When, operations
+from costmodel.program import Chain, Fused, Leaf, Loop, Node, Overlap, Program, Seq, When, operations
 from costmodel.tensor import Storage, Tensor
 
 
@@ -124,6 +124,10 @@ def _events(node: Node, backward: bool, take: bool) -> Iterator[_Event]:
             yield _Event(_activations(sent), backward)
         case Loop(_, body):
             yield from _events(body, backward, take)
+        case Chain(_, _, message, body):
+            yield _Event(_activations(message.outputs), backward)
+            yield from _events(body, backward, take)
+            yield _Event(_activations(message.inputs), backward)
         case When():
             yield from _branch(node, backward, take)
 

@@ -109,6 +109,10 @@ class Mixer(ABC):
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
         """Heads of queries and of keys, in the form that strategies may cut."""
 
+    def reach(self, m: Sizes) -> Dim:
+        """How many tokens away, to one side, a token sees at most; only for the halo carry."""
+        return 0
+
     def rotary(self, m: Sizes) -> Dim:
         """How many entries of a head's dimension turn with the position; 0 unless a mixer says otherwise."""
         return 0

@@ -129,7 +129,24 @@ class When:
     results: tuple[tuple[Tensor, Tensor], ...]
 
 
-Node = Leaf | Fused | Seq | Overlap | Loop | When
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Work on a state that comes from the rank before and goes to the next one: ranks wait for each other.
+
+    Attributes:
+        position: how many ranks are before this one.
+        sends: 1 if there is a rank after it, else 0.
+        message: the hand-over.
+        body: the work between getting the state and passing it on.
+    """
+
+    position: Dim
+    sends: Dim
+    message: Leaf
+    body: Seq
+
+
+Node = Leaf | Fused | Seq | Overlap | Loop | When | Chain
 Operation = Leaf | Fused
 
 
@@ -146,6 +163,9 @@ def operations(node: Node, times: Dim = 1) -> Iterator[tuple[Operation, Dim]]:
             yield from operations(computation, times)
         case Loop(step, body):
             yield from _looped(body, times * step.count, times)
+        case Chain(_, sends, message, body):
+            yield from operations(body, times)
+            yield message, times * sends
         case When():
             raise ValueError("a branch outside the loop whose step it compares")
 

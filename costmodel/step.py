@@ -28,7 +28,7 @@ from costmodel.trace import Tracer, Widths, trace
 MEMORY = ("parameters", "gradients", "optimizer", "activations", "cache", "working")
 
 #: Parameters that an optimizer step updates.
-UPDATED = symbol_named("N")
+UPDATED = symbol_named("updated")
 
 
 @dataclass(frozen=True)

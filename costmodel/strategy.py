@@ -29,6 +29,7 @@ class Situation:
         heads, kv_heads: of the whole model; ``kv_heads`` is 1 for a latent shared by all heads.
         data, tensor, ulysses, context: ranks along each axis of the mesh.
         window: keys that a query sees, or ``None``.
+        reach: how many tokens away, to one side, a token sees at most, for the halo carry.
         phase: ``forward``, ``train``, ``prefill`` or ``decode``.
     """
 
@@ -40,6 +41,7 @@ class Situation:
     window: int | None
     kernel: str
     phase: str
+    reach: Dim = 0
     batch: Dim = 1
     data: Dim = 1
     tensor: Dim = 1

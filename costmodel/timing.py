@@ -15,12 +15,17 @@ from functools import lru_cache, reduce
 from costmodel.dims import Dim, is_number, maximum
 from costmodel.expression import Expression, symbol_named, total
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Communication, ReduceScatter, RingShift
+from costmodel.ops.halo import Halo, HaloReturn
 from costmodel.ops.primitive import Reading
-from costmodel.program import Condition, Leaf, Loop, Node, Operation, Overlap, Seq, When
+from costmodel.ops.relay import PassOn
+from costmodel.program import Chain, Condition, Leaf, Loop, Node, Operation, Overlap, Seq, When
 
 #: What the link's bandwidth is looked up under in a hardware profile.
 COLLECTIVES = {
     RingShift: "ring_shift",
+    Halo: "ring_shift",
+    HaloReturn: "ring_shift",
+    PassOn: "ring_shift",
     AllGather: "all_gather",
     ReduceScatter: "reduce_scatter",
     AllReduce: "all_reduce",
@@ -76,6 +81,10 @@ def times(node: Node, taken: Mapping[Condition, bool] | None = None) -> Times:
             return times(communication, taken).beside(times(computation, taken))
         case Loop():
             return _loop(node)
+        case Chain(position, _, message, body):
+            work: Times = times(body, taken)
+            all_before: Times = (work + times(message)) * position
+            return all_before + work
         case When(condition, then, otherwise, _):
             return times(then if taken and taken[condition] else otherwise, taken)
         case _:
@@ -113,7 +122,7 @@ def operation_times(operation: Operation) -> Times:
 def _wire_seconds(leaf: Leaf, primitive: Communication) -> Dim:
     where = primitive.axis.name, COLLECTIVES[type(primitive)]
     latency = primitive.steps(leaf.inputs) * rate("latency", where[0])
-    return latency + primitive.wire_bytes(leaf.inputs) * rate("seconds_per_byte", *where)
+    return latency + primitive.busy_bytes(leaf.inputs) * rate("seconds_per_byte", *where)
 
 
 def _arithmetic_seconds(operation: Operation) -> Dim:

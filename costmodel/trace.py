@@ -11,10 +11,11 @@ from costmodel.dims import Dim, Shape, same
 from costmodel.ops.communication import RingShift
 from costmodel.ops.mesh import Axis
 from costmodel.ops.primitive import Primitive
+from costmodel.ops.relay import PassOn
 from costmodel.ops.scan import Operands, Recurrence, with_axis, without_axis
 from costmodel.ops.scan import backward as scan_backward
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.program import Condition, Fused, Leaf, Loop, Node, Overlap, Program, Seq, Step, When
+from costmodel.program import Chain, Condition, Fused, Leaf, Loop, Node, Overlap, Program, Seq, Step, When
 from costmodel.tensor import Tensor
 
 Pullback = Callable[[Sequence[Any]], Sequence[Any]]
@@ -139,6 +140,19 @@ class Tracer(Vocabulary[Tensor]):
             body = Overlap(Seq(communication), Seq(computation))
             self._sink.append(Loop(step, body) if isinstance(step, Step) else body)
             blocks = following
+
+    def relay(
+        self,
+        axis: Axis,
+        start: tuple[Tensor, ...],
+        body: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
+        reverse: bool = False,
+    ) -> tuple[Tensor, ...]:
+        primitive, given = PassOn(axis, reverse), tuple(Tensor.new(x.shape, x.width) for x in start)
+        with self._capture() as nodes:
+            passed = body(given)
+        self._sink.append(Chain(primitive.position, primitive.sends, Leaf(primitive, passed, given), Seq(nodes)))
+        return given
 
     def scan(
         self,

@@ -6,7 +6,7 @@ that what a run sends is, byte for byte, what ``costmodel.ops.communication`` sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -129,8 +129,39 @@ class Transport:
         self._count(axis, sum(x.nbytes for x in sent), len(sent))
         return Pending(tuple(incoming), works, patience, sent)
 
+    def neighbours(
+        self, axis: Axis, what: str, outgoing: Mapping[int, Sequence[Tensor]], incoming: Mapping[int, Sequence[Tensor]]
+    ) -> None:
+        """Send to and receive from the ranks before (-1) and after (+1) on a line with two ends, and wait for both.
+
+        Messages beyond an end are left out: nothing is sent, and ``incoming`` stays as it is.
+        """
+        line = self.mesh.line(axis.name)
+
+        def peer(hop: int) -> int | None:
+            place = axis.rank + hop
+            return line[place] if 0 <= place < axis.size else None
+
+        works: list[tuple[Any, Patience, str, int]] = []
+        for kind, direction, batch in ((dist.irecv, "from", incoming), (dist.isend, "to", outgoing)):
+            for hop, tensors in batch.items():
+                other = peer(hop)
+                if other is None:
+                    continue
+                heading = hop if kind is dist.isend else -hop  # a message keeps its tag at both ends
+                patience = Patience(self._limit, self.mesh.rank, other, other, axis.name, what)
+                for i, x in enumerate(tensors):
+                    works.append((kind(x, other, tag=900_000 + 1000 * (heading > 0) + i), patience, direction, other))
+                if kind is dist.isend:
+                    self._count(axis, sum(x.nbytes for x in tensors), len(tensors))
+        for work, patience, direction, other in works:
+            try:
+                work.wait(self._limit)
+            except RuntimeError as error:
+                raise CommunicationError(patience.complaint(direction, other, error)) from error
+
     def _count(self, axis: Axis, sent: int, messages: int) -> None:
-        before = self.sent[axis.name]
+        before = self.sent.get(axis.name, Traffic())
         self.sent[axis.name] = Traffic(before.bytes + sent, before.messages + messages)
 
     def shift(self, axis: Axis, tensors: Sequence[Tensor], what: str = "ring shift") -> Pending:

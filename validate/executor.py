@@ -73,6 +73,20 @@ class Executor(Vocabulary[Tensor]):
     def when(self, condition: bool, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
         return then() if condition else otherwise()
 
+    def relay(
+        self,
+        axis: Axis,
+        start: tuple[Tensor, ...],
+        body: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
+        reverse: bool = False,
+    ) -> tuple[Tensor, ...]:
+        onward = -1 if reverse else 1
+        given = tuple(x.clone(memory_format=torch.contiguous_format) for x in start)
+        self.transport.neighbours(axis, "relay, waiting for the state", {}, {-onward: given})
+        passed = [x.contiguous() for x in body(given)]
+        self.transport.neighbours(axis, "relay, passing the state on", {onward: passed}, {})
+        return given
+
     def scan(
         self,
         loop: Recurrence,

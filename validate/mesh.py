@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from costmodel.ops.mesh import Axis
 
 #: Axes of a mesh from the outermost, whose neighbours are far apart, to the innermost, whose ranks follow each other.
+#: The line of all ranks that hold a sequence, over both axes that it is spread over.
+SEQUENCE = "sequence"
+
 ORDER = ("data", "context", "ulysses", "tensor")
 
 
@@ -58,11 +61,20 @@ class Mesh:
         Raises:
             ValueError: when the mesh has no such axis.
         """
+        if name == SEQUENCE:
+            return self._sequence()
         if name not in dict(self.sizes):
             raise ValueError(f"communication along axis '{name}', which the mesh {dict(self.sizes)} does not have")
         axis, stride = self.axes[name], self._stride(name)
         first = self.rank - axis.rank * stride
         return tuple(first + index * stride for index in range(axis.size))
+
+    def _sequence(self) -> tuple[int, ...]:
+        """The ranks that hold one sequence: Ulysses ranks within context ranks, which follow each other."""
+        cut = [name for name in ("context", "ulysses") if name in dict(self.sizes)]
+        size, stride = math.prod(self.axes[name].size for name in cut), self._stride(cut[-1])
+        first = self.rank - self.rank // stride % size * stride
+        return tuple(first + index * stride for index in range(size))
 
     def _stride(self, name: str) -> int:
         names = [axis for axis, _ in self.sizes]

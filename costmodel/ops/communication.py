@@ -33,6 +33,10 @@ class Communication(Primitive):
     def wire_bytes(self, inputs: Sequence[Tensor]) -> Dim:
         """Bytes that one rank sends."""
 
+    def busy_bytes(self, inputs: Sequence[Tensor]) -> Dim:
+        """Bytes for which the link is busy; those sent, unless ranks differ and wait for each other."""
+        return self.wire_bytes(inputs)
+
     @abstractmethod
     def steps(self, inputs: Sequence[Tensor]) -> Dim:
         """Rounds that follow each other, each paying the link's latency."""
@@ -121,6 +125,12 @@ class AllReduce(Communication):
 
     def steps(self, inputs: Sequence[Tensor]) -> Dim:
         return 2 * (self.axis.size - 1)
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        # Every rank goes on with the sum in its own way, and its part is in all of them.
+        return (ops.all_reduce(gradients[0], self.axis),)
 
 
 @dataclass(frozen=True)

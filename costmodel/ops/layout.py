@@ -83,6 +83,11 @@ class Pad(Primitive):
     def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
         return (Spec(replace(inputs[0].shape, self.axis, self.size), inputs[0].width),)
 
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return (ops.slice(gradients[0], self.axis, self.start, ops.shape(inputs[0])[self.axis]),)
+
 
 @dataclass(frozen=True)
 class Concat(Primitive):

@@ -16,7 +16,8 @@ from costmodel.masks import Mask
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter
 from costmodel.ops.contraction import Contract
 from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
-from costmodel.ops.layout import AddInto, Append, Concat, Expand, Repeat, Reshape, Slice, Zeros
+from costmodel.ops.halo import Halo
+from costmodel.ops.layout import AddInto, Append, Concat, Expand, Pad, Repeat, Reshape, Slice, Zeros
 from costmodel.ops.mesh import Axis
 from costmodel.ops.pointwise import Cast, Map, Scale, Softmax, Sum
 from costmodel.ops.primitive import Primitive
@@ -86,6 +87,16 @@ class Vocabulary(ABC, Generic[T]):
         Yields the step, its blocks, and accumulators that travel along with them. Step 0 is a plain 0 in every
         reader, so ``if step == 0`` is allowed; of the others only comparisons given to ``when`` may be taken. At
         step t a rank holds the blocks of rank (rank - t) mod size.
+        """
+
+    @abstractmethod
+    def relay(
+        self, axis: Axis, start: tuple[T, ...], body: Callable[[tuple[T, ...]], tuple[T, ...]], reverse: bool = False
+    ) -> tuple[T, ...]:
+        """A state passed along the ranks of an axis: what came from the rank before; ``start`` for the first.
+
+        Each rank passes on ``body(state)``, and waits for the ranks before it. It has no derived backward: state one
+        with ``custom``.
         """
 
     @abstractmethod
@@ -226,6 +237,19 @@ class Vocabulary(ABC, Generic[T]):
     def all_reduce(self, x: T, axis: Axis) -> T:
         """The sum over ranks."""
         return self.apply(AllReduce(axis), x)[0]
+
+    def halo(self, x: T, dim: int, left: Dim, right: Dim, line: Axis | None) -> T:
+        """The tensor with rows of its neighbours before and after its own; zeros at both ends of the sequence.
+
+        Args:
+            line: the ranks that hold the sequence one after the other, or ``None`` where it is whole.
+        """
+        if line is None:
+            shape = self.shape(x)
+            return self.apply(Pad(dim, left, left + shape[dim] + right), x)[0]
+        found = list(self.apply(Halo(line, dim, left, right), x))
+        before = [] if is_number(left, 0) else [found.pop(0)]
+        return self.concat([*before, x, *found], dim)
 
     def all_to_all(self, x: T, axis: Axis, split: int, concat: int) -> T:
         """Cut dimension ``split`` over the ranks and put dimension ``concat`` together."""

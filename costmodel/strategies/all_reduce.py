@@ -1,0 +1,36 @@
+"""Sums over all tokens, summed over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from costmodel.carries.total import Total
+from costmodel.carry import Carry
+from costmodel.ops.mesh import Axis
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes
+
+T = TypeVar("T")
+
+
+class AllReduceSum(Strategy):
+    """Each rank sums up its own tokens; what is sent does not depend on their number."""
+
+    name: ClassVar[str] = "all-reduce"
+    title: ClassVar[str] = "all-reduce of the small factor"
+    source: ClassVar[str] = "Sun et al. 2025 (LASP-2), arXiv 2502.07563, section 3, without a mask"
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Total,)
+    axes: ClassVar[tuple[str, ...]] = ("context",)
+
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        yield only_passes(at, "forward", "train", "prefill")
+        yield divides(
+            at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks"
+        )
+
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Total[T]) -> T:
+        return carry.finish(ops, tuple(ops.all_reduce(x, axes["context"]) for x in carry.partial(ops)))
+
+
+all_reduce = AllReduceSum()

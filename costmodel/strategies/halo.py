@@ -1,0 +1,42 @@
+"""Halo exchange: the tokens at a cut, from the neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from costmodel.carries.neighbours import Neighbours
+from costmodel.carry import Carry
+from costmodel.ops.mesh import Axis
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes
+
+T = TypeVar("T")
+
+
+class Halo(Strategy):
+    """Each rank gets as many tokens of its neighbours as its own tokens see beyond the cut."""
+
+    name: ClassVar[str] = "halo"
+    title: ClassVar[str] = "halo exchange with the neighbours"
+    source: ClassVar[str] = "stencil codes; for convolutions, Dryden et al. 2019, arXiv 1903.06681"
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Neighbours,)
+    axes: ClassVar[tuple[str, ...]] = ("context",)
+
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        yield only_passes(at, "forward", "train", "prefill")
+        yield divides(
+            at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks"
+        )
+        yield Requirement(
+            np.greater_equal(at.length / at.context, at.reach),
+            "tokens see {reach} others to one side, more than {length} / {context} ranks has",
+        )
+
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Neighbours[T]) -> T:
+        return carry.beside(ops, axes["context"])
+
+
+halo = Halo()
