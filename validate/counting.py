@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import flop_counter as torch_counter
+
+from costmodel.ops.contraction import Contract
+from costmodel.ops.fused_attention import Attention, AttentionBackward
+from costmodel.ops.primitive import Primitive
+from validate.attention import kept
+from validate.executor import Executor
 
 _aten: Any = torch.ops.aten
 _torch_counter: Any = torch_counter
@@ -34,6 +41,33 @@ def flop_counter() -> torch_counter.FlopCounterMode:
     return torch_counter.FlopCounterMode(display=False, custom_mapping=mapping)
 
 
+class Watched(Executor):
+    """An executor that counts the useful FLOPs of products as it runs, over masks that it writes out.
+
+    Attributes:
+        useful: so far, forward and backward.
+    """
+
+    useful = 0
+
+    def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = super().apply(primitive, *inputs)
+        shapes = [tuple(x.shape) for x in inputs]
+        if isinstance(primitive, Attention | AttentionBackward):
+            (b, h, n_q, d), (_, _, n_k, _), (_, _, _, e) = shapes[:3]
+            pairs = int(kept(primitive.mask, n_q, n_k).sum())
+            # forward q k^T and p v; backward q k^T, g v^T, ds k, ds^T q and p^T g
+            self.useful += b * h * pairs * (2 * (d + e) if isinstance(primitive, Attention) else 6 * d + 4 * e)
+        elif isinstance(primitive, Contract):
+            left, right, _ = primitive.terms()
+            size = dict(zip(left + right, (*shapes[0], *shapes[1]), strict=True))
+            if primitive.mask is not None:
+                n_q, n_k = (size.pop(index) for index in primitive.pairs)
+                size["pairs"] = int(kept(primitive.mask, n_q, n_k).sum())
+            self.useful += 2 * math.prod(size.values())
+        return outputs
+
+
 class Kept:
     """The memory that autograd keeps for the backward pass, each piece once."""
 
@@ -57,6 +91,6 @@ def keeping() -> Iterator[Kept]:
 
     A piece of memory is known by its address, which stays its own as long as it is kept.
     """
-    kept = Kept()
-    with torch.autograd.graph.saved_tensors_hooks(kept.note, lambda x: x):
-        yield kept
+    found = Kept()
+    with torch.autograd.graph.saved_tensors_hooks(found.note, lambda x: x):
+        yield found

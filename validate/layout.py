@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,19 +53,31 @@ def unshard(parts: Sequence[Tensor], dim: int, layout: str = "contiguous") -> Te
     return whole
 
 
-def shard_grid(x: Tensor, dim: int, context: tuple[int, int], ulysses: tuple[int, int], layout: str) -> Tensor:
-    """The sequence of rank (c, u): slice u, in one piece, of what context rank c holds.
+@dataclass(frozen=True)
+class Level:
+    """One of the axes that a dimension is spread over: its ranks, and how the dimension lies on them."""
 
-    Putting the Ulysses ranks' slices end to end, as their all-to-all does, gives the context rank's sequence.
+    ranks: int
+    layout: str = "contiguous"
 
-    Args:
-        context, ulysses: ranks along the axis, and this rank's index.
-        layout: along the context axis.
+
+def shard_nested(x: Tensor, dim: int, levels: Sequence[Level], indices: Sequence[int]) -> Tensor:
+    """The part of a dimension held by the rank of these indices: each level cuts what the one before it left.
+
+    >>> shard_nested(torch.arange(8), 0, [Level(2, "zigzag"), Level(2)], (0, 1))
+    tensor([6, 7])
     """
-    return shard(shard(x, dim, *context, layout), dim, *ulysses)
+    for level, index in zip(levels, indices, strict=True):
+        x = shard(x, dim, level.ranks, index, level.layout)
+    return x
 
 
-def unshard_grid(parts: Sequence[Tensor], dim: int, context: int, ulysses: int, layout: str) -> Tensor:
-    """The inverse of ``shard_grid``, from the parts of all ranks, Ulysses index fastest."""
-    rows = [unshard(parts[c * ulysses : (c + 1) * ulysses], dim) for c in range(context)]
-    return unshard(rows, dim, layout)
+def unshard_nested(parts: Sequence[Tensor], dim: int, levels: Sequence[Level]) -> Tensor:
+    """The inverse of ``shard_nested``, from the parts of all ranks, the last level's index fastest."""
+    for level in reversed(levels):
+        parts = [
+            unshard(parts[start : start + level.ranks], dim, level.layout)
+            for start in range(0, len(parts), level.ranks)
+        ]
+    (whole,) = parts
+    return whole

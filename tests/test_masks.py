@@ -1,0 +1,71 @@
+"""Counting of query-key pairs against masks written out, entry by entry."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from costmodel.expression import Expression, symbol_named
+from costmodel.masks import Mask
+
+
+def written_out(mask: Mask, n_q: int, n_k: int) -> NDArray[np.bool_]:
+    """Which pairs [n_q, n_k] are left: query i stands at key position n_k - n_q + i."""
+    left = np.zeros((n_q, n_k), bool)
+    for i in range(n_q):
+        for j in range(n_k):
+            ahead = j - (n_k - n_q + i)
+            in_window = mask.window is None or -mask.window < ahead < mask.window
+            left[i, j] = in_window and (ahead <= 0 or not mask.causal)
+    return left
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> tuple[Mask, int, int]:
+    """A mask, queries, and at least as many keys: exactly as many for a window on both sides."""
+    mask = Mask(draw(st.booleans()), draw(st.none() | st.integers(1, 14)))
+    n_q = draw(st.integers(1, 12))
+    two_sided = mask.window is not None and not mask.causal
+    return mask, n_q, n_q + (0 if two_sided else draw(st.integers(0, 12)))
+
+
+@settings(max_examples=300)
+@given(masks())
+def test_useful_pairs(drawn: tuple[Mask, int, int]) -> None:
+    mask, n_q, n_k = drawn
+    assert mask.useful_pairs(n_q, n_k) == written_out(mask, n_q, n_k).sum()
+
+
+@settings(max_examples=300)
+@given(masks(), st.integers(1, 7))
+def test_executed_pairs_are_whole_tiles_with_a_useful_pair(drawn: tuple[Mask, int, int], tile: int) -> None:
+    mask, n_q, n_k = drawn
+    left = written_out(mask, n_q, n_k)
+    tiles = sum(
+        bool(left[i : i + tile, j : j + tile].any()) for i in range(0, n_q, tile) for j in range(0, n_k, tile)
+    )
+    assert mask.executed_pairs(n_q, n_k, tile) == tiles * tile**2
+
+
+@settings(max_examples=100)
+@given(masks(), st.integers(1, 7))
+def test_formulas_of_symbols_have_the_same_values(drawn: tuple[Mask, int, int], tile: int) -> None:
+    mask, n_q, n_k = drawn
+    q, k, w, t = (symbol_named(name) for name in ("n_q", "n_k", "w", "t"))
+    values = {"n_q": n_q, "n_k": n_k, "w": mask.window or 1, "t": tile}
+    symbolic = Mask(mask.causal, None if mask.window is None else w)
+    two_sided = mask.window is not None and not mask.causal
+    for formula, number in (
+        (symbolic.useful_pairs(q, q if two_sided else k), mask.useful_pairs(n_q, n_k)),
+        (symbolic.executed_pairs(q, q if two_sided else k, t), mask.executed_pairs(n_q, n_k, tile)),
+    ):
+        assert isinstance(formula, Expression)
+        assert formula.evaluate(values) == number
+
+
+@given(masks())
+def test_a_tile_of_one_pair_wastes_nothing(drawn: tuple[Mask, int, int]) -> None:
+    mask, n_q, n_k = drawn
+    assert mask.executed_pairs(n_q, n_k, 1) == mask.useful_pairs(n_q, n_k)

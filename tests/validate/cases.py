@@ -1,0 +1,256 @@
+"""Layers to run: what a case is, what each rank measures of it, and what it is compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from costmodel.arrangement import AXES, Way
+from costmodel.dims import Dim
+from costmodel.expression import Expression
+from costmodel.liveness import memory
+from costmodel.ops.communication import AllReduce
+from costmodel.ops.primitive import Reading
+from costmodel.piece import Pieces
+from costmodel.program import Leaf, Program, operations
+from costmodel.strategy import Strategy
+from costmodel.subject import Layer, Subject
+from costmodel.trace import Tracer, Widths
+from costmodel.workload import Workload
+from validate.communication import Traffic
+from validate.counting import Watched, flop_counter, keeping
+from validate.launch import Rank, RankPool
+from validate.layer import DistributedLayer, Task
+from validate.mesh import Mesh
+from validate.template import cached, whole_layer
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer on one mesh; its tensors follow from ``seed``."""
+
+    layer: Layer
+    strategy: Strategy
+    mesh: Mapping[str, int]
+    length: int
+    batch: int = 1
+    causal: bool = True
+    kernel: str = "fused"
+    phase: str = "train"
+    dtype: str = "fp64"
+    flash: bool = True
+    seed: int = 0
+
+    @property
+    def ranks(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def way(self) -> Way:
+        return Way(self.strategy, self.kernel, self.mesh.get("tensor", 1) > 1)
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(self.length, self.batch, self.phase, self.causal)
+
+    def on(self, rank: int) -> DistributedLayer:
+        """The layer on a rank, with the case's weights."""
+        ops = Watched(DTYPES[self.dtype], Mesh.of(self.mesh, rank), flash=self.flash, timeout_s=20)
+        made = DistributedLayer(self.layer, Task(self.way, self.causal, self.phase, self.length), ops)
+        made.load(self.weights(made.whole_shapes))
+        return made
+
+    def weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Random weights that keep numbers near 1, in float64."""
+        random = torch.Generator().manual_seed(self.seed)
+        drawn = {name: torch.randn(shape, generator=random, dtype=torch.float64) for name, shape in shapes.items()}
+        return {name: w * (w.shape[0] ** -0.5 if w.dim() > 1 else 1) for name, w in drawn.items()}
+
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """Random input, and gradient of the output, [B, L, D]."""
+        random = torch.Generator().manual_seed(self.seed + 1)
+        shape = self.batch, self.length, self.layer.sizes["D"]
+        return tuple(torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(2))  # type: ignore[return-value]
+
+
+# On each rank ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one rank did.
+
+    Attributes:
+        out: its part of the output; ``gradient``: of the input's gradient.
+        weights: its parts of the weights' gradients, summed over copies.
+        sent: what its transport sent, by axis, before that sum.
+        flops: of products, by torch's counter; ``useful``: by masks written out.
+        kept: bytes that autograd keeps, without weights and tables.
+    """
+
+    out: Tensor
+    sent: Mapping[str, Traffic]
+    flops: int
+    useful: int
+    kept: int = 0
+    gradient: Tensor | None = None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def run_case(rank: Rank, case: Case) -> Outcome:
+    """Run a case and measure it."""
+    made = case.on(rank.index)
+    if case.phase == "decode":
+        return _decode(made, case)
+    whole, seed = (t.to(DTYPES[case.dtype]) for t in case.tokens())
+    train = case.phase == "train"
+    x = made.shard(whole).clone().requires_grad_(train)
+    with torch.set_grad_enabled(train), flop_counter() as counter, keeping() as kept:
+        out = made(x)
+        saved = kept.bytes(without=[*made.weights.values(), *made.tables(case.length)])
+        if train:
+            out.backward(made.shard(seed))
+    done = Outcome(out.detach(), dict(made.ops.transport.sent), counter.get_total_flops(), made.ops.useful, saved)
+    if not train:
+        return done
+    made.sum_gradients()
+    return replace(done, gradient=x.grad, weights={name: w.grad for name, w in made.weights.items()})
+
+
+def _decode(made: DistributedLayer, case: Case) -> Outcome:
+    """Decode the last token; in the cache, the room for it is filled with what must not be read."""
+    dtype, x = DTYPES[case.dtype], case.tokens()[0]
+    tokens = cached(case.layer, x, case.weights(made.whole_shapes))
+    seen = min(case.length, case.layer.window or case.length)
+    whole = [t[:, :, -seen:].clone() for t in tokens]
+    for t in whole:
+        t[:, :, -1] = torch.nan
+    cache = [t.to(dtype).clone() for t in made.shard_cache(whole)]
+    with torch.no_grad(), flop_counter() as counter:
+        out = made.decode(made.shard(x[:, -1:]).to(dtype), cache, case.length)
+    return Outcome(out, dict(made.ops.transport.sent), counter.get_total_flops(), made.ops.useful)
+
+
+def run_both(rank: Rank, case: Case) -> tuple[Outcome, Outcome]:
+    """In float64, to compare values; and in the case's own dtype, whose width the counts of bytes depend on."""
+    exact = run_case(rank, replace(case, dtype="fp64"))
+    return exact, exact if case.dtype == "fp64" else run_case(rank, case)
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+#: Of numbers near 1 after some hundred float64 operations, whose unit roundoff is 1.1e-16.
+TOLERANCE = 1e-10
+
+
+def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
+    """Output and gradients of every rank equal those of the layer written out.
+
+    Raises:
+        AssertionError: naming what differs.
+    """
+    on_ranks = [case.on(rank) for rank in range(case.ranks)]
+    x, seed = case.tokens()
+    weights = {name: w.requires_grad_() for name, w in case.weights(on_ranks[0].whole_shapes).items()}
+    expected = whole_layer(case.layer, x.requires_grad_(), weights, case.causal)
+    last = expected[:, -1:] if case.phase == "decode" else expected
+    for made, outcome in zip(on_ranks, outcomes, strict=True):
+        _check_close(f"output on rank {made.mesh.rank}", outcome.out, made.shard(last.detach()))
+    if case.phase != "train":
+        return
+    expected.backward(seed)
+    for made, outcome in zip(on_ranks, outcomes, strict=True):
+        _check_close(f"gradient of x on rank {made.mesh.rank}", outcome.gradient, made.shard(x.grad))
+        assert outcome.weights.keys() == weights.keys()
+        for name, w in weights.items():
+            _check_close(f"gradient of {name} on rank {made.mesh.rank}", outcome.weights[name], made.cut(name, w.grad))
+
+
+def _check_close(what: str, actual: Tensor | None, expected: Tensor) -> None:
+    assert actual is not None, what
+    limit = TOLERANCE * max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=limit, msg=lambda text: f"{what}: {text}")
+
+
+# Counts ---------------------------------------------------------------------------------------------------------------
+
+
+def program_of(case: Case) -> Program:
+    """The layer as the planner traces it: formulas of the batch, the length, the mesh and the rank."""
+    model, accumulate = DTYPES[case.dtype].itemsize, max(4, DTYPES[case.dtype].itemsize)
+    ops = Tracer(Widths(model, accumulate, accumulate), tile=1)
+    subject = Subject("one layer", case.layer.sizes["D"], (case.layer,))
+    return Pieces(subject, case.workload, case.strategy.axes, case.way.tensor, ops).layer(case.layer, case.way).program
+
+
+def value(formula: Dim, case: Case, rank: int) -> Dim:
+    """A formula's exact value at a rank."""
+    if not isinstance(formula, Expression):
+        return formula
+    axes = Mesh.of(case.mesh, rank).axes
+    values = {"B": case.batch, "L": case.length}
+    for name, size in AXES.items():
+        values[size] = axes[name].size if name in axes else 1
+        values[f"rank_{size[-1]}"] = axes[name].rank if name in axes else 0
+    return formula.evaluate(values)
+
+
+def check_flops(case: Case, program: Program, outcomes: Sequence[Outcome]) -> None:
+    """FLOPs of products on every rank: all pairs as torch counts them, useful ones by written-out masks."""
+    for reading, what in ((Reading.DENSE, "flops"), (Reading.USEFUL, "useful")):
+        formula = program.flops(reading)["contraction"]
+        for rank, outcome in enumerate(outcomes):
+            counted, predicted = getattr(outcome, what), value(formula, case, rank)
+            assert counted == predicted, f"{what} on rank {rank}: counted {counted}, predicted {predicted}: {formula}"
+
+
+def check_wire(case: Case, program: Program, outcomes: Sequence[Outcome]) -> None:
+    """Bytes and messages that every rank sent, along every axis."""
+    wire = program.wire()
+    for rank, outcome in enumerate(outcomes):
+        assert wire.keys() <= outcome.sent.keys()
+        for axis, sent in outcome.sent.items():
+            predicted = (0, 0)
+            if axis in wire:
+                filled = _filled(program, axis, case, rank)
+                predicted = value(wire[axis].bytes, case, rank) + filled, value(wire[axis].messages, case, rank)
+            assert (sent.bytes, sent.messages) == predicted, (
+                f"sent on rank {rank} along {axis}: {sent}, not {predicted}"
+            )
+
+
+def _filled(program: Program, axis: str, case: Case, rank: int) -> Dim:
+    """Bytes that all-reduces send besides: elements are filled up until the ranks divide them."""
+    extra: Dim = 0
+    for operation, times in operations(program.whole):
+        found = operation.primitive if isinstance(operation, Leaf) else None
+        if isinstance(found, AllReduce) and found.axis.name == axis:
+            ranks, x = case.mesh[axis], operation.inputs[0]
+            missing = -value(x.elements, case, rank) % ranks
+            extra += value(times, case, rank) * 2 * (ranks - 1) * missing * x.width / ranks
+    return extra
+
+
+def check_kept(case: Case, program: Program, outcomes: Sequence[Outcome]) -> None:
+    """Bytes that autograd keeps between forward and backward."""
+    if case.phase == "train":
+        formula = memory(program).saved
+        for rank, outcome in enumerate(outcomes):
+            predicted = value(formula, case, rank)
+            assert outcome.kept == predicted, f"kept on rank {rank}: {outcome.kept}, predicted {predicted}: {formula}"
+
+
+def check_case(pool: RankPool, case: Case) -> None:
+    """Everything."""
+    exact, counted = zip(*pool.run(run_both, case, ranks=case.ranks, timeout_s=60), strict=True)
+    check_values(case, exact)
+    program = program_of(case)
+    check_flops(case, program, counted)
+    check_wire(case, program, counted)
+    check_kept(case, program, counted)

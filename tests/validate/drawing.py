@@ -1,0 +1,109 @@
+"""Random cases: every size drawn, then mended until the strategy applies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from costmodel.candidates import Meshes, refusals
+from costmodel.mixer import Mixer
+from costmodel.model import MlpSpec
+from costmodel.strategy import Strategy
+from costmodel.subject import Layer, from_mixer
+from costmodel.workload import PHASES
+from tests.validate.cases import Case
+from validate.mesh import ORDER
+
+RANKS = 4
+
+
+def refusal(case: Case) -> str | None:
+    """Why a strategy does not apply to a case, or ``None``."""
+    sizes = {name: np.array([case.mesh.get(name, 1)]) for name in ORDER}
+    mesh = Meshes(sizes, np.array([False]))
+    _, reasons = refusals(case.layer, case.way, case.workload, mesh)
+    return reasons[0] if reasons else None
+
+
+def _runs(case: Case) -> bool:
+    """Not refused; and of a window's cache every rank has as much, which requirements do not ask."""
+    cached = min(case.length, case.layer.window or case.length)
+    return refusal(case) is None and (case.phase != "decode" or cached % case.mesh.get("context", 1) == 0)
+
+
+#: Changes that make a strategy apply to more; each is tried on top of those before it.
+MENDING: tuple[Callable[[Case], Case], ...] = (
+    lambda case: replace(case, length=2 * case.length),
+    lambda case: replace(case, layer=replace(case.layer, window=None)),
+    lambda case: replace(case, causal=True),
+    lambda case: replace(case, kernel="fused"),
+)
+
+
+def mended(case: Case) -> Case | None:
+    for change in (lambda same: same, *MENDING):
+        case = change(case)
+        if _runs(case):
+            return case
+    return None
+
+
+@st.composite
+def meshes(draw: st.DrawFn, strategy: Strategy) -> dict[str, int]:
+    """Up to 4 ranks: along the strategy's axes, and along others where ranks are left."""
+    sizes = {axis: draw(st.integers(2, RANKS // 2 ** (len(strategy.axes) - 1))) for axis in strategy.axes}
+    left = RANKS // int(np.prod([*sizes.values()], dtype=int))
+    tensor = draw(st.integers(1, left))
+    return sizes | {"tensor": tensor, "data": draw(st.integers(1, left // tensor))}
+
+
+@st.composite
+def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int) -> Layer:
+    """A small layer whose heads can be cut so many ways."""
+    groups = cut * draw(st.integers(1, 2))
+    given = {"heads": groups * draw(st.integers(1, 3)), "kv_heads": groups, "window": draw(st.integers(0, 6))}
+    sizes = {name: given.get(name) or _size(draw, name) for name in mixer.sizes}
+    if "window" in mixer.sizes:
+        sizes["window"] = given["window"]
+    (layer,) = from_mixer(mixer.name, draw(st.integers(1, 9)), **sizes).layers
+    if draw(st.booleans()):
+        without = {"qk_norm": 1} if "kv_heads" in mixer.sizes else {"r_q": 0}
+        layer = replace(layer, sizes={**layer.sizes, **without})
+    hidden = tensor * draw(st.integers(1, 4))
+    return replace(layer, mlp=draw(st.sampled_from([None, MlpSpec(hidden), MlpSpec(hidden, gated=False)])))
+
+
+def _size(draw: st.DrawFn, name: str) -> int:
+    if name.endswith("dim"):
+        return 2 * draw(st.integers(1, 4))
+    return draw(st.integers(1, 6))
+
+
+@st.composite
+def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
+    """A case to which the strategy applies."""
+    mesh = draw(meshes(strategy))
+    tensor, ulysses, context = (mesh.get(name, 1) for name in ("tensor", "ulysses", "context"))
+    case = Case(
+        draw(layers(mixer, tensor * ulysses, tensor)),
+        strategy,
+        mesh,
+        length=tensor * ulysses * context * draw(st.integers(1, 5)),
+        batch=mesh["data"] * draw(st.integers(1, 2)),
+        causal=draw(st.sampled_from([True, True, False])),
+        kernel=draw(st.sampled_from(["fused", "fused", "vanilla"])),
+        dtype=draw(st.sampled_from(["bf16", "fp32", "fp64"])),
+        flash=draw(st.booleans()),
+        seed=draw(st.integers(0, 99)),
+    )
+    possible = [found for phase in PHASES if (found := mended(replace(case, phase=phase)))]
+    assume(possible)
+    return (
+        next((found for found in possible if found.phase == "train"), possible[0])
+        if draw(st.booleans())
+        else draw(st.sampled_from(possible))
+    )

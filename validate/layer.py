@@ -1,0 +1,334 @@
+"""A layer of a model on this rank, as a torch module: what ``validate.distributed`` gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from costmodel.arrangement import Way
+from costmodel.block import Block, FeedForward
+from costmodel.candidates import Meshes, fitting, refusals
+from costmodel.dims import Shape, divide
+from costmodel.errors import InputError
+from costmodel.masks import Mask
+from costmodel.mixer import Site
+from costmodel.strategy import strategies
+from costmodel.subject import Layer, from_mixer
+from costmodel.workload import Workload
+from validate.executor import Executor
+from validate.launch import init_from_environment
+from validate.layout import Level, shard_nested
+from validate.mesh import ORDER, Mesh
+
+#: Base of the angles of rotary positions (Su et al., arXiv 2104.09864, section 3.2.2).
+ROPE_BASE = 10000.0
+
+#: Bytes in which ranks tell each other their shapes.
+TEXT = 256
+
+#: Axes of the mesh that the sequence is spread over, outermost first.
+SEQUENCE = ("context", "ulysses", "tensor")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a layer is to do: how its mixer is spread and run, under which mask, in which pass.
+
+    Attributes:
+        length: tokens of the sequence, for mixers that have weights for each of them; others take any length.
+    """
+
+    way: Way
+    causal: bool = True
+    phase: str = "train"
+    length: int | None = None
+
+
+class DistributedLayer(nn.Module):
+    """A layer of which each rank has a part; made by ``validate.distributed``.
+
+    Attributes:
+        weights: this rank's part of the layer's weights, by name: heads and widths are cut along the tensor axis, rows
+            for each token like the sequence if the strategy says so, and the rest is a copy.
+        whole_shapes: the weights' shapes before they are cut.
+        ops: runs it; ``ops.transport.sent`` is what this rank sent so far.
+
+    Raises:
+        InputError: when the mesh does not have the axes of the strategy, the layer has routed experts, or its weights
+            depend on a length that is not given.
+        ValueError: when the tensor axis does not divide the heads.
+    """
+
+    def __init__(self, layer: Layer, task: Task, ops: Executor) -> None:
+        super().__init__()
+        self.layer, self.task, self.ops, self.mesh = layer, task, ops, ops.transport.mesh
+        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
+        self._aside = copy(ops.transport)  # the same ranks, counted apart
+        self._aside.sent = dict(self._aside.sent)
+        _check_axes(task.way, self.mesh)
+        if layer.mlp is not None and layer.mlp.experts > 1:
+            raise InputError("mlp experts", layer.mlp.experts, "routed experts are modelled, but not run", "give 1")
+        try:
+            self.whole_shapes: dict[str, Shape] = _block(layer, task, Mesh(), task.length).weights()
+        except KeyError as missing:
+            rule = f"{layer.mixer.name} has weights for every token"
+            raise InputError("length", task.length, rule, "give the length of the sequence") from missing
+        own = _block(layer, task, self.mesh, task.length).weights()
+        without_rows = _block(layer, task, self.mesh, task.length, cut_rows=False).weights()
+        self._cuts = {
+            name: [
+                (dim, ("tensor",) if shape[dim] != size else SEQUENCE[:2])
+                for dim, size in enumerate(self.whole_shapes[name])
+                if own[name][dim] != size
+            ]
+            for name, shape in without_rows.items()
+        }
+        made = {name: torch.empty(shape, dtype=ops.dtypes["model"], device=ops.device) for name, shape in own.items()}
+        self.weights = nn.ParameterDict({name: nn.Parameter(w) for name, w in made.items()})
+        self.reset_parameters()
+
+    # Weights ------------------------------------------------------------------------------------------------------
+
+    def reset_parameters(self, seed: int = 0) -> None:
+        """Parts of the same weights on every rank: norms 1, matrices normal with variance 1 / rows."""
+        random = torch.Generator().manual_seed(seed)
+        self.load(
+            {
+                name: torch.ones(shape)
+                if len(shape) == 1
+                else torch.randn(shape, generator=random) * float(shape[0]) ** -0.5
+                for name, shape in self.whole_shapes.items()
+            }
+        )
+
+    @torch.no_grad()
+    def load(self, whole: Mapping[str, Tensor]) -> None:
+        """Take this rank's part of weights that are given whole.
+
+        Raises:
+            InputError: when a weight is missing, unknown, or of another shape.
+        """
+        given = {name: tuple(w.shape) for name, w in whole.items()}
+        for name in sorted(given.keys() | self.whole_shapes.keys()):
+            if given.get(name) != self.whole_shapes.get(name):
+                rule = f"the layer's has shape {self.whole_shapes.get(name)}"
+                raise InputError(f"shape of weight '{name}'", given.get(name), rule)
+        for name, parameter in self.weights.items():
+            parameter.copy_(self.cut(name, whole[name]))
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's part of a weight, or of its gradient."""
+        for dim, names in self._cuts[name]:
+            whole = self._part(whole, dim, names)
+        return whole
+
+    @torch.no_grad()
+    def sum_gradients(self) -> None:
+        """Add up each weight's gradient over the ranks that hold a copy of it; every rank calls this."""
+        for name, parameter in self.weights.items():
+            cut = {axis for _, axes in self._cuts[name] for axis in axes}
+            for axis in self.mesh.axes.values():
+                if parameter.grad is not None and axis.name not in cut:
+                    parameter.grad = self.ops.transport.all_reduce(parameter.grad, axis)
+
+    # Tokens -------------------------------------------------------------------------------------------------------
+
+    def shard(self, whole: Tensor, dim: int = 1) -> Tensor:
+        """This rank's part of a tensor of all tokens: of its batch at dimension 0, of its sequence at ``dim``.
+
+        A token that is decoded is whole on every rank.
+
+        Raises:
+            ValueError: when the ranks do not divide the batch or the sequence.
+        """
+        return self._part(self._part(whole, 0, ["data"]), dim, self._spread)
+
+    def shard_cache(self, whole: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """This rank's part of a cache: tensors of the shapes of ``Mixer.cache``, with the batch before them."""
+        shapes = self.layer.mixer.cache(self.block(None).sizes, whole[0].shape[2])
+        parts = [self._part(self._part(x, 0, ["data"]), 2, ["context"]) for x in whole]
+        return tuple(
+            part if part.shape[1] == shape[0] else self._part(part, 1, ["tensor"])
+            for part, shape in zip(parts, shapes, strict=True)
+        )
+
+    @torch.no_grad()
+    def unshard(self, part: Tensor, dim: int = 1) -> Tensor:
+        """The tensor of all tokens, from every rank's part; every rank calls this. Not differentiable."""
+        for name in reversed(self._spread):
+            if axis := self.mesh.axes.get(name):
+                order = "zigzag" if self._layout(name) == "zigzag" else "rank"
+                part = self.ops.transport.all_gather(part, axis, dim, order)
+        data = self.mesh.axes.get("data")
+        return part if data is None else self.ops.transport.all_gather(part, data, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for this rank's tokens [B, n, D], as ``shard`` leaves them.
+
+        Raises:
+            InputError: when the strategy does not apply to these shapes, or they differ between ranks.
+        """
+        length = x.shape[1] * _size(self.mesh, SEQUENCE)
+        self._check(x, length)
+        return self.block(length)(self.ops, x, self.tables(length), (), self.weights)
+
+    def decode(self, x: Tensor, cache: Sequence[Tensor], length: int) -> Tensor:
+        """The layer's output [B, 1, D] for the last of ``length`` tokens.
+
+        Args:
+            cache: this rank's part of what earlier tokens left (see ``shard_cache``); its last place, on the last
+                rank, is written with this token's.
+
+        Raises:
+            InputError: when the strategy does not apply to these shapes, or they differ between ranks.
+        """
+        self._check(x, length, *cache)
+        return self.block(length)(self.ops, x, self.tables(length), tuple(cache), self.weights)
+
+    def tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the rotary positions of this rank's part of ``length`` tokens; made once."""
+        if length not in self._tables:
+            places = self._part(torch.arange(length), 0, SEQUENCE[:2])  # between the gathers of tensor parallelism
+            if self.task.phase == "decode":
+                places = torch.tensor([length - 1])
+            half = self.layer.mixer.rotary(self.block(length).sizes) // 2
+            turn = torch.outer(places.double(), ROPE_BASE ** (-torch.arange(half, dtype=torch.float64) / half))
+            cos, sin = (x.to(self.ops.device, self.ops.dtypes["accumulate"]) for x in (turn.cos(), turn.sin()))
+            self._tables[length] = cos, sin
+        return self._tables[length]
+
+    def mix(self, carry: Any) -> Tensor:
+        """The mixed values of this rank's tokens, from the carry of this rank's heads: the strategy alone."""
+        return self.task.way.strategy.apply(self.ops, self.mesh.axes, carry)
+
+    def block(self, length: int | None) -> Block:
+        """The layer as a method over the op vocabulary, for sequences of so many tokens."""
+        return _block(self.layer, self.task, self.mesh, length)
+
+    @property
+    def _spread(self) -> Sequence[str]:
+        return () if self.task.phase == "decode" else SEQUENCE
+
+    def _layout(self, axis: str) -> str:
+        return self.task.way.strategy.layout if axis == "context" else "contiguous"
+
+    def _part(self, whole: Tensor, dim: int, names: Sequence[str]) -> Tensor:
+        """This rank's part of a dimension that is spread over some axes."""
+        axes = [self.mesh.axes[name] for name in names if name in self.mesh.axes]
+        levels = [Level(axis.size, self._layout(axis.name)) for axis in axes]
+        return shard_nested(whole, dim, levels, [axis.rank for axis in axes])
+
+    def _check(self, x: Tensor, length: int, *cache: Tensor) -> None:
+        """Refuse what would go wrong between the ranks: shapes that differ, or that the strategy is not for."""
+        if (self.task.phase == "decode") != bool(cache):
+            raise InputError("pass", self.task.phase, "forward(x) is for other passes than decode, decode(...) for it")
+        if x.dim() != 3 or x.shape[2] != self.layer.sizes["D"]:
+            raise InputError("shape of x", tuple(x.shape), f"it is [B, n, {self.layer.sizes['D']}]")
+        self._check_alike(", ".join(str(tuple(t.shape)) for t in (x, *cache)))
+        workload = Workload(length, x.shape[0] * _size(self.mesh, ["data"]), self.task.phase, self.task.causal)
+        _, reasons = refusals(self.layer, self.task.way, workload, _meshes(self.mesh))
+        if reasons:
+            strategy = self.task.way.strategy.name
+            raise InputError("strategy", strategy, f"it does not apply here: {'; '.join(reasons)}")
+
+    def _check_alike(self, shapes: str) -> None:
+        """Compare a text with that of every other rank, by messages that are not counted as the layer's."""
+        text = shapes.encode()[:TEXT]
+        rows = torch.zeros(1, TEXT, dtype=torch.uint8)
+        rows[0, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        rows = rows.to(self.ops.device)
+        for axis in reversed(self.mesh.axes.values()):
+            rows = self._aside.all_gather(rows, axis, 0)
+        found = [bytes(row.tolist()).rstrip(b"\0").decode() for row in rows.cpu()]
+        if set(found) != {text.decode()}:
+            told = "; ".join(f"rank {rank} has {other}" for rank, other in enumerate(found))
+            raise InputError("shapes on this rank", shapes, f"every rank needs the same: {told}", "cut with shard(...)")
+
+
+def distributed(
+    mixer: str | Layer,
+    strategy: str,
+    mesh: Mapping[str, int],
+    *,
+    causal: bool = True,
+    phase: str = "train",
+    kernel: str = "fused",
+    dtype: torch.dtype = torch.float32,
+    **sizes: int,
+) -> DistributedLayer:
+    """One layer, of which this process holds its part; every process of the launcher calls this alike.
+
+    The module takes this rank's tokens [B, n, D] and gives as many; ``shard`` cuts whole tensors, ``unshard`` gathers
+    them. It is on the current CUDA device where the launcher's ranks talk over NCCL, else on the CPU.
+
+    Args:
+        mixer: the name of a mixer, whose hyperparameters follow as ``sizes``, or a layer of a model.
+        strategy: the name of a strategy; see ``costmodel.strategy.strategies.names()``.
+        mesh: ranks along each axis: ``data``, ``context``, ``ulysses``, ``tensor``. Their product is the number of
+            processes.
+        causal: whether a token sees later ones.
+        phase: ``train``, ``forward`` or ``prefill`` for ``layer(x)``; ``decode`` for ``layer.decode(x, cache, L)``.
+        kernel: ``fused``, or ``vanilla`` with the scores in memory.
+        dtype: of weights and activations. Gradients are accumulated, and travel, in float32 at least.
+        sizes: hyperparameters of the mixer, and ``width`` of the model; the usual ones where not given.
+
+    Raises:
+        UnknownNameError: for a name that nothing has.
+        InputError: when mesh, strategy and number of processes do not go together, or a size is out of range.
+    """
+    layer = mixer if isinstance(mixer, Layer) else from_mixer(mixer, **sizes).layers[0]
+    ranks = math.prod(mesh.values())
+    rank = init_from_environment() if ranks > 1 else None
+    running = 1 if rank is None else rank.size
+    if ranks != running:
+        remedy = f"start them with torchrun --nproc-per-node {ranks}" if running == 1 else None
+        raise InputError("mesh", dict(mesh), f"it has {ranks} ranks, and {running} are running", remedy)
+    over_nccl = rank is not None and dist.get_backend() == "nccl"
+    ops = Executor(
+        dtype,
+        Mesh.of(mesh, 0 if rank is None else rank.index),
+        device=torch.device("cuda", torch.cuda.current_device()) if over_nccl else "cpu",
+    )
+    way = Way(strategies.get(strategy), kernel, mesh.get("tensor", 1) > 1)
+    return DistributedLayer(layer, Task(way, causal, phase), ops)
+
+
+def _block(layer: Layer, task: Task, mesh: Mesh, length: int | None, cut_rows: bool = True) -> Block:
+    """The layer as a method, with the sizes of one rank."""
+    tensor = _size(mesh, ["tensor"])
+    divided = {size.symbol for size in layer.mixer.sizes.values() if size.cut}
+    sizes = {key: divide(size, tensor) if key in divided else size for key, size in layer.sizes.items()}
+    if length is not None:
+        rows = _size(mesh, SEQUENCE[:2]) if cut_rows and task.way.strategy.cuts_rows else 1
+        sizes |= {"L": length, "rows": divide(length, rows)}
+    mask = Mask() if task.phase == "decode" else Mask(task.causal, layer.window)
+    mlp, feed_forward = layer.mlp, None
+    if mlp is not None:
+        shared = divide(mlp.shared * mlp.shared_hidden, tensor)
+        feed_forward = FeedForward(divide(mlp.hidden, tensor), mlp.gated, mlp.experts, mlp.active, shared)
+    site: Site[Tensor] = Site(sizes, mask, task.way.kernel, ())  # type: ignore[arg-type]
+    return Block(layer.mixer, task.way.strategy, mesh.axes, site, feed_forward, task.phase)
+
+
+def _size(mesh: Mesh, names: Sequence[str]) -> int:
+    """Ranks along some axes together."""
+    return math.prod(mesh.axes[name].size for name in names if name in mesh.axes)
+
+
+def _meshes(mesh: Mesh) -> Meshes:
+    return Meshes({name: np.array([_size(mesh, [name])]) for name in ORDER}, np.array([False]))
+
+
+def _check_axes(way: Way, mesh: Mesh) -> None:
+    if len(fitting(way.strategy.axes, way.tensor, _meshes(mesh))) == 0:
+        needed = ", ".join(way.strategy.axes) or "neither context nor ulysses"
+        rule = f"along the sequence, strategy '{way.strategy.name}' needs axes of at least 2 ranks: {needed}"
+        raise InputError("mesh", dict(mesh.sizes), rule)
