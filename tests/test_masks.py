@@ -43,9 +43,7 @@ def test_useful_pairs(drawn: tuple[Mask, int, int]) -> None:
 def test_executed_pairs_are_whole_tiles_with_a_useful_pair(drawn: tuple[Mask, int, int], tile: int) -> None:
     mask, n_q, n_k = drawn
     left = written_out(mask, n_q, n_k)
-    tiles = sum(
-        bool(left[i : i + tile, j : j + tile].any()) for i in range(0, n_q, tile) for j in range(0, n_k, tile)
-    )
+    tiles = sum(bool(left[i : i + tile, j : j + tile].any()) for i in range(0, n_q, tile) for j in range(0, n_k, tile))
     assert mask.executed_pairs(n_q, n_k, tile) == tiles * tile**2
 
 

@@ -17,10 +17,15 @@ from torch import Tensor
 
 from costmodel.ops.mesh import Axis
 from validate.layout import place, shard
-from validate.mesh import Mesh
+from validate.mesh import ORDER, SEQUENCE, Mesh
 
 #: The vocabulary's orders of a spread dimension, as layouts.
 LAYOUT = {"rank": "contiguous", "zigzag": "zigzag"}
+
+
+#: Axes, by number in the tags of their messages, of which each has so many at a time at most.
+TAGS = (*ORDER, SEQUENCE)
+LARGEST = 256
 
 
 class CommunicationError(RuntimeError):
@@ -112,15 +117,14 @@ class Transport:
     ) -> Pending:
         """Send to the rank ``hop`` places on, and receive as much from the one ``hop`` places before.
 
-        ``incoming`` are contiguous tensors that are written to. Nothing is waited for. Messages of different axes, or
-        of different places in the list, cannot be taken for one another: they carry different tags.
+        ``incoming`` are contiguous tensors that are written to. Nothing is waited for. Messages of different axes,
+        places in the list or sizes cannot be taken for one another: they carry different tags.
         """
         line = self.mesh.line(axis.name)
         target, source = line[(axis.rank + hop) % axis.size], line[(axis.rank - hop) % axis.size]
         sent = [x.contiguous() for x in outgoing]
-        base = 1000 * list(self.mesh.axes).index(axis.name)
-        operations = [dist.P2POp(dist.irecv, x, source, tag=base + i) for i, x in enumerate(incoming)]
-        operations += [dist.P2POp(dist.isend, x, target, tag=base + i) for i, x in enumerate(sent)]
+        operations = [dist.P2POp(dist.irecv, x, source, tag=_tag(axis, i, x)) for i, x in enumerate(incoming)]
+        operations += [dist.P2POp(dist.isend, x, target, tag=_tag(axis, i, x)) for i, x in enumerate(sent)]
         patience = Patience(self._limit, self.mesh.rank, source, target, axis.name, what)
         try:
             works = dist.batch_isend_irecv(operations)
@@ -151,7 +155,8 @@ class Transport:
                 heading = hop if kind is dist.isend else -hop  # a message keeps its tag at both ends
                 patience = Patience(self._limit, self.mesh.rank, other, other, axis.name, what)
                 for i, x in enumerate(tensors):
-                    works.append((kind(x, other, tag=900_000 + 1000 * (heading > 0) + i), patience, direction, other))
+                    tag = _tag(axis, LARGEST // 2 + 2 * i + (heading > 0), x)
+                    works.append((kind(x, other, tag=tag), patience, direction, other))
                 if kind is dist.isend:
                     self._count(axis, sum(x.nbytes for x in tensors), len(tensors))
         for work, patience, direction, other in works:
@@ -225,6 +230,16 @@ class Transport:
             outgoing = part((axis.rank + step) % axis.size)
             self.exchange(axis, step, f"all-to-all, round {step}", [outgoing], [landing]).finish()
         return whole.movedim(0, concat)
+
+
+def _tag(axis: Axis, place: int, x: Tensor) -> int:
+    """A number below 2^31 that tells the axis, the place among its messages, and the size of a message.
+
+    Gloo lets a short message pass for a long one, and ends the process at a long one: with its size in the tag, a
+    message of the wrong size is not taken, and missed.
+    """
+    size = x.nbytes * 2654435761 % 2**32 >> 12  # multiplicative hashing (Knuth, TAOCP 3, 6.4), 20 bits
+    return (TAGS.index(axis.name) * LARGEST + place) << 20 | size
 
 
 def _like(x: Tensor) -> Tensor:

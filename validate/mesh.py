@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from costmodel.ops.mesh import Axis
 
 #: Axes of a mesh from the outermost, whose neighbours are far apart, to the innermost, whose ranks follow each other.
+ORDER = ("data", "context", "ulysses", "tensor")
+
 #: The line of all ranks that hold a sequence, over both axes that it is spread over.
 SEQUENCE = "sequence"
-
-ORDER = ("data", "context", "ulysses", "tensor")
 
 
 @dataclass(frozen=True)
