@@ -112,7 +112,9 @@ class Choices:
         return Choices(self.mesh.where(keep), self.row[keep], self.recompute[keep], self.sharing[keep])
 
 
-def ways(layer: Layer, axes: tuple[str, ...], tensor: bool, kernels: tuple[str, ...] | None) -> Iterator[Way]:
+def ways(
+    layer: Layer, causal: bool, axes: tuple[str, ...], tensor: bool, kernels: tuple[str, ...] | None
+) -> Iterator[Way]:
     """Every way of running a layer with a sequence spread over just these axes by a strategy for its carry.
 
     Args:
@@ -120,7 +122,7 @@ def ways(layer: Layer, axes: tuple[str, ...], tensor: bool, kernels: tuple[str, 
     """
     for name in strategies.names():
         strategy = strategies.get(name)
-        if set(strategy.axes) == set(axes) and issubclass(layer.mixer.carry, strategy.carries):
+        if set(strategy.axes) == set(axes) and issubclass(layer.mixer.carry_for(causal), strategy.carries):
             for kernel in layer.mixer.kernels:
                 if kernels is None or kernel in kernels:
                     yield Way(strategy, kernel, tensor)
@@ -161,7 +163,7 @@ def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> It
 def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Situation:
     heads, kv_heads = layer.mixer.query_heads(layer.sizes)
     return Situation(
-        carry=layer.mixer.carry,
+        carry=layer.mixer.carry_for(workload.causal),
         length=workload.length,
         batch=workload.batch,
         heads=heads,
@@ -230,7 +232,7 @@ def _valid_ways(
     kernels: tuple[str, ...] | None,
     refused: dict[str, list[str]],
 ) -> Iterator[tuple[Way, NDArray[np.bool_]]]:
-    for way in ways(layer, axes, tensor, kernels):
+    for way in ways(layer, workload.causal, axes, tensor, kernels):
         valid, reasons = refusals(layer, way, workload, mesh)
         if valid.any():
             yield way, valid

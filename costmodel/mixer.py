@@ -59,12 +59,47 @@ class Site(Generic[T]):
     line: Axis | None = None
 
 
+@dataclass(frozen=True)
+class Written:
+    """A mixer written out, as slowly as its definition: what its efficient forms are compared with.
+
+    Attributes:
+        matrix: P(X) [B, H, n, n], gates and normalisers in it; ``None`` for a nonlinear recurrence, which has none.
+        values: V(X) [B, H, n, e], so that matrix @ values is what the carry gives; ``None`` without a matrix.
+        output: the layer's output [B, n, D].
+    """
+
+    matrix: Any
+    values: Any
+    output: Any
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Something that decoding keeps of the tokens so far.
+
+    Attributes:
+        shape: without the batch.
+        precision: ``"accumulate"`` for states that are summed up.
+        tokens: whether dimension 1 of the shape is along the tokens, as of keys and values. These can be spread over
+            ranks, and kept in fewer bytes than the model's.
+    """
+
+    shape: Shape
+    precision: str = "model"
+    tokens: bool = False
+
+
 class Mixer(ABC):
     """A token mixer, up to its carry and from there on.
 
     Attributes:
+        title: the name in full.
+        template: P and V in symbols.
         sizes: its hyperparameters, by the names that users give.
         kernels: implementations of the part between, each with its own cost.
+        causality: the masks it is defined for: ``"causal"``, ``"full"`` or ``"either"``.
+        variants: other hyperparameters to test it with, where branches depend on them.
     """
 
     name: ClassVar[str]
@@ -75,6 +110,22 @@ class Mixer(ABC):
     carry: ClassVar[type[Carry[Any]]]
     sizes: ClassVar[Mapping[str, Hyperparameter]]
     kernels: ClassVar[tuple[str, ...]] = ("fused", "vanilla")
+    causality: ClassVar[str] = "either"
+    variants: ClassVar[tuple[Mapping[str, int], ...]] = ()
+
+    def carry_for(self, causal: bool) -> type[Carry[Any]]:
+        """The kind of carry under a mask; the same under both unless a mixer says otherwise."""
+        return self.carry
+
+    @abstractmethod
+    def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
+        """The mixer by its definition, for inputs x [B, n, D] in float64.
+
+        Args:
+            xp: the namespace of array functions (``torch`` in tests), of which x and w are arrays.
+            w: weights, whole (one rank), in the shapes of ``weights``.
+            at: sizes and mask, with the tables of rotary positions; the kernel is of no consequence.
+        """
 
     @abstractmethod
     def weights(self, m: Sizes) -> dict[str, Shape]:
@@ -102,8 +153,8 @@ class Mixer(ABC):
         """The layer's output [B, n, D] from the mixed values [B, H, n, e]; a partial sum under tensor parallelism."""
 
     @abstractmethod
-    def cache(self, m: Sizes, tokens: Dim) -> tuple[Shape, ...]:
-        """Shapes, per sequence, of what decoding keeps of ``tokens`` tokens."""
+    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
+        """What decoding keeps, per sequence, after ``tokens`` tokens."""
 
     @abstractmethod
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
@@ -118,4 +169,4 @@ class Mixer(ABC):
         return 0
 
 
-mixers: Registry[Mixer] = Registry("mixer", "costmodel.mixers", Mixer)  # type: ignore[type-abstract]
+mixers: Registry[Mixer] = Registry("mixer", "costmodel.mixers", Mixer)

@@ -142,7 +142,8 @@ class Pieces:
         weights = {name: self.new(*shape, kind="parameter") for name, shape in block.weights().items()}
         table = Tensor.new((self.tokens, layer.mixer.rotary(sizes) / 2), 4, "table")
         kept = layer.mixer.cache(sizes, self._kept(layer))
-        cache = tuple(self.new(self.batch, *shape, kind="cache") for shape in kept) if self.decode else ()
+        width = self.ops.width
+        cache = tuple(Tensor.new((self.batch, *k.shape), width(k.precision), "cache") for k in kept if self.decode)
         program = trace(
             self.ops,
             lambda ops, x, w: block(ops, x, (table, table), cache, w),
@@ -153,8 +154,9 @@ class Pieces:
         parameters = sum((w.elements for w in weights.values()), 0)
         stored: Dim = 0
         if self.workload.phase in ("prefill", "decode"):
-            elements = sum((product(shape) for shape in kept), 0)
-            stored = elements * self.batch * layer.count * self.workload.cache_width
+            widths = [self.workload.cache_width if k.tokens else width(k.precision) for k in kept]
+            held = sum((product(k.shape) * each for k, each in zip(kept, widths, strict=True)), 0)
+            stored = held * self.batch * layer.count
         return Piece(layer.mixer.name, program, layer.count, parameters, layer.count, stored)
 
     def local(self, layer: Layer, way: Way) -> dict[str, Dim]:

@@ -119,4 +119,4 @@ def divides(size: Dim, pieces: Dim, reason: str) -> Requirement:
     return Requirement(np.equal(np.mod(size, pieces), 0), reason)
 
 
-strategies: Registry[Strategy] = Registry("strategy", "costmodel.strategies", Strategy)  # type: ignore[type-abstract]
+strategies: Registry[Strategy] = Registry("strategy", "costmodel.strategies", Strategy)

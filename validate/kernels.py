@@ -16,7 +16,7 @@ from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceSc
 from costmodel.ops.contraction import Contract
 from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
 from costmodel.ops.halo import Halo, HaloReturn
-from costmodel.ops.layout import AddInto, Append, Concat, Expand, Pad, Repeat, Reshape, Slice, Zeros
+from costmodel.ops.layout import AddInto, Append, Concat, Expand, Fill, Pad, Repeat, Reshape, Slice
 from costmodel.ops.pointwise import Cast, Map, Scale, Softmax, SoftmaxBackward, Sum
 from costmodel.ops.primitive import Primitive
 from validate import attention
@@ -203,9 +203,9 @@ def repeat(primitive: Repeat, ops: Executor, x: Tensor) -> Tensor:
     return x.repeat_interleave(primitive.times, primitive.axis)
 
 
-@runs(Zeros)
-def zeros(primitive: Zeros, ops: Executor) -> Tensor:
-    return torch.zeros(primitive.shape, dtype=ops.dtypes[primitive.to], device=ops.device)
+@runs(Fill)
+def fill(primitive: Fill, ops: Executor) -> Tensor:
+    return torch.full(primitive.shape, primitive.value, dtype=ops.dtypes[primitive.to], device=ops.device)
 
 
 @runs(AddInto)

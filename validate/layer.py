@@ -153,11 +153,12 @@ class DistributedLayer(nn.Module):
 
     def shard_cache(self, whole: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """This rank's part of a cache: tensors of the shapes of ``Mixer.cache``, with the batch before them."""
-        shapes = self.layer.mixer.cache(self.block(None).sizes, whole[0].shape[2])
-        parts = [self._part(self._part(x, 0, ["data"]), 2, ["context"]) for x in whole]
+        kept = self.layer.mixer.cache(self.block(None).sizes, whole[0].shape[2])
+        parts = [self._part(x, 0, ["data"]) for x in whole]
+        parts = [self._part(x, 2, ["context"]) if k.tokens else x for x, k in zip(parts, kept, strict=True)]
         return tuple(
-            part if part.shape[1] == shape[0] else self._part(part, 1, ["tensor"])
-            for part, shape in zip(parts, shapes, strict=True)
+            part if part.shape[1] == k.shape[0] else self._part(part, 1, ["tensor"])
+            for part, k in zip(parts, kept, strict=True)
         )
 
     @torch.no_grad()

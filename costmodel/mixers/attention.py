@@ -9,8 +9,9 @@ from costmodel.carries.pairs import Pairs
 from costmodel.carry import Carry, Structure
 from costmodel.composite import rms_norm, rope
 from costmodel.dims import Dim, Shape
-from costmodel.mixer import Hyperparameter, Mixer, Site, Sizes, Weights
+from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.written import softmax_matrix, turned
 
 T = TypeVar("T")
 
@@ -60,8 +61,18 @@ class Attention(Mixer):
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
         return ops.contract("bhle,hed->bld", mixed, w["w_o"])
 
-    def cache(self, m: Sizes, tokens: Dim) -> tuple[Shape, ...]:
-        return (m["H_kv"], tokens, m["d"]), (m["H_kv"], tokens, m["d"])
+    def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
+        q, k, v = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in ("w_q", "w_k", "w_v"))
+        if at.sizes.get("qk_norm"):
+            q, k = (y * (y.square().mean(-1, True) + 1e-5) ** -0.5 * w[g] for y, g in ((q, "q_norm"), (k, "k_norm")))
+        q, k = (turned(xp, y, *at.tables) for y in (q, k))
+        groups = q.shape[1] // k.shape[1]
+        k, v = (xp.repeat_interleave(y, groups, 1) for y in (k, v))
+        matrix = softmax_matrix(xp, xp.einsum("bhid,bhjd->bhij", q, k) * q.shape[-1] ** -0.5, at.mask)
+        return Written(matrix, v, xp.einsum("bhij,bhje,hed->bid", matrix, v, w["w_o"]))
+
+    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
+        return (Kept((m["H_kv"], tokens, m["d"]), tokens=True),) * 2
 
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
         return m["H"], m["H_kv"]

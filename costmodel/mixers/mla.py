@@ -9,8 +9,9 @@ from costmodel.carries.pairs import Pairs
 from costmodel.carry import Carry, Structure
 from costmodel.composite import rms_norm, rope
 from costmodel.dims import Dim, Shape
-from costmodel.mixer import Hyperparameter, Mixer, Site, Sizes, Weights
+from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.written import softmax_matrix, turned
 
 T = TypeVar("T")
 
@@ -81,8 +82,25 @@ class Mla(Mixer):
             mixed = ops.contract("bhlr,rhe->bhle", mixed, w["w_uv"])
         return ops.contract("bhle,hed->bld", mixed, w["w_o"])
 
-    def cache(self, m: Sizes, tokens: Dim) -> tuple[Shape, ...]:
-        return ((1, tokens, m["r_kv"] + m["d_r"]),)
+    def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
+        def norm(y: Any, gain: Any) -> Any:
+            return y * (y.square().mean(-1, True) + 1e-5) ** -0.5 * gain
+
+        d_n = at.sizes["d_n"]
+        if at.sizes.get("r_q"):
+            q = xp.einsum("blr,rhe->bhle", norm(x @ w["w_qc"], w["q_norm"]), w["w_uq"])
+        else:
+            q = xp.einsum("bld,dhe->bhle", x, w["w_q"])
+        c = norm(x @ w["w_c"], w["c_norm"])
+        k_n, v = (xp.einsum("blr,rhe->bhle", c, w[name]) for name in ("w_uk", "w_uv"))
+        k_r = turned(xp, (x @ w["w_kr"])[:, None], *at.tables)
+        q_r = turned(xp, q[..., d_n:], *at.tables)
+        scores = xp.einsum("bhid,bhjd->bhij", q[..., :d_n], k_n) + xp.einsum("bhid,bgjd->bhij", q_r, k_r)
+        matrix = softmax_matrix(xp, scores * q.shape[-1] ** -0.5, at.mask)
+        return Written(matrix, v, xp.einsum("bhij,bhje,hed->bid", matrix, v, w["w_o"]))
+
+    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
+        return (Kept((1, tokens, m["r_kv"] + m["d_r"]), tokens=True),)
 
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
         return m["H"], m["H"]

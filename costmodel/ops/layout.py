@@ -114,12 +114,13 @@ class Concat(Primitive):
 
 
 @dataclass(frozen=True)
-class Zeros(Primitive):
-    """New memory filled with zeros."""
+class Fill(Primitive):
+    """New memory filled with one number."""
 
     shape: Shape
     to: str
     width: Dim
+    value: float = 0.0
 
     family = "copy"
 

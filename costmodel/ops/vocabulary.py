@@ -17,7 +17,7 @@ from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceSc
 from costmodel.ops.contraction import Contract
 from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
 from costmodel.ops.halo import Halo
-from costmodel.ops.layout import AddInto, Append, Concat, Expand, Pad, Repeat, Reshape, Slice, Zeros
+from costmodel.ops.layout import AddInto, Append, Concat, Expand, Fill, Pad, Repeat, Reshape, Slice
 from costmodel.ops.mesh import Axis
 from costmodel.ops.pointwise import Cast, Map, Scale, Softmax, Sum
 from costmodel.ops.primitive import Primitive
@@ -181,9 +181,17 @@ class Vocabulary(ABC, Generic[T]):
         """The tensor at ``"model"``, ``"accumulate"`` or ``"gradient"`` precision."""
         return self.apply(Cast(precision, self.width(precision)), x)[0]
 
+    def zeros(self, shape: Shape, precision: str) -> T:
+        """New memory filled with zeros."""
+        return self.apply(Fill(shape, precision, self.width(precision)))[0]
+
+    def ones(self, shape: Shape, precision: str = "model") -> T:
+        """New memory filled with ones."""
+        return self.apply(Fill(shape, precision, self.width(precision), 1.0))[0]
+
     def zeros_like(self, x: T, precision: str) -> T:
         """Zeros of the same shape."""
-        return self.apply(Zeros(self.shape(x), precision, self.width(precision)))[0]
+        return self.apply(Fill(self.shape(x), precision, self.width(precision)))[0]
 
     def add_into(self, accumulator: T, block: T, axis: int = 0, start: Dim = 0) -> T:
         """``accumulator[start:] += block`` along an axis, in place."""
