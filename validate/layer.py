@@ -17,7 +17,7 @@ from costmodel.arrangement import Way
 from costmodel.block import Block, FeedForward
 from costmodel.candidates import Meshes, fitting, refusals
 from costmodel.dims import Shape, divide
-from costmodel.errors import InputError
+from costmodel.errors import InputError, UnknownNameError
 from costmodel.masks import Mask
 from costmodel.mixer import Site
 from costmodel.strategy import strategies
@@ -286,6 +286,11 @@ def distributed(
         InputError: when mesh, strategy and number of processes do not go together, or a size is out of range.
     """
     layer = mixer if isinstance(mixer, Layer) else from_mixer(mixer, **sizes).layers[0]
+    for name, size in mesh.items():
+        if name not in ORDER:
+            raise UnknownNameError("axis", name, ORDER)
+        if size < 1:
+            raise InputError(name, size, "an axis has at least 1 rank")
     ranks = math.prod(mesh.values())
     rank = init_from_environment() if ranks > 1 else None
     running = 1 if rank is None else rank.size

@@ -91,3 +91,13 @@ def test_errors_of_meshes() -> None:
         Mesh.of({"data": 2}, 2)
     with pytest.raises(ValueError, match=r"along axis 'tensor', which the mesh .* does not have"):
         Mesh.of({"data": 2}).line("tensor")
+
+
+def test_a_mesh_does_not_depend_on_the_order_of_its_axes() -> None:
+    assert Mesh.of({"context": 2, "data": 2}) == Mesh.of({"data": 2, "context": 2, "tensor": 1})
+
+
+def test_the_line_of_a_sequence_goes_through_ulysses_ranks_within_context_ranks() -> None:
+    # Rank = ((data * 2 + context) * 2 + ulysses) * 2 + tensor.
+    assert Mesh.of(dict.fromkeys(ORDER, 2), rank=9).line("sequence") == (9, 11, 13, 15)
+    assert Mesh.of({"context": 3, "tensor": 2}, rank=3).line("sequence") == (1, 3, 5)

@@ -1,0 +1,175 @@
+"""The public entry, ``validate.distributed``: what it gives, what it refuses, and ``torchrun``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import validate
+from costmodel.errors import InputError, UnknownNameError
+from costmodel.mixer import mixers
+from costmodel.model import MlpSpec
+from costmodel.strategies.ring import ring
+from costmodel.strategies.zigzag import zigzag
+from costmodel.strategy import strategies
+from costmodel.subject import from_mixer
+from tests.validate.cases import Case
+from tests.validate.drawing import layers, refusal
+from validate.launch import Rank, RankPool
+from validate.template import whole_layer
+
+SIZES = {"width": 6, "heads": 4, "kv_heads": 2, "head_dim": 4}
+(LAYER,) = from_mixer("attention", **SIZES).layers
+
+
+def test_one_process_needs_no_launcher() -> None:
+    layer = validate.distributed("attention", "whole", {}, dtype=torch.float64, **SIZES)
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    weights = {name: w.detach() for name, w in layer.weights.items()}
+    torch.testing.assert_close(layer(layer.shard(x)), whole_layer(layer.layer, x, weights, causal=True))
+    assert torch.equal(layer.unshard(layer.shard(x)), x)
+
+
+def test_a_layer_is_a_torch_module() -> None:
+    layer = validate.distributed("attention", "whole", {}, **SIZES)
+    assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {
+        "weights.w_q": (6, 4, 4),
+        "weights.w_k": (6, 2, 4),
+        "weights.w_v": (6, 2, 4),
+        "weights.w_o": (4, 4, 6),
+    }
+    assert layer.state_dict().keys() == dict(layer.named_parameters()).keys()
+
+
+@pytest.mark.parametrize(
+    ("mixer", "strategy", "mesh", "told"),
+    [
+        ("atention", "whole", {}, "no mixer named 'atention'. Did you mean 'attention'?"),
+        ("attention", "zagzig", {}, "no strategy named 'zagzig'. Did you mean 'zigzag'?"),
+        ("attention", "ring", {"context": 2}, "it has 2 ranks, and 1 are running; start them with torchrun"),
+        ("attention", "ring", {}, "strategy 'ring' needs axes of at least 2 ranks: context"),
+        ("attention", "whole", {"contxt": 1}, "no axis named 'contxt'. Did you mean 'context'?"),
+        ("attention", "whole", {"context": 0}, "context: 0 is not valid: an axis has at least 1 rank"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(mixer: str, strategy: str, mesh: dict[str, int], told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        validate.distributed(mixer, strategy, mesh)
+    assert told in str(caught.value)
+
+
+def test_unknown_sizes_and_names_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'heads'"):
+        validate.distributed("attention", "whole", {}, head=3)
+    with pytest.raises(AttributeError, match="module 'validate' has no attribute 'distribute'"):
+        _ = validate.distribute  # type: ignore[attr-defined]
+
+
+def test_routed_experts_are_refused() -> None:
+    with pytest.raises(InputError, match="routed experts are modelled, but not run"):
+        validate.distributed(replace(LAYER, mlp=MlpSpec(8, experts=2)), "whole", {})
+
+
+def test_wrong_calls_are_refused() -> None:
+    layer = validate.distributed("attention", "whole", {}, **SIZES)
+    with pytest.raises(InputError, match=r"shape of x: \(2, 5\) is not valid: it is \[B, n, 6\]"):
+        layer(torch.zeros(2, 5))
+    with pytest.raises(InputError, match="other passes than decode"):
+        layer.decode(torch.zeros(2, 1, 6), [torch.zeros(2, 2, 5, 4)] * 2, 5)
+    with pytest.raises(InputError, match="shape of weight 'w_k': None is not valid: the layer's has shape"):
+        layer.load({"w_q": torch.zeros(6, 4, 4)})
+
+
+def test_importing_the_package_does_not_load_torch() -> None:
+    source = "import sys, validate; assert 'torch' not in sys.modules; assert callable(validate.distributed)"
+    subprocess.run([sys.executable, "-c", source], check=True)
+
+
+# On ranks -------------------------------------------------------------------------------------------------------------
+
+
+def told_on(rank: Rank, case: Case, more_tokens_on_last: int) -> str:
+    """What a rank says of its shapes; nothing if it runs."""
+    made = case.on(rank.index)
+    spread = case.ranks // case.mesh.get("data", 1)
+    tokens = case.length // spread + (more_tokens_on_last if rank.index == rank.size - 1 else 0)
+    x = torch.zeros(case.batch // case.mesh.get("data", 1), tokens, case.layer.sizes["D"], dtype=torch.float64)
+    try:
+        made(x)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_with_unequal_tokens_all_say_so(pool: RankPool) -> None:
+    case = Case(LAYER, ring, {"context": 3}, length=12, causal=False)
+    for text in pool.run(told_on, case, 1, ranks=3):
+        assert "every rank needs the same: rank 0 has (1, 4, 6); rank 1 has (1, 4, 6); rank 2 has (1, 5, 6)" in text
+        assert "cut with shard(...)" in text
+    assert pool.run(told_on, case, 0, ranks=3) == ["", "", ""]
+
+
+def test_tokens_that_do_not_divide_are_refused_by_shard() -> None:
+    layer = Case(LAYER, zigzag, {"context": 2}, length=8).on(0)
+    with pytest.raises(ValueError, match="6 entries do not divide into 4 pieces of a zigzag layout"):
+        layer.shard(torch.zeros(1, 6, 6))
+
+
+@st.composite
+def careless(draw: st.DrawFn, name: str) -> Case:
+    """A case whose sizes nobody made fit, but for the tensor axis, which cuts weights when they are made."""
+    strategy = strategies.get(name)
+    mesh = dict.fromkeys(strategy.axes, 2)
+    mixer = draw(st.sampled_from([m for m in mixers.names() if issubclass(mixers.get(m).carry, strategy.carries)]))
+    ranks = 2 ** len(mesh)
+    return Case(
+        draw(layers(mixers.get(mixer), 1, 1)),
+        strategy,
+        mesh,
+        length=ranks * draw(st.integers(1, 4)),
+        causal=draw(st.booleans()),
+        kernel=draw(st.sampled_from(["fused", "vanilla"])),
+        phase=draw(st.sampled_from(["train", "forward", "prefill"])),
+    )
+
+
+#: Strategies that some mixer hands its carry to.
+USED = [
+    name
+    for name in strategies.names()
+    if any(issubclass(mixers.get(mixer).carry, strategies.get(name).carries) for mixer in mixers.names())
+]
+
+
+@pytest.mark.parametrize("name", USED)
+def test_what_a_strategy_refuses_is_refused_on_every_rank(pool: RankPool, name: str) -> None:
+    @settings(max_examples=15)
+    @given(careless(name))
+    def check(case: Case) -> None:
+        reason = refusal(case)
+        if reason is not None:
+            told = pool.run(told_on, case, 0, ranks=case.ranks)
+            assert all(f"'{name}' is not valid: it does not apply here: " in text and reason in text for text in told)
+
+    check()
+
+
+@pytest.mark.slow
+def test_under_torchrun(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("under_torchrun.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(program), str(tmp_path), "2"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        error, everyone = (tmp_path / str(rank)).read_text().split(maxsplit=1)
+        assert float(error) < 1e-10
+        assert everyone == "[(0, 2), (1, 2)]"
