@@ -31,12 +31,19 @@ class Hyperparameter:
 
     Attributes:
         cut: whether tensor parallelism divides it (heads, inner channels).
+        optional: whether 0 stands for "none", as it does wherever that is usual.
     """
 
     symbol: str
     usual: int
     meaning: str
     cut: bool = False
+    optional: bool = False
+
+    @property
+    def least(self) -> int:
+        """The smallest value allowed."""
+        return 0 if self.optional or self.usual == 0 else 1
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,9 @@ def _layer(name: str, params: Mapping[str, int], width: int, mlp: MlpSpec | None
     sizes = {"D": width}
     for key, parameter in mixer.sizes.items():
         value = params.get(key, 0)
-        if value < (1 if parameter.usual else 0):
-            raise InputError(f"{name}.{key}", value, "must be at least 1", f"usual: {parameter.usual}")
+        if value < parameter.least:
+            rule = f"must be at least {parameter.least}"
+            raise InputError(f"{name}.{key}", value, rule, f"usual: {parameter.usual}")
         sizes[parameter.symbol] = value
     if params.get("qk_norm"):
         sizes["qk_norm"] = 1

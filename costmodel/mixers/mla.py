@@ -33,7 +33,7 @@ class Mla(Mixer):
     carry: ClassVar[type[Carry[Any]]] = Pairs
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 128, "query heads", cut=True),
-        "q_rank": Hyperparameter("r_q", 1536, "rank of the query latent; 0 for none"),
+        "q_rank": Hyperparameter("r_q", 1536, "rank of the query latent; 0 for none", optional=True),
         "kv_rank": Hyperparameter("r_kv", 512, "rank of the key-value latent"),
         "nope_dim": Hyperparameter("d_n", 128, "head dimension without position"),
         "rope_dim": Hyperparameter("d_r", 64, "head dimension with rotary position, its key shared by all heads"),

@@ -17,7 +17,7 @@ from costmodel.ops.communication import AllReduce
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Pieces
 from costmodel.program import Leaf, Program, operations
-from costmodel.strategy import Strategy
+from costmodel.strategy import Strategy, strategies
 from costmodel.subject import Layer, Subject
 from costmodel.trace import Tracer, Widths
 from costmodel.workload import Workload
@@ -26,7 +26,7 @@ from validate.counting import Watched, flop_counter, keeping
 from validate.launch import Rank, RankPool
 from validate.layer import DistributedLayer, Task
 from validate.mesh import Mesh
-from validate.template import cached, whole_layer
+from validate.template import whole_layer
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -124,17 +124,33 @@ def run_case(rank: Rank, case: Case) -> Outcome:
 
 
 def _decode(made: DistributedLayer, case: Case) -> Outcome:
-    """Decode the last token; in the cache, the room for it is filled with what must not be read."""
-    dtype, x = DTYPES[case.dtype], case.tokens()[0]
-    tokens = cached(case.layer, x, case.weights(made.whole_shapes))
-    seen = min(case.length, case.layer.window or case.length)
-    whole = [t[:, :, -seen:].clone() for t in tokens]
-    for t in whole:
-        t[:, :, -1] = torch.nan
-    cache = [t.to(dtype).clone() for t in made.shard_cache(whole)]
-    with torch.no_grad(), flop_counter() as counter:
-        out = made.decode(made.shard(x[:, -1:]).to(dtype), cache, case.length)
+    """Decode the last token, after one process has decoded those before it."""
+    x, whole = case.tokens()[0], alone(case)
+    kept = whole.layer.mixer.cache(whole.block(case.length).sizes, case.length)
+    cache = [torch.zeros(case.batch, *k.shape, dtype=torch.float64) for k in kept]
+    with torch.no_grad():
+        for token in range(case.length - 1):
+            whole.decode(x[:, token : token + 1], _seen(case, cache, token), token + 1)
+        for t, k in zip(cache, kept, strict=True):
+            if k.tokens:
+                t[:, :, -1] = torch.nan  # the room for the new token must not be read
+        own = made.shard_cache(_seen(case, cache, case.length - 1))
+        given = [t.to(made.ops.dtypes[k.precision]).clone() for t, k in zip(own, kept, strict=True)]
+        with flop_counter() as counter:
+            out = made.decode(made.shard(x[:, -1:]).to(DTYPES[case.dtype]), given, case.length)
     return Outcome(out, dict(made.ops.transport.sent), counter.get_total_flops(), made.ops.useful)
+
+
+def alone(case: Case) -> DistributedLayer:
+    """The layer on one process, in float64."""
+    return replace(case, strategy=strategies.get("whole"), mesh={}, dtype="fp64").on(0)
+
+
+def _seen(case: Case, cache: Sequence[Tensor], token: int) -> list[Tensor]:
+    """Of caches along tokens, the part that a token sees, itself included."""
+    kept = case.layer.mixer.cache(case.layer.sizes, case.length)
+    first = max(0, token + 1 - (case.layer.window or case.length))
+    return [t[:, :, first : token + 1] if k.tokens else t for t, k in zip(cache, kept, strict=True)]
 
 
 def run_both(rank: Rank, case: Case) -> tuple[Outcome, Outcome]:

@@ -35,12 +35,18 @@ def _runs(case: Case) -> bool:
     return refusal(case) is None and (case.phase != "decode" or cached % case.mesh.get("context", 1) == 0)
 
 
+#: Sizes that switch a part of a mixer on or off, and that ``from_mixer`` does not take.
+OPTIONS = {"attention": {"qk_norm": 1}}
+
+#: Whether masks are causal, by what a mixer is defined for.
+MASKS = {"causal": [True], "full": [False], "either": [True, True, False]}
+
 #: Changes that make a strategy apply to more; each is tried on top of those before it.
 MENDING: tuple[Callable[[Case], Case], ...] = (
     lambda case: replace(case, length=2 * case.length),
     lambda case: replace(case, layer=replace(case.layer, window=None)),
-    lambda case: replace(case, causal=True),
-    lambda case: replace(case, kernel="fused"),
+    lambda case: replace(case, causal=case.layer.mixer.causality != "full"),
+    lambda case: replace(case, kernel=case.layer.mixer.kernels[0]),
 )
 
 
@@ -66,21 +72,17 @@ def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int) -> Layer:
     """A small layer whose heads can be cut so many ways."""
     groups = cut * draw(st.integers(1, 2))
     given = {"heads": groups * draw(st.integers(1, 3)), "kv_heads": groups, "window": draw(st.integers(0, 6))}
-    sizes = {name: given.get(name) or _size(draw, name) for name in mixer.sizes}
-    if "window" in mixer.sizes:
-        sizes["window"] = given["window"]
+    sizes = {name: given[name] if name in given else _size(draw, name, mixer.sizes[name].least) for name in mixer.sizes}
     (layer,) = from_mixer(mixer.name, draw(st.integers(1, 9)), **sizes).layers
-    if draw(st.booleans()):
-        without = {"qk_norm": 1} if "kv_heads" in mixer.sizes else {"r_q": 0}
-        layer = replace(layer, sizes={**layer.sizes, **without})
+    option = draw(st.sampled_from([{}, OPTIONS.get(mixer.name, {})]))
+    layer = replace(layer, sizes={**layer.sizes, **option})
     hidden = tensor * draw(st.integers(1, 4))
     return replace(layer, mlp=draw(st.sampled_from([None, MlpSpec(hidden), MlpSpec(hidden, gated=False)])))
 
 
-def _size(draw: st.DrawFn, name: str) -> int:
-    if name.endswith("dim"):
-        return 2 * draw(st.integers(1, 4))
-    return draw(st.integers(1, 6))
+def _size(draw: st.DrawFn, name: str, least: int) -> int:
+    """Dimensions of heads are even, for rotary positions."""
+    return 2 * draw(st.integers(1, 4)) if name.endswith("dim") else draw(st.integers(least, 6))
 
 
 @st.composite
@@ -94,16 +96,13 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
         mesh,
         length=tensor * ulysses * context * draw(st.integers(1, 5)),
         batch=mesh["data"] * draw(st.integers(1, 2)),
-        causal=draw(st.sampled_from([True, True, False])),
-        kernel=draw(st.sampled_from(["fused", "fused", "vanilla"])),
+        causal=draw(st.sampled_from(MASKS[mixer.causality])),
+        kernel=draw(st.sampled_from((mixer.kernels[0], *mixer.kernels))),
         dtype=draw(st.sampled_from(["bf16", "fp32", "fp64"])),
         flash=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
     )
     possible = [found for phase in PHASES if (found := mended(replace(case, phase=phase)))]
     assume(possible)
-    return (
-        next((found for found in possible if found.phase == "train"), possible[0])
-        if draw(st.booleans())
-        else draw(st.sampled_from(possible))
-    )
+    trained = [found for found in possible if found.phase == "train"]
+    return draw(st.sampled_from(trained * 2 + possible))

@@ -60,6 +60,16 @@ def problems(draw: st.DrawFn, dtype: torch.dtype, fits_flash: bool = False) -> P
     return Problem(*tensors, mask, d**-0.5)
 
 
+@given(st.booleans(), st.none() | st.integers(1, 6), st.integers(1, 6), st.integers(0, 5))
+def test_masks_written_out(causal: bool, window: int | None, n_q: int, before: int) -> None:
+    n_k = n_q + before
+    keep = attention.kept(Mask(causal, window), n_q, n_k)
+    for query in range(n_q):
+        for key in range(n_k):
+            ahead = key - (before + query)
+            assert keep[query, key] == ((ahead <= 0 or not causal) and (window is None or abs(ahead) < window))
+
+
 def assert_within(what: str, actual: Tensor, expected: Tensor, bound: Tensor) -> None:
     worst = ((actual.double() - expected).abs() / bound).max()
     assert worst <= 1, f"{what} is off by {worst:.3g} times the bound"

@@ -16,7 +16,7 @@ PAIRS = [
     (mixer, strategy)
     for mixer in mixers.names()
     for strategy in strategies.names()
-    if issubclass(mixers.get(mixer).carry, strategies.get(strategy).carries)
+    if any(issubclass(mixers.get(mixer).carry_for(c), strategies.get(strategy).carries) for c in (True, False))
 ]
 
 
