@@ -132,12 +132,21 @@ class DistributedLayer(nn.Module):
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
-        """Add up each weight's gradient over the ranks that hold a copy of it; every rank calls this."""
-        for name, parameter in self.weights.items():
-            cut = {axis for _, axes in self._cuts[name] for axis in axes}
-            for axis in self.mesh.axes.values():
-                if parameter.grad is not None and axis.name not in cut:
-                    parameter.grad = self.ops.transport.all_reduce(parameter.grad, axis)
+        """Add up each weight's gradient over the ranks that hold a copy of it; every rank calls this.
+
+        One all-reduce along each axis, of all gradients laid end to end.
+        """
+        for axis in self.mesh.axes.values():
+            copied = [
+                parameter
+                for name, parameter in self.weights.items()
+                if parameter.grad is not None and all(axis.name not in names for _, names in self._cuts[name])
+            ]
+            if copied:
+                flat = torch.cat([parameter.grad.flatten() for parameter in copied])
+                summed = self.ops.transport.all_reduce(flat, axis).split([parameter.numel() for parameter in copied])
+                for parameter, gradient in zip(copied, summed, strict=True):
+                    parameter.grad = gradient.view(parameter.shape)
 
     # Tokens -------------------------------------------------------------------------------------------------------
 

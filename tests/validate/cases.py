@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -103,21 +104,23 @@ class Outcome:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def run_case(rank: Rank, case: Case) -> Outcome:
-    """Run a case and measure it."""
+def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -> Outcome:
+    """Run a case; counting takes as long as running, and so does adding up gradients: either may be left out."""
     made = case.on(rank.index)
     if case.phase == "decode":
         return _decode(made, case)
     whole, seed = (t.to(DTYPES[case.dtype]) for t in case.tokens())
     train = case.phase == "train"
     x = made.shard(whole).clone().requires_grad_(train)
-    with torch.set_grad_enabled(train), flop_counter() as counter, keeping() as kept:
+    counter, keeper = (flop_counter(), keeping()) if counts else (nullcontext(), nullcontext())
+    with torch.set_grad_enabled(train), counter, keeper as kept:
         out = made(x)
-        saved = kept.bytes(without=[*made.weights.values(), *made.tables(case.length)])
+        saved = kept.bytes(without=[*made.weights.values(), *made.tables(case.length)]) if counts else 0
         if train:
             out.backward(made.shard(seed))
-    done = Outcome(out.detach(), dict(made.ops.transport.sent), counter.get_total_flops(), made.ops.useful, saved)
-    if not train:
+    flops = counter.get_total_flops() if counts else 0
+    done = Outcome(out.detach(), dict(made.ops.transport.sent), flops, made.ops.useful, saved)
+    if not (train and values):
         return done
     made.sum_gradients()
     return replace(done, gradient=x.grad, weights={name: w.grad for name, w in made.weights.items()})
@@ -155,8 +158,8 @@ def _seen(case: Case, cache: Sequence[Tensor], token: int) -> list[Tensor]:
 
 def run_both(rank: Rank, case: Case) -> tuple[Outcome, Outcome]:
     """In float64, to compare values; and in the case's own dtype, whose width the counts of bytes depend on."""
-    exact = run_case(rank, replace(case, dtype="fp64"))
-    return exact, exact if case.dtype == "fp64" else run_case(rank, case)
+    exact = replace(case, dtype="fp64")
+    return run_case(rank, exact, counts=False), run_case(rank, case, values=False)
 
 
 # Values ---------------------------------------------------------------------------------------------------------------

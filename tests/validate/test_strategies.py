@@ -16,7 +16,8 @@ from costmodel.carries.pairs import Pairs
 from costmodel.masks import Mask
 from costmodel.strategy import Situation, Strategy, strategies
 from tests.validate.drawing import RANKS
-from validate.executor import Executor
+from validate.attention import kept
+from validate.counting import Watched
 from validate.launch import Rank, RankPool
 from validate.layout import Level, shard_nested
 from validate.mesh import Mesh
@@ -91,9 +92,9 @@ def problems(draw: st.DrawFn, strategy: Strategy) -> Problem:
     return Problem(strategy, sizes, at, batch, d, e, seed)
 
 
-def run_strategy(rank: Rank, given_: Problem) -> list[Tensor]:
-    """This rank's output and gradients of q, k and v."""
-    ops = Executor(torch.float64, Mesh.of(given_.sizes, rank.index), timeout_s=20)
+def run_strategy(rank: Rank, given_: Problem) -> tuple[list[Tensor], int]:
+    """This rank's output and gradients of q, k and v, and its useful FLOPs."""
+    ops = Watched(torch.float64, Mesh.of(given_.sizes, rank.index), timeout_s=20)
     *qkv, seed = (given_.own(rank.index, x).clone() for x in given_.tensors())
     decode = given_.at.phase == "decode"
     for x in qkv:
@@ -103,7 +104,19 @@ def run_strategy(rank: Rank, given_: Problem) -> list[Tensor]:
     out = given_.strategy.apply(ops, ops.transport.mesh.axes, carry)
     if not decode:
         out.backward(seed)
-    return [out.detach(), *([] if decode else [x.grad for x in qkv])]
+    return [out.detach(), *([] if decode else [x.grad for x in qkv])], ops.useful
+
+
+def useful_flops(given_: Problem) -> int:
+    """Of all ranks together, from the mask over the whole sequence: no pair is done twice, and none is left out."""
+    n_q = 1 if given_.at.phase == "decode" else given_.at.length
+    pairs = int(kept(given_.mask, n_q, given_.at.length).sum()) * given_.batch * given_.at.heads
+    forward = 2 * (given_.d + given_.e)
+    if given_.at.phase == "decode":
+        return pairs * forward
+    # The fused kernel computes q k^T again on its way back; the vanilla one has kept its softmax.
+    again = 2 * given_.d if given_.at.kernel == "fused" else 0
+    return pairs * (3 * forward + again)
 
 
 @pytest.mark.slow
@@ -119,7 +132,8 @@ def test_values_and_gradients(pool: RankPool, name: str) -> None:
         expected.backward(seed)
         wanted = [expected.detach(), *(x.grad for x in qkv)]
         done = pool.run(run_strategy, given_, ranks=math.prod(given_.sizes.values()))
-        for rank, found in enumerate(done):
+        assert sum(useful for _, useful in done) == useful_flops(given_)
+        for rank, (found, _) in enumerate(done):
             for actual, whole in zip(found, wanted, strict=False):
                 torch.testing.assert_close(actual, given_.own(rank, whole), rtol=1e-10, atol=1e-10)
 
