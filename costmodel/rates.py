@@ -17,7 +17,7 @@ from costmodel.workload import WIDTHS
 Bound = Literal["value", "fast", "slow"]
 
 #: Symbols of rates that are one number for a whole cluster.
-SCALARS = ("launch", "matrix", "vector", "special", "memory")
+SCALARS = ("launch", "step", "matrix", "vector", "special", "memory")
 
 
 def is_scalar(symbol: str) -> bool:
@@ -58,7 +58,9 @@ class Rates:
         device = self.cluster.profile.device
         if kind == "launch":
             return self._taken(device.launch_s, less_is_fast=True)
-        kernel = device.kernels[family]
+        if kind == "step":
+            return self._taken(device.step_s, less_is_fast=True)
+        kernel = device.kernels.taken(family)
         if kind == "memory":
             return self._taken(device.memory_bytes_per_s) * self._taken(kernel.memory)
         peak = {

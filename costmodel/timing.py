@@ -18,7 +18,7 @@ from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Communic
 from costmodel.ops.halo import Halo, HaloReturn
 from costmodel.ops.primitive import Reading
 from costmodel.ops.relay import PassOn
-from costmodel.program import Chain, Condition, Leaf, Loop, Node, Operation, Overlap, Seq, When
+from costmodel.program import Chain, Condition, Fused, Leaf, Loop, Node, Operation, Overlap, Seq, When
 
 #: What the link's bandwidth is looked up under in a hardware profile.
 COLLECTIVES = {
@@ -33,7 +33,14 @@ COLLECTIVES = {
 }
 
 #: The units of a device and the FLOP classes that each runs.
-UNITS = {"matrix": ("contraction",), "vector": ("elementwise", "reduction", "sort"), "special": ("special",)}
+UNITS = {
+    "matrix": ("contraction",),
+    "vector": ("elementwise", "reduction", "fft", "sort", "gather"),
+    "special": ("special",),
+}
+
+#: Families whose products are of single rows, which matrix units do not take.
+WITHOUT_MATRIX = ("recurrence", "convolution")
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,10 @@ def operation_times(operation: Operation) -> Times:
         seconds = _wire_seconds(operation, operation.primitive)
         return Times(seconds, 0, seconds)
     arithmetic, traffic = _arithmetic_seconds(operation), _traffic_seconds(operation)
-    seconds = rate("launch") + (traffic if is_number(arithmetic, 0) else maximum(arithmetic, traffic))
+    busy = traffic if is_number(arithmetic, 0) else maximum(arithmetic, traffic)
+    if isinstance(operation, Fused) and not is_number(operation.repeat, 1):
+        busy = maximum(busy, operation.repeat * rate("step"))
+    seconds = rate("launch") + busy
     return Times(seconds, seconds, 0)
 
 
@@ -126,10 +136,16 @@ def _wire_seconds(leaf: Leaf, primitive: Communication) -> Dim:
 
 
 def _arithmetic_seconds(operation: Operation) -> Dim:
-    """The longest of the matrix, vector and special-function units, which work at the same time."""
+    """The longest of the matrix, vector and special-function units, which work at the same time.
+
+    The steps of a scan follow each other, each at least ``step`` long.
+    """
     flops = operation.flops(Reading.EXECUTED)
     busy: list[Dim] = []
-    for unit, kinds in UNITS.items():
+    units = dict(UNITS)
+    if operation.family in WITHOUT_MATRIX:
+        units |= {"vector": (*UNITS["matrix"], *UNITS["vector"]), "matrix": ()}
+    for unit, kinds in units.items():
         amount = sum(flops.get(kind, 0) for kind in kinds)
         if not is_number(amount, 0):
             busy.append(amount / rate(unit, operation.family))

@@ -174,7 +174,7 @@ class Tracer(Vocabulary[Tensor]):
                 raise ValueError(f"scan '{loop.name}' turns a state of shape {a.shape} into one of {b.shape}")
         last = tuple(Tensor.new(x.shape, x.width) for x in after)
         ys = tuple(Tensor.new(with_axis(y.shape, axis, count), y.width) for y in out)
-        self._sink.append(Fused(loop.name, Seq(nodes), given.all, (*last, *ys), "scan", count))
+        self._sink.append(Fused(loop.name, Seq(nodes), given.all, (*last, *ys), loop.family, count))
         self._record(given.all, (*last, *ys), lambda gradients: scan_backward(self, loop, given, gradients))
         return last, ys
 

@@ -17,7 +17,20 @@ from costmodel.errors import InputError, UnknownNameError
 from costmodel.hardware.decode import decode, read_bytes
 from costmodel.hardware.quantity import ALLOWED, Plain, Quantity
 
-Family = Literal["gemm", "attention", "attention_backward", "elementwise", "reduction", "gather", "copy"]
+Family = Literal[
+    "gemm",
+    "attention",
+    "attention_backward",
+    "elementwise",
+    "reduction",
+    "gather",
+    "copy",
+    "scan",
+    "recurrence",
+    "fft",
+    "sort",
+    "convolution",
+]
 Collective = Literal["all_to_all", "ring_shift", "all_gather", "reduce_scatter", "all_reduce"]
 
 T = TypeVar("T")
@@ -66,7 +79,10 @@ class Kernel(Noun, frozen=True):
 
 
 class Kernels(Table[Kernel], frozen=True):
-    """One `Kernel` per kernel family."""
+    """One `Kernel` per kernel family.
+
+    The last five may be left out; `STAND_INS` names the family whose numbers are then taken.
+    """
 
     gemm: Kernel
     attention: Kernel
@@ -75,6 +91,25 @@ class Kernels(Table[Kernel], frozen=True):
     reduction: Kernel
     gather: Kernel
     copy: Kernel
+    scan: Kernel | None = None
+    recurrence: Kernel | None = None
+    fft: Kernel | None = None
+    sort: Kernel | None = None
+    convolution: Kernel | None = None
+
+    def taken(self, family: str) -> Kernel:
+        """A family's numbers, or those of the one that stands in for it."""
+        return self[family if family in self else STAND_INS.get(family, family)]
+
+
+STAND_INS = {
+    "scan": "elementwise",
+    "recurrence": "elementwise",
+    "fft": "reduction",
+    "sort": "gather",
+    "convolution": "elementwise",
+}
+"""For kernel families that a profile says nothing of: the nearest one, which moves memory in the same way."""
 
 
 class Peaks(Table[Quantity], frozen=True):
@@ -93,7 +128,8 @@ class Device(Noun, frozen=True):
 
     ``memory_bytes`` capacity, of which ``reserved_bytes`` (driver context, communication buffers) are not for
     tensors; ``memory_bytes_per_s`` bandwidth to it; ``vector_flop_per_s`` fp32 rate outside the matrix units;
-    ``special_op_per_s`` rate of exp, log, sin and the like; ``launch_s`` time of a kernel that does nothing.
+    ``special_op_per_s`` rate of exp, log, sin and the like; ``launch_s`` time of a kernel that does nothing;
+    ``step_s`` time of one step of a loop inside a kernel whose next step waits for it (a scan).
     """
 
     name: str
@@ -104,6 +140,7 @@ class Device(Noun, frozen=True):
     vector_flop_per_s: Quantity
     special_op_per_s: Quantity
     launch_s: Quantity
+    step_s: Quantity
     kernels: Kernels
 
     def peak(self, dtype: str) -> Quantity:

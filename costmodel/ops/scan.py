@@ -22,15 +22,18 @@ class Recurrence:
         advance: ``advance(ops, state, x, constants)`` gives the next state, from tuples of tensors.
         emit: ``emit(ops, before, after, x, constants)`` gives what the step hands out, given the state before and
             after it.
+        family: of the kernel: ``scan``, or ``recurrence`` where a step is of one token, so that its products are of
+            single rows.
     """
 
     name: str
     advance: Callable[[Any, Many, Many, Many], Many] = field(compare=False)
     emit: Callable[[Any, Many, Many, Many, Many], Many] = field(compare=False)
+    family: str = "scan"
 
     def sweep(self) -> Recurrence:
         """The same loop, handing out the states before each step and nothing else."""
-        return Recurrence(f"{self.name} again", self.advance, lambda ops, before, after, x, constants: before)
+        return Recurrence(f"{self.name} again", self.advance, lambda ops, before, *_: before, self.family)
 
 
 def without_axis(shape: Shape, axis: int) -> Shape:
@@ -84,7 +87,7 @@ def backward(ops: Vocabulary[Any], loop: Recurrence, given: Operands, gradients:
     own = (*given.xs, *befores, *(handed[place] for place in used))
     back = _Back(loop, states, len(given.xs), used)
     finals, dxs = ops.scan(
-        Recurrence(f"{loop.name} backward", back.advance, back.emit),
+        Recurrence(f"{loop.name} backward", back.advance, back.emit, loop.family),
         start,
         own,
         given.constants,

@@ -9,7 +9,7 @@ import pytest
 
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.hardware import Profile, Quantity, load_profile, profiles
-from costmodel.hardware.profile import Kernels
+from costmodel.hardware.profile import STAND_INS, Kernels
 
 BUILT_IN = ["a100", "cpu", "h100", "h200", "rtx4090"]
 GPUS = ["a100", "h100", "h200", "rtx4090"]
@@ -58,9 +58,9 @@ def test_name_in_file_is_file_name(name: str) -> None:
 
 
 def test_walk_finds_every_quantity() -> None:
-    # Device: 6 single numbers, 5 dense rates and 7 families of 2; two links of 3, one shared and one uplink
-    # total; the host's 2. 6 + 5 + 14 + 8 + 2 = 35.
-    assert len(quantities(load_profile("rtx4090"))) == 35
+    # Device: 7 single numbers, 5 dense rates and 7 families of 2; two links of 3, one shared and one uplink
+    # total; the host's 2. 7 + 5 + 14 + 8 + 2 = 36.
+    assert len(quantities(load_profile("rtx4090"))) == 36
 
 
 def test_every_number_has_source_and_range(profile: Profile) -> None:
@@ -136,7 +136,9 @@ def test_a_bf16_rate_of_geforce_accumulates_in_fp32() -> None:
 def test_each_family_is_reached_by_name() -> None:
     kernels = load_profile("h100").device.kernels
     families = ("gemm", "attention", "attention_backward", "elementwise", "reduction", "gather", "copy")
-    assert kernels.keys() == families == Kernels.__struct_fields__
+    assert kernels.keys() == families == Kernels.__struct_fields__[: len(families)]
+    assert set(STAND_INS) == set(Kernels.__struct_fields__[len(families) :])
+    assert kernels.taken("scan") is kernels.elementwise
     assert kernels["gemm"] is kernels.gemm
     assert "gem" not in kernels
     with pytest.raises(UnknownNameError, match="Did you mean 'gemm'"):
