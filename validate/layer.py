@@ -22,7 +22,7 @@ from costmodel.masks import Mask
 from costmodel.mixer import Site
 from costmodel.strategy import strategies
 from costmodel.subject import Layer, from_mixer
-from costmodel.workload import Workload
+from costmodel.workload import Phase, Workload
 from validate.executor import Executor
 from validate.launch import init_from_environment
 from validate.layout import Level, shard_nested
@@ -48,7 +48,7 @@ class Task:
 
     way: Way
     causal: bool = True
-    phase: str = "train"
+    phase: Phase = "train"
     length: int | None = None
 
 
@@ -144,7 +144,8 @@ class DistributedLayer(nn.Module):
             ]
             if copied:
                 flat = torch.cat([parameter.grad.flatten() for parameter in copied])
-                summed = self.ops.transport.all_reduce(flat, axis).split([parameter.numel() for parameter in copied])
+                sizes = [parameter.numel() for parameter in copied]
+                summed = torch.split(self.ops.transport.all_reduce(flat, axis), sizes)
                 for parameter, gradient in zip(copied, summed, strict=True):
                     parameter.grad = gradient.view(parameter.shape)
 
@@ -188,7 +189,7 @@ class DistributedLayer(nn.Module):
         """
         length = x.shape[1] * _size(self.mesh, SEQUENCE)
         self._check(x, length)
-        return self.block(length)(self.ops, x, self.tables(length), (), self.weights)
+        return self.block(length)(self.ops, x, self.tables(length), (), dict(self.weights.items()))
 
     def decode(self, x: Tensor, cache: Sequence[Tensor], length: int) -> Tensor:
         """The layer's output [B, 1, D] for the last of ``length`` tokens.
@@ -201,7 +202,7 @@ class DistributedLayer(nn.Module):
             InputError: when the strategy does not apply to these shapes, or they differ between ranks.
         """
         self._check(x, length, *cache)
-        return self.block(length)(self.ops, x, self.tables(length), tuple(cache), self.weights)
+        return self.block(length)(self.ops, x, self.tables(length), tuple(cache), dict(self.weights.items()))
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the rotary positions of this rank's part of ``length`` tokens; made once."""
@@ -269,7 +270,7 @@ def distributed(
     mesh: Mapping[str, int],
     *,
     causal: bool = True,
-    phase: str = "train",
+    phase: Phase = "train",
     kernel: str = "fused",
     dtype: torch.dtype = torch.float32,
     **sizes: int,

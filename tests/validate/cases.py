@@ -21,7 +21,7 @@ from costmodel.program import Leaf, Program, operations
 from costmodel.strategy import Strategy, strategies
 from costmodel.subject import Layer, Subject
 from costmodel.trace import Tracer, Widths
-from costmodel.workload import Workload
+from costmodel.workload import Phase, Workload
 from validate.communication import Traffic
 from validate.counting import Watched, flop_counter, keeping
 from validate.launch import Rank, RankPool
@@ -43,7 +43,7 @@ class Case:
     batch: int = 1
     causal: bool = True
     kernel: str = "fused"
-    phase: str = "train"
+    phase: Phase = "train"
     dtype: str = "fp64"
     flash: bool = True
     seed: int = 0
