@@ -28,7 +28,7 @@ from costmodel.units import parse_count
 @VERBOSE
 @JSON
 @click.pass_context
-def plan(ctx: click.Context, **options: Any) -> None:
+def plan(ctx: click.Context, /, **options: Any) -> None:
     """The best way to run a workload on a cluster: what it costs, why it wins, how sure that is.
 
     \b

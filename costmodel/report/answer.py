@@ -43,7 +43,7 @@ class Answer:
         start = time.perf_counter()
         ranking = rank(subject, workload, cluster)
         if not len(ranking.places):
-            raise _no_valid_plan(ranking)
+            raise no_valid_plan(ranking)
         best = ranking.best(1)[0] if len(ranking.order) else None
         others = sorted(
             (plan for plan in ranking.best_of_each() if best is None or plan.arrangement != best.arrangement),
@@ -65,7 +65,8 @@ class Answer:
         return workload.batch * (1 if workload.phase == "decode" else workload.length)
 
 
-def _no_valid_plan(ranking: Ranking) -> InputError:
+def no_valid_plan(ranking: Ranking) -> InputError:
+    """Why no plan is valid, and the nearest numbers of devices for which one is."""
     reasons = dict.fromkeys(reason for reasons in ranking.refused.values() for reason in reasons)
     counts = valid_device_counts(ranking)
     remedy = f"the nearest numbers of devices with a valid plan: {' and '.join(map(str, sorted(counts)))}"

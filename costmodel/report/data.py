@@ -74,8 +74,8 @@ def plan(found: Plan, asked: Workload, capacity: float) -> dict[str, Any]:
     """One plan and its cost on the busiest rank."""
     tokens = asked.batch * (1 if asked.phase == "decode" else asked.length)
     return {
-        "strategy": found.arrangement.strategy.name,
-        "kernel": found.arrangement.kernel,
+        "strategy": found.arrangement.strategies[0].name,
+        "kernel": found.arrangement.kernels[0],
         "mesh": dict(found.mesh),
         "context_inside_ulysses": found.context_inside,
         "recompute": found.recompute,
@@ -126,8 +126,8 @@ def _advice(advice: Advice, answer: Answer) -> dict[str, Any]:
         "missing_bytes": advice.missing,
         "longest_tokens": advice.longest,
         "longest_plan": {
-            "strategy": advice.longest_plan.arrangement.strategy.name,
-            "kernel": advice.longest_plan.arrangement.kernel,
+            "strategy": advice.longest_plan.arrangement.strategies[0].name,
+            "kernel": advice.longest_plan.arrangement.kernels[0],
             "mesh": dict(advice.longest_plan.mesh),
         },
         "smallest_cluster_devices": advice.devices,

@@ -44,12 +44,15 @@ def print_answers(answers: Sequence[Answer], model: Model | None, verbose: bool)
         print_notes(page, ranking.cluster, ranking.workload, model)
 
 
-def print_question(page: Page, subject: Subject, workload: Workload, cluster: Cluster, capacity: float) -> None:
+def print_question(
+    page: Page, subject: Subject, workload: Workload, cluster: Cluster, capacity: float, one_length: bool = True
+) -> None:
     """What was asked, and of which devices."""
     page.title(subject.name, f"{cluster.devices} x {cluster.profile.device.name}")
     sequences = f"{workload.batch} sequence{'s' if workload.batch > 1 else ''}"
     mask = "causal" if workload.causal else "every token sees every other"
-    page.line(f"{sequences} of {format_count(workload.length)} tokens, {mask}, {workload.dtype}")
+    length = f" of {format_count(workload.length)} tokens" if one_length else ""
+    page.line(f"{sequences}{length}, {mask}, {workload.dtype}")
     page.line(f"{sizes(subject)}", "dim")
     page.line(f"{cluster.profile.title}; {format_bytes(capacity)} usable on each device", "dim")
 
@@ -86,7 +89,11 @@ def plan_facts(plan: Plan, workload: Workload, capacity: float) -> Iterator[tupl
     """What one plan is and costs."""
     train = workload.phase == "train"
     yield "Plan", Text(words.name(plan), "bold green")
-    yield "", f"{plan.arrangement.strategy.title}; " + "; ".join(words.details(plan, train))
+    yield (
+        "",
+        f"{' & '.join(strategy.title for strategy in plan.arrangement.strategies)}; "
+        + "; ".join(words.details(plan, train)),
+    )
     tokens = workload.batch * (1 if workload.phase == "decode" else workload.length)
     yield (
         "Time",

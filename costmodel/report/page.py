@@ -42,7 +42,7 @@ class Page:
         """What was asked."""
         if len(left) + len(right) + 2 > self.width:
             self.console.print(Text(left, "bold"))
-            left, right = "", right
+            left = ""
         row = Table.grid(expand=True)
         row.add_column(ratio=1)
         row.add_column(justify="right")

@@ -28,5 +28,5 @@ def numbers(noun: object, path: str = "") -> Iterator[tuple[str, Quantity]]:
 
 def kinds(profile: Profile) -> dict[str, int]:
     """How many numbers are known in which way."""
-    counted = Counter(quantity.kind for _, quantity in numbers(profile))
+    counted = Counter[str](quantity.kind for _, quantity in numbers(profile))
     return {kind: counted[kind] for kind in KINDS if counted[kind]}

@@ -20,11 +20,12 @@ def name(plan: Plan) -> str:
 
     ``ulysses-zigzag 2x4 + tensor 2`` has 2 Ulysses ranks, 4 context ranks and 2 tensor-parallel ranks.
     """
-    strategy = plan.arrangement.strategy
-    ranks = "x".join(str(plan.mesh[axis]) for axis in strategy.axes)
-    parts = [f"{strategy.name} {ranks}".rstrip()]
+    strategies = plan.arrangement.strategies
+    ranks = "x".join(str(plan.mesh[axis]) for axis in strategies[0].axes)
+    parts = [f"{' & '.join(strategy.name for strategy in strategies)} {ranks}".rstrip()]
     parts += [f"{axis} {plan.mesh[axis]}" for axis in ("tensor", "data") if plan.mesh[axis] > 1]
-    kernel = "" if plan.arrangement.kernel == "fused" else f", {plan.arrangement.kernel}"
+    others = [kernel for kernel in plan.arrangement.kernels if kernel != "fused"]
+    kernel = f", {' & '.join(others)}" if others else ""
     return " + ".join(parts) + kernel
 
 
@@ -38,7 +39,7 @@ def mesh(plan: Plan) -> str:
 def details(plan: Plan, train: bool) -> list[str]:
     """What else a plan decides, a phrase each."""
     kernel = {"fused": "fused kernel", "vanilla": "vanilla kernel, scores in memory"}
-    said = [f"mesh {mesh(plan)}", kernel.get(plan.arrangement.kernel, f"{plan.arrangement.kernel} kernel")]
+    said = [f"mesh {mesh(plan)}", *(kernel.get(used, f"{used} kernel") for used in plan.arrangement.kernels)]
     if train:
         said.append("each layer run again before its backward pass" if plan.recompute else "all activations kept")
         said += _shared(plan)
