@@ -154,7 +154,8 @@ class Pieces:
         parameters = sum((w.elements for w in weights.values()), 0)
         stored: Dim = 0
         if self.workload.phase in ("prefill", "decode"):
-            widths = [self.workload.cache_width if k.tokens else width(k.precision) for k in kept]
+            asked = self.workload.cache_bytes
+            widths = [width(k.precision) if asked is None or not k.tokens else asked for k in kept]
             held = sum((product(k.shape) * each for k, each in zip(kept, widths, strict=True)), 0)
             stored = held * self.batch * layer.count
         return Piece(layer.mixer.name, program, layer.count, parameters, layer.count, stored)

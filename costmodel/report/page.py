@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import click
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -77,6 +78,10 @@ class Page:
             table.add_row(*row)
         self.console.print()
         self.console.print(table)
+
+    def indented(self, text: str, columns: int) -> None:
+        """A paragraph set in from the left."""
+        self.console.print(Padding(Text(text), (0, 0, 0, columns)))
 
     def note(self, text: str) -> None:
         """A remark below an answer."""

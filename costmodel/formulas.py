@@ -1,0 +1,137 @@
+"""The formulas of one layer on one rank, with every size a symbol: the same trace that the planner evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+from costmodel.arrangement import Way
+from costmodel.candidates import Meshes, fitting, meshes, refusals
+from costmodel.errors import InputError, UnknownNameError
+from costmodel.expression import Expression, lift, symbol_named
+from costmodel.mixer import Mixer
+from costmodel.ops.primitive import Reading
+from costmodel.piece import Piece, Pieces
+from costmodel.strategy import strategies
+from costmodel.subject import Layer, Subject, from_mixer
+from costmodel.symbols import MEANING, symbol
+from costmodel.trace import Tracer, Widths
+from costmodel.workload import Workload
+
+#: A length and numbers of devices with many divisors, for asking whether a way is valid for any.
+MANY_DIVISORS = 2**20 * 3**4 * 5 * 7
+DEVICES = range(1, 17)
+
+
+@dataclass(frozen=True)
+class Formula:
+    """One formula of a layer.
+
+    Attributes:
+        part: what it is part of: ``"flop"``, ``"traffic"``, ``"wire"`` or ``"memory"``.
+        name: which one of that part, such as ``"contraction"`` or ``"context"``.
+        detail: the readings of FLOPs that it gives, or what is counted.
+        unit: ``"FLOP"``, ``"bytes"`` or ``"messages"``.
+    """
+
+    part: str
+    name: str
+    detail: str
+    unit: str
+    value: Expression
+
+
+@dataclass(frozen=True)
+class LayerFormulas:
+    """All formulas of a mixer's layer, run in one way."""
+
+    mixer: Mixer
+    way: Way
+    workload: Workload
+    formulas: tuple[Formula, ...]
+
+    @property
+    def legend(self) -> dict[str, str]:
+        """The symbols that occur and what they mean, in the order of ``costmodel.symbols``."""
+        known = MEANING | {size.symbol: size.meaning for size in self.mixer.sizes.values()}
+        used = set().union(*(formula.value.symbols() for formula in self.formulas))
+        return {name: meaning for name, meaning in known.items() if name in used}
+
+
+def layer_formulas(mixer: str, way: Way, workload: Workload, fixed: Mapping[str, int] | None = None) -> LayerFormulas:
+    """The formulas of one layer of a mixer, without norms, residuals and feed-forward.
+
+    Args:
+        workload: its pass and mask; length, batch and dtype are symbols in the formulas.
+        fixed: hyperparameters to set to numbers, by the names that users give. Those that are usually 0 (such as a
+            window) are 0 unless they are here.
+
+    Raises:
+        UnknownNameError: for a mixer or a hyperparameter that does not exist.
+        InputError: where the way does not apply to the mixer, mask or pass.
+    """
+    given = dict(fixed or {})
+    [numbers] = from_mixer(mixer, **given).layers
+    _check(numbers, way, workload)
+    layer = _symbolic(numbers, given)
+    ops = Tracer(Widths(symbol("s"), symbol("a"), symbol("g")), 1 if workload.phase == "decode" else symbol("t"))
+    subject = Subject(layer.mixer.name, symbol("D"), (layer,))  # type: ignore[arg-type]
+    piece = Pieces(subject, workload, way.strategy.axes, way.tensor, ops).layer(layer, way)
+    return LayerFormulas(layer.mixer, way, workload, tuple(_formulas(piece, workload)))
+
+
+def _symbolic(numbers: Layer, given: Mapping[str, int]) -> Layer:
+    """A layer with a symbol for each size that is not given; sizes that are usually 0 stay so."""
+    sizes: dict[str, object] = dict(numbers.sizes) | {"D": symbol("D")}
+    for key, size in numbers.mixer.sizes.items():
+        if key not in given and size.usual and size.symbol in sizes:
+            sizes[size.symbol] = symbol_named(size.symbol)
+    return Layer(numbers.mixer, sizes, numbers.window, None, 1)  # type: ignore[arg-type]
+
+
+def _check(layer: Layer, way: Way, workload: Workload) -> None:
+    """Whether a way is valid for some length and some numbers of ranks."""
+    strategy = way.strategy
+    carry = layer.mixer.carry_for(workload.causal)
+    if not issubclass(carry, strategy.carries):
+        known = [name for name in strategies.names() if issubclass(carry, strategies.get(name).carries)]
+        rule = f"it does not know what crosses a cut of {layer.mixer.name}: {carry.kind}"
+        raise InputError("--strategy", strategy.name, rule, f"strategies that do: {', '.join(known)}")
+    if way.kernel not in layer.mixer.kernels:
+        raise UnknownNameError(f"kernel of {layer.mixer.name}", way.kernel, layer.mixer.kernels)
+    among = fitting(strategy.axes, way.tensor, reduce(Meshes.joined, [meshes(count) for count in DEVICES]))
+    long = Workload(MANY_DIVISORS, 2 * 3 * 5 * 7, workload.phase, workload.causal)
+    valid, reasons = refusals(layer, way, long, among)
+    if not np.any(valid):
+        raise InputError("--strategy", str(way), "; ".join(reasons))
+
+
+def _formulas(piece: Piece, workload: Workload) -> Iterator[Formula]:
+    program = piece.program
+    yield from _flops(piece)
+    read, written = program.traffic()
+    yield Formula("traffic", "read", "by kernels", "bytes", lift(read))
+    yield Formula("traffic", "written", "by kernels", "bytes", lift(written))
+    for axis, sent in program.wire().items():
+        yield Formula("wire", axis, "sent", "bytes", lift(sent.bytes))
+        yield Formula("wire", axis, "sent", "messages", lift(sent.messages))
+    yield Formula("memory", "weights", "parameters", "bytes", piece.parameters * symbol("s"))
+    if workload.phase == "train":
+        yield Formula("memory", "saved", "activations kept for the backward pass", "bytes", lift(piece.held.saved))
+    yield Formula("memory", "peak", "activations, at most", "bytes", lift(piece.held.peak))
+    if workload.phase in ("prefill", "decode"):
+        yield Formula("memory", "cache", "kept for decoding", "bytes", lift(piece.cache))
+
+
+def _flops(piece: Piece) -> Iterator[Formula]:
+    """FLOPs by class; readings that agree are told together."""
+    counted = {reading: piece.program.flops(reading) for reading in Reading}
+    for kind in dict.fromkeys(kind for classes in counted.values() for kind in classes):
+        told: dict[Expression, list[str]] = {}
+        for reading, classes in counted.items():
+            told.setdefault(lift(classes.get(kind, 0)), []).append(reading.value)
+        for value, readings in told.items():
+            yield Formula("flop", kind, ", ".join(readings), "FLOP", value)

@@ -1,0 +1,105 @@
+"""The answer of ``costmodel formulas``, in a terminal, as Markdown, LaTeX or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from costmodel.formulas import Formula, LayerFormulas
+from costmodel.notation import as_latex as latex
+from costmodel.notation import as_python, as_text, symbol_as_latex
+from costmodel.report import data
+from costmodel.report.page import Page
+
+PART = {
+    "flop": "FLOP by class and reading (a multiply-add is 2)",
+    "traffic": "Device memory traffic of kernels, in bytes",
+    "wire": "Sent by one rank, by axis of the mesh",
+    "memory": "Device memory, in bytes",
+}
+
+
+def print_formulas(found: LayerFormulas) -> None:
+    """A page of formulas."""
+    with Page() as page:
+        page.title(_title(found), f"{found.workload.phase}, {'causal' if found.workload.causal else 'no mask'}")
+        page.line(found.mixer.template, "dim")
+        page.line(f"{found.way.strategy.title}; {found.way.kernel} kernel; one rank", "dim")
+        for part, formulas in groupby(found.formulas, key=lambda formula: formula.part):
+            page.heading(PART[part])
+            for formula in formulas:
+                page.line(_label(formula), "cyan")
+                page.indented(as_text(formula.value), 4)
+        page.heading("Symbols")
+        page.facts(found.legend.items())
+        page.gap()
+        page.note(_note(found))
+
+
+def as_markdown(found: LayerFormulas) -> str:
+    """A table of formulas and one of symbols."""
+    lines = [f"**{_title(found)}**, {found.workload.phase}", "", "| one rank | formula |", "|---|---|"]
+    lines += [f"| {_label(formula)} | ${latex(formula.value)}$ |" for formula in found.formulas]
+    lines += ["", "| symbol | meaning |", "|---|---|"]
+    lines += [f"| ${symbol_as_latex(name)}$ | {meaning} |" for name, meaning in found.legend.items()]
+    return "\n".join(lines)
+
+
+def as_latex(found: LayerFormulas) -> str:
+    """Equations, and the symbols as a description."""
+    lines = [f"% {_title(found)}, {found.workload.phase}", r"\begin{align*}"]
+    equations = [rf"  \text{{{_escaped(_label(formula))}}} &= {latex(formula.value)}" for formula in found.formulas]
+    lines.append(" \\\\\n".join(equations))
+    lines += [r"\end{align*}", r"\begin{description}"]
+    lines += [rf"  \item[${symbol_as_latex(name)}$] {_escaped(text)}" for name, text in found.legend.items()]
+    return "\n".join([*lines, r"\end{description}"])
+
+
+def as_json(found: LayerFormulas) -> str:
+    """Formulas as Python expressions of the symbols, with ``ceil``, ``max`` and ``min``, and as LaTeX."""
+    formulas = [
+        {
+            "part": formula.part,
+            "name": formula.name,
+            "detail": formula.detail,
+            "unit": formula.unit,
+            "python": as_python(formula.value),
+            "latex": latex(formula.value),
+        }
+        for formula in found.formulas
+    ]
+    content = {
+        "mixer": found.mixer.name,
+        "strategy": found.way.strategy.name,
+        "kernel": found.way.kernel,
+        "tensor_parallel": found.way.tensor,
+        "pass": found.workload.phase,
+        "causal": found.workload.causal,
+        "formulas": formulas,
+        "symbols": found.legend,
+    }
+    return data.dump("formulas", content)
+
+
+def _title(found: LayerFormulas) -> str:
+    return f"{found.mixer.name}, {found.way}"
+
+
+def _label(formula: Formula) -> str:
+    return ", ".join(_said(formula))
+
+
+def _said(formula: Formula) -> Iterator[str]:
+    yield f"{formula.name} {formula.unit}" if formula.part in ("flop", "wire") else formula.name
+    yield formula.detail
+
+
+def _note(found: LayerFormulas) -> str:
+    ranks = [name for name in found.legend if name.startswith("rank_")]
+    busiest = "; ".join(f"the busiest rank has {name} = P_{name[-1]} - 1" for name in ranks)
+    exact = "Exact where sizes divide evenly."
+    return f"{exact} Work depends on the rank: {busiest}." if ranks else exact
+
+
+def _escaped(text: str) -> str:
+    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
