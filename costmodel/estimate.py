@@ -14,7 +14,6 @@ from costmodel.data_parallel import Sharing
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.evaluation import Evaluator, Group
 from costmodel.hardware.cluster import Cluster
-from costmodel.hardware.profile import load_profile
 from costmodel.ops.primitive import Reading
 from costmodel.plan import Ranking
 from costmodel.rates import usable_memory
@@ -122,32 +121,34 @@ def flops(ranking: Ranking, candidate: int) -> dict[Reading, dict[str, float]]:
     return {reading: one.flops(reading) for reading in Reading}
 
 
-def model_flops(subject: Subject, workload: Workload, reading: Reading = Reading.MODEL) -> float:
-    """FLOP of matrix products that the workload needs in any plan, without recomputation.
+@dataclass(frozen=True)
+class Peak:
+    """The seconds that a workload would take were its matrix products all that it does, at all devices' dense peak.
 
-    The MODEL reading counts masked pairs too, as MFU is defined (PaLM, arXiv 2204.02311, appendix B); the USEFUL one
-    only those that the mask leaves.
+    ``model`` counts masked pairs too, as MFU is defined (PaLM, arXiv 2204.02311, appendix B), so that MFU may pass 1
+    under a causal mask; ``useful`` counts only those that the mask leaves. Recomputation is in neither.
     """
-    alone = rank_alone(subject, workload)
-    return alone.flops(reading).get("contraction", 0.0)
+
+    model: float
+    useful: float
+
+    @classmethod
+    def of(cls, ranking: Ranking) -> Peak:
+        """Of a ranking's workload on its cluster."""
+        cluster, dtype = ranking.cluster, ranking.workload.dtype
+        rate = cluster.profile.device.peak(dtype).value * cluster.devices
+        alone = _on_one_rank(ranking)
+        model, useful = (alone.flops(reading).get("contraction", 0.0) for reading in (Reading.MODEL, Reading.USEFUL))
+        return cls(model / rate, useful / rate)
 
 
-def rank_alone(subject: Subject, workload: Workload) -> Group:
-    """The workload on one rank, with the first implementation of each mixer."""
-    single = Cluster(load_profile("h100"), 1)  # of no consequence: FLOPs do not depend on the device
+def _on_one_rank(ranking: Ranking) -> Group:
+    """The workload on one device, with the first implementation of each mixer."""
+    subject, workload = ranking.subject, ranking.workload
     ways = tuple(Way(strategies.get("whole"), layer.mixer.kernels[0], False) for layer in subject.layers)
     choices = Choices.of(meshes(1), workload.phase == "train")
     plain = choices.where(np.flatnonzero(~choices.recompute)[:1])
-    return Group(Evaluator(subject, workload, single), Arrangement(ways), plain)
-
-
-def utilisation(ranking: Ranking, seconds: float, reading: Reading = Reading.MODEL) -> float:
-    """Model FLOP a second over the dense peak of all devices: MFU in the MODEL reading.
-
-    It may pass 1 there under a causal mask, where half of the pairs that it counts are not computed.
-    """
-    peak = ranking.cluster.profile.device.peak(ranking.workload.dtype).value
-    return model_flops(ranking.subject, ranking.workload, reading) / (seconds * peak * ranking.cluster.devices)
+    return Group(Evaluator(subject, workload, Cluster(ranking.cluster.profile, 1)), Arrangement(ways), plain)
 
 
 def sharing_named(name: str) -> Sharing:

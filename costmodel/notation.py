@@ -161,9 +161,10 @@ def _ordered(terms: Iterable[Product]) -> tuple[Product, ...]:
     return tuple(sorted(terms, key=_order))
 
 
-def _order(product: Product) -> tuple[bool, float, str]:
-    """Positive terms first; of these those of the highest degree."""
-    return product.coefficient < 0, -_degree(product), PYTHON.write(product)
+def _order(product: Product) -> tuple[bool, float, tuple[tuple[int, str], ...], str]:
+    """Positive terms first; of these those of the highest degree, then by their symbols."""
+    names = tuple(_rank(factor) for factor, _ in product.factors if isinstance(factor, str))
+    return product.coefficient < 0, -_degree(product), names, PYTHON.write(product)
 
 
 def _degree(product: Product) -> float:

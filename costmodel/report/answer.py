@@ -45,18 +45,13 @@ class Answer:
         if not len(ranking.places):
             raise no_valid_plan(ranking)
         best = ranking.best(1)[0] if len(ranking.order) else None
-        others = sorted(
-            (plan for plan in ranking.best_of_each() if best is None or plan.arrangement != best.arrangement),
-            key=lambda plan: (
-                plan.bytes > ranking.capacity,
-                plan.bytes if plan.bytes > ranking.capacity else plan.seconds,
-            ),
-        )
+        advice = None if best else advise(ranking)
+        told = best.arrangement if best else advice.nearest.arrangement if advice else None
+        others = tuple(plan for plan in ranking.best_of_each() if plan.arrangement != told)
         tokens, where = ranking.longest_of_all
         held = ranking.longest(int(ranking.order[0])) if best else 0
-        advice = None if best else advise(ranking)
         took = time.perf_counter() - start
-        return cls(ranking, best, tuple(others), top, (held, tokens), ranking.plan(where), advice, took)
+        return cls(ranking, best, others, top, (held, tokens), ranking.plan(where), advice, took)
 
     @property
     def tokens(self) -> int:

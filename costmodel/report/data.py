@@ -70,12 +70,16 @@ def workload(asked: Workload) -> dict[str, Any]:
     }
 
 
+def arrangement(found: Plan) -> dict[str, Any]:
+    """The strategy and the kernel of each kind of layer, in the order of the subject's layers."""
+    ways = found.arrangement.ways
+    return {"strategies": [way.strategy.name for way in ways], "kernels": [way.kernel for way in ways]}
+
+
 def plan(found: Plan, asked: Workload, capacity: float) -> dict[str, Any]:
     """One plan and its cost on the busiest rank."""
     tokens = asked.batch * (1 if asked.phase == "decode" else asked.length)
-    return {
-        "strategy": found.arrangement.strategies[0].name,
-        "kernel": found.arrangement.kernels[0],
+    return arrangement(found) | {
         "mesh": dict(found.mesh),
         "context_inside_ulysses": found.context_inside,
         "recompute": found.recompute,
@@ -125,11 +129,7 @@ def _advice(advice: Advice, answer: Answer) -> dict[str, Any]:
         "nearest": plan(advice.nearest, asked, capacity),
         "missing_bytes": advice.missing,
         "longest_tokens": advice.longest,
-        "longest_plan": {
-            "strategy": advice.longest_plan.arrangement.strategies[0].name,
-            "kernel": advice.longest_plan.arrangement.kernels[0],
-            "mesh": dict(advice.longest_plan.mesh),
-        },
+        "longest_plan": arrangement(advice.longest_plan) | {"mesh": dict(advice.longest_plan.mesh)},
         "smallest_cluster_devices": advice.devices,
         "changes": [
             {

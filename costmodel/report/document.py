@@ -51,7 +51,7 @@ def print_question(
     page.title(subject.name, f"{cluster.devices} x {cluster.profile.device.name}")
     sequences = f"{workload.batch} sequence{'s' if workload.batch > 1 else ''}"
     mask = "causal" if workload.causal else "every token sees every other"
-    length = f" of {format_count(workload.length)} tokens" if one_length else ""
+    length = f" of {_tokens(workload.length)}" if one_length else ""
     page.line(f"{sequences}{length}, {mask}, {workload.dtype}")
     page.line(f"{sizes(subject)}", "dim")
     page.line(f"{cluster.profile.title}; {format_bytes(capacity)} usable on each device", "dim")
@@ -77,10 +77,8 @@ def print_notes(page: Page, cluster: Cluster, workload: Workload, model: Model |
     if not profile.calibrated:
         counted = kinds(profile)
         number = ", ".join(f"{count} {kind}" for kind, count in counted.items())
-        page.note(
-            f"{profile.name} is not calibrated: {sum(counted.values())} numbers, {number}. Each with its source: "
-            f"costmodel list profiles {profile.name}"
-        )
+        page.note(f"{profile.name} is not calibrated: {sum(counted.values())} numbers, {number}. Each with its source:")
+        page.indented(f"costmodel list profiles {profile.name}", 2)
     if model and model.max_positions and workload.length > model.max_positions:
         page.note(f"{model.name} was made for {format_count(model.max_positions)} positions.")
 
@@ -110,11 +108,13 @@ def plan_facts(plan: Plan, workload: Workload, capacity: float) -> Iterator[tupl
     yield "Memory", memory(plan, capacity)
 
 
-def memory(plan: Plan, capacity: float) -> str:
+def memory(plan: Plan, capacity: float) -> Text:
     """Bytes by kind against what there is."""
     kinds = [f"{kind} {format_bytes(size)}" for kind, size in plan.memory.items() if size]
     used = f"{format_bytes(plan.bytes)} of {format_bytes(capacity)} a device ({plan.bytes / capacity:.0%})"
-    return f"{used}: {', '.join(kinds)}"
+    over = plan.bytes - capacity
+    told = f"{used}, {format_bytes(over)} over" if over > 0 else used
+    return Text.assemble((told, "bold red" if over > 0 else ""), f": {', '.join(kinds)}")
 
 
 def _sent(plan: Plan) -> str:
@@ -138,7 +138,9 @@ def _facts(answer: Answer, best: Plan) -> Iterator[tuple[str, str | Text]]:
 
 
 def _tokens(length: int) -> str:
-    return "any number of tokens" if length >= LONGEST - 1 else f"{format_count(length)} tokens"
+    if length > LONGEST - 2**16:
+        return "any number of tokens"
+    return f"{format_count(length)} token{'s' if length != 1 else ''}"
 
 
 def _print_others(page: Page, answer: Answer, verbose: bool) -> None:
@@ -195,7 +197,8 @@ def _print_advice(page: Page, answer: Answer) -> None:
 def _advice_facts(answer: Answer, advice: Advice, capacity: float) -> Iterator[tuple[str, str | Text]]:
     profile = answer.ranking.cluster.profile.name
     yield "Nearest", Text(words.name(advice.nearest), "bold")
-    yield "", f"{memory(advice.nearest, capacity)}; it would take {format_seconds(advice.nearest.seconds)}"
+    yield "", memory(advice.nearest, capacity)
+    yield "", f"it would take {format_seconds(advice.nearest.seconds)}"
     if advice.longest:
         yield "Shorter", f"{_tokens(advice.longest)} fit, in {words.name(advice.longest_plan)}"
     else:

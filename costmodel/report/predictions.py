@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from costmodel.estimate import flops, utilisation
+from costmodel.estimate import Peak, flops
 from costmodel.model import Model
 from costmodel.ops.primitive import FLOP_CLASSES, Reading
 from costmodel.plan import Plan, Ranking
@@ -71,8 +71,8 @@ def _print_one(page: Page, ranking: Ranking) -> None:
 
 
 def _mfu(ranking: Ranking, plan: Plan) -> str:
-    useful = utilisation(ranking, plan.seconds, Reading.USEFUL)
-    return f"{utilisation(ranking, plan.seconds):.1%}; useful {useful:.1%}"
+    peak = Peak.of(ranking)
+    return f"{peak.model / plan.seconds:.1%}; useful {peak.useful / plan.seconds:.1%}"
 
 
 def _print_table(page: Page, rankings: Sequence[Ranking]) -> None:
@@ -86,6 +86,7 @@ def _print_table(page: Page, rankings: Sequence[Ranking]) -> None:
 
 
 def _rows(ranking: Ranking, wide: bool) -> Iterator[list[str]]:
+    peak = Peak.of(ranking)
     for _, plan in plans(ranking):
         over = plan.bytes - ranking.capacity
         yield [
@@ -95,9 +96,9 @@ def _rows(ranking: Ranking, wide: bool) -> Iterator[list[str]]:
             f"{format_seconds(plan.fastest)} to {format_seconds(plan.slowest)}",
             format_bytes(plan.bytes),
             format_bytes(sum(plan.wire.values())),
-            f"{utilisation(ranking, plan.seconds):.1%}",
-            f"{utilisation(ranking, plan.seconds, Reading.USEFUL):.1%}",
-            "" if over <= 0 else (f"{format_bytes(over)} too large" if wide else "too large"),
+            f"{peak.model / plan.seconds:.1%}",
+            f"{peak.useful / plan.seconds:.1%}",
+            "" if over <= 0 else f"{format_bytes(over)} over" if wide else "over",
         ]
 
 
@@ -117,20 +118,19 @@ def predictions_as_json(rankings: Sequence[Ranking]) -> str:
     content = {
         "subject": data.subject(first.subject),
         "cluster": data.cluster(first.cluster),
-        "predictions": [_prediction(ranking, *found) for ranking in rankings for found in plans(ranking)],
+        "predictions": [prediction for ranking in rankings for prediction in _predictions(ranking)],
     }
     return data.dump("predict", content)
 
 
-def _prediction(ranking: Ranking, candidate: int, plan: Plan) -> dict[str, Any]:
-    counted = {READING[reading]: classes for reading, classes in flops(ranking, candidate).items()}
-    return (
-        data.workload(ranking.workload)
-        | data.plan(plan, ranking.workload, ranking.capacity)
-        | {
+def _predictions(ranking: Ranking) -> Iterator[dict[str, Any]]:
+    peak = Peak.of(ranking)
+    for candidate, plan in plans(ranking):
+        counted = {READING[reading]: classes for reading, classes in flops(ranking, candidate).items()}
+        more = {
             "longest_tokens": ranking.longest(candidate),
             "flop_by_reading_and_class": counted,
-            "mfu": utilisation(ranking, plan.seconds),
-            "mfu_useful": utilisation(ranking, plan.seconds, Reading.USEFUL),
+            "mfu": peak.model / plan.seconds,
+            "mfu_useful": peak.useful / plan.seconds,
         }
-    )
+        yield data.workload(ranking.workload) | data.plan(plan, ranking.workload, ranking.capacity) | more

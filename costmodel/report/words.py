@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from costmodel.data_parallel import Sharing
 from costmodel.plan import Plan
 from costmodel.units import format_bytes, format_seconds
@@ -14,19 +16,28 @@ COLLECTIVE = {
     "all_to_all": "all-to-all",
 }
 
+#: Plans whose times differ by less than this factor are as fast as each other.
+EQUAL = 1.0005
+
 
 def name(plan: Plan) -> str:
     """A plan in a few words: its strategy with the ranks along each of its axes, and what is combined with it.
 
     ``ulysses-zigzag 2x4 + tensor 2`` has 2 Ulysses ranks, 4 context ranks and 2 tensor-parallel ranks.
     """
-    strategies = plan.arrangement.strategies
-    ranks = "x".join(str(plan.mesh[axis]) for axis in strategies[0].axes)
-    parts = [f"{' & '.join(strategy.name for strategy in strategies)} {ranks}".rstrip()]
+    ways = plan.arrangement.ways
+    ranks = "x".join(str(plan.mesh[axis]) for axis in plan.arrangement.axes)
+    parts = [f"{_each(way.strategy.name for way in ways)} {ranks}".rstrip()]
     parts += [f"{axis} {plan.mesh[axis]}" for axis in ("tensor", "data") if plan.mesh[axis] > 1]
-    others = [kernel for kernel in plan.arrangement.kernels if kernel != "fused"]
-    kernel = f", {' & '.join(others)}" if others else ""
-    return " + ".join(parts) + kernel
+    first = [layer.mixer.kernels[0] for layer in plan.alone.evaluator.subject.layers]
+    kernels = [way.kernel for way in ways]
+    return " + ".join(parts) + ("" if kernels == first else f", {_each(kernels)}")
+
+
+def _each(names: Iterable[str]) -> str:
+    """What each kind of layer has, in the order of the model; once where all have the same."""
+    every = list(names)
+    return every[0] if len(set(every)) == 1 else " & ".join(every)
 
 
 def mesh(plan: Plan) -> str:
@@ -86,10 +97,10 @@ def why(plan: Plan, best: Plan | None, capacity: float) -> str:
     """Why a plan is not chosen."""
     if plan.bytes > capacity:
         largest = max(plan.memory, key=lambda kind: plan.memory[kind])
-        return f"{format_bytes(plan.bytes - capacity)} too large: {largest} {format_bytes(plan.memory[largest])}"
+        return f"{format_bytes(plan.bytes - capacity)} over: {largest} {format_bytes(plan.memory[largest])}"
     if best is None:
         return ""
-    reason = f"{slower(plan, best)}: {_why_slower(plan, best)}"
+    reason = f"{slower(plan, best)}: {_why_slower(plan, best)}" if plan.seconds > EQUAL * best.seconds else "as fast"
     if plan.fastest < best.fastest:
         return f"{reason}; faster at the favourable end"
     return f"{reason}; faster at the unfavourable end" if plan.slowest < best.slowest else reason

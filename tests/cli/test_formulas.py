@@ -1,0 +1,150 @@
+"""``costmodel formulas``: evaluated at numbers, they are the numbers of ``costmodel predict``."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import ceil
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from costmodel.arrangement import AXES, Way
+from costmodel.errors import InputError
+from costmodel.estimate import Chosen, estimate, flops
+from costmodel.formulas import LayerFormulas, layer_formulas
+from costmodel.hardware import parse_cluster
+from costmodel.mixer import mixers
+from costmodel.notation import as_python
+from costmodel.ops.primitive import Reading
+from costmodel.plan import Plan, Ranking
+from costmodel.strategy import strategies
+from costmodel.subject import from_mixer
+from costmodel.workload import PHASES, Workload
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[str, dict[str, int], Chosen, Workload]:
+    """A mixer with random sizes, a way of running it, and a workload."""
+    mixer = mixers.get(draw(st.sampled_from(mixers.names())))
+    known = [name for name in strategies.names() if issubclass(mixer.carry_for(True), strategies.get(name).carries)]
+    strategy = strategies.get(draw(st.sampled_from(known)))
+    axes = [*strategy.axes, *draw(st.sampled_from([[], ["tensor"]]))]
+    ranks = {axis: draw(st.sampled_from([2, 4])) for axis in axes}
+    halvings = {key: draw(st.integers(0, 2)) for key, size in mixer.sizes.items() if size.usual >= 16}
+    sizes = {key: mixer.sizes[key].usual >> times for key, times in halvings.items()}
+    if "kv_heads" in sizes:
+        sizes["kv_heads"] = sizes["heads"] >> draw(st.integers(0, 2))
+    kernel = draw(st.sampled_from(mixer.kernels))
+    phase = draw(st.sampled_from(PHASES))
+    length = draw(st.integers(1, 20)) * 1024
+    return mixer.name, sizes, Chosen(strategy.name, ranks, kernel), Workload(length, draw(st.integers(1, 3)), phase)
+
+
+def evaluator(found: LayerFormulas, ranking: Ranking, plan: Plan) -> dict[str, Fraction]:
+    """Values of the formulas' symbols for a plan."""
+    (layer,) = ranking.subject.layers
+    values: dict[str, int] = {AXES[axis]: size for axis, size in plan.mesh.items()}
+    values |= {f"rank_{AXES[axis][-1]}": size - 1 for axis, size in plan.mesh.items()}
+    tile = ranking.cluster.profile.device.kernels["attention"].tile or 1
+    values |= {"B": ranking.workload.batch, "L": ranking.workload.length, "s": 2, "a": 4, "g": 4, "t": tile}
+    values |= {key: value for key, value in layer.sizes.items() if key in found.legend}
+    return {key: Fraction(value) for key, value in values.items()}
+
+
+@given(case=cases())
+@settings(max_examples=60)
+def test_formulas_at_numbers_are_the_numbers_of_predict(case: tuple[str, dict[str, int], Chosen, Workload]) -> None:
+    name, sizes, chosen, workload = case
+    devices = 1
+    for ranks in chosen.ranks.values():
+        devices *= ranks
+    way = Way(strategies.get(chosen.strategy), chosen.kernel, "tensor" in chosen.ranks)
+    try:
+        ranking = estimate(from_mixer(name, **sizes), workload, parse_cluster(f"{devices}xh100"), chosen)
+    except InputError:
+        assume(False)
+    plan = ranking.plan(0)
+    found = layer_formulas(name, way, workload)
+    values = evaluator(found, ranking, plan)
+    functions = {"ceil": ceil, "max": max, "min": min}
+    counted = flops(ranking, 0)
+    expected = {
+        ("memory", "weights", "bytes"): plan.memory["parameters"],
+        ("memory", "saved", "bytes"): plan.memory["activations"],
+        ("memory", "cache", "bytes"): plan.memory["cache"],
+    }
+    for axis, size in plan.wire.items():
+        expected |= {("wire", axis, "bytes"): size, ("wire", axis, "messages"): plan.messages[axis]}
+    held = 0.0
+    for formula in found.formulas:
+        # What is shown, not only what it was made from.
+        value = eval(as_python(formula.value), functions, values)
+        assert value == formula.value.evaluate(values)
+        key = formula.part, formula.name, formula.unit
+        if formula.part == "flop":
+            for reading in formula.detail.split(", "):
+                assert float(value) == pytest.approx(counted[Reading(reading)].get(formula.name, 0.0), rel=1e-9)
+        elif key in expected:
+            assert float(value) == pytest.approx(expected.pop(key), rel=1e-9)
+        elif formula.part == "memory":
+            assert formula.name == "peak"
+            held = float(value)
+    # What is not in the layer's formulas is of the step: replicas exchange weights.
+    left = {key: size for key, size in expected.items() if size and key[1] != "replicas"}
+    assert left == {}
+    assert held - plan.memory["activations"] == pytest.approx(plan.memory["working"], rel=1e-9)
+
+
+def test_ring_attention_by_hand(ask) -> None:
+    document = ask("formulas", "--mixer", "attention", "--strategy", "ring", "--full")
+    assert document["schema"] == "costmodel.formulas/1"
+    told = {(f["part"], f["name"], f["unit"], f["detail"]): f["python"] for f in document["formulas"]}
+    # Scores and values over all keys, 4 B L^2 H d / P; projections of queries and output, 4 B L D H d / P, and of keys
+    # and values, 4 B L D H_kv d / P.
+    numbers = {"B": 2, "L": 64, "D": 32, "H": 4, "H_kv": 2, "d": 8, "P_c": 4, "P_d": 1, "rank_c": 3, "s": 2}
+    attention = 4 * 2 * 64**2 * 4 * 8 / 4
+    projections = 4 * 2 * 64 * 32 * 4 * 8 / 4 + 4 * 2 * 64 * 32 * 2 * 8 / 4
+    (contraction,) = [text for key, text in told.items() if key[1] == "contraction" and "useful" in key[3]]
+    assert eval(contraction, {}, numbers) == attention + projections
+    assert eval(told["wire", "context", "bytes", "sent"], {}, numbers) == 3 * 2 * 2 * 2 * 16 * 8 * 2
+    assert eval(told["wire", "context", "messages", "sent"], {}, numbers) == 6
+    assert set(document["symbols"]) >= {"B", "L", "D", "H", "H_kv", "d", "P_c", "s"}
+
+
+def test_a_size_that_is_set_is_a_number(ask) -> None:
+    document = ask("formulas", "--mixer", "attention", "--set", "kv_heads=1", "--set", "window=4096")
+    assert "H_kv" not in document["symbols"]
+    assert any("4096" in formula["python"] for formula in document["formulas"])
+
+
+@pytest.mark.parametrize("style", ["--latex", "--markdown"])
+def test_other_notations(run, style: str) -> None:
+    text = run("formulas", "--mixer", "attention", "--strategy", "zigzag", "--pass", "train", "--tensor", style).stdout
+    assert r"\frac{" in text and r"\left\lceil" in text
+    assert text.count("{") == text.count("}")
+    assert "H_{kv}" in text and "P_{c}" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_page(run, width: int) -> None:
+    page = run("formulas", "--mixer", "attention", "--strategy", "ring", width=width).stdout
+    assert max(map(len, page.splitlines())) <= width
+    assert "2·B·L·H_kv·d·s·(P_c - 1)/(P_d·P_c)" in page
+    assert "rank_c = P_c - 1" in page
+    assert page == run("formulas", "--mixer", "attention", "--strategy", "ring", width=width).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--strategy", "halo"], "does not know what crosses a cut of attention"),
+        (["--strategy", "tree"], "it is for decode, not for forward"),
+        (["--kernel", "fast"], "no kernel of attention named 'fast'"),
+        (["--set", "headz=3"], "Did you mean 'heads'?"),
+    ],
+)
+def test_what_does_not_apply_is_refused(run, arguments: list[str], said: str) -> None:
+    done = run("formulas", "--mixer", "attention", *arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr
