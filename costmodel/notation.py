@@ -50,11 +50,23 @@ def simplified(value: Expression) -> Expression:
 
 
 def _function(name: str, *arguments: Expression) -> Expression:
-    zero = lift(0) in arguments
-    others = [x for x in map(lift, arguments) if x != 0]
-    if name in ("max", "min") and zero and all(number > 0 for x in others for number in x.terms.values()):
-        return lift(0) if name == "min" else others[0]
+    lifted = [lift(x) for x in arguments]
+    if name in ("max", "min") and lift(0) in lifted and all(map(_never_negative, lifted)):
+        others = [x for x in lifted if x != 0]
+        return others[0] if name == "max" and others else lift(0)
     return lift(call(name, *arguments))
+
+
+def _never_negative(value: Expression) -> bool:
+    """Whether an expression is a sum of products of what is never negative."""
+    numbers = {number for monomial in value.terms for number, _ in monomial}
+    return all(coefficient > 0 for coefficient in value.terms.values()) and all(map(_atom_never_negative, numbers))
+
+
+def _atom_never_negative(number: int) -> bool:
+    made = atom(number)
+    decides = any if made.name == "max" else all
+    return not made.arguments or decides(_never_negative(lift(x)) for x in made.arguments)
 
 
 def _product(terms: Mapping[Monomial, Number]) -> Product:
@@ -124,11 +136,11 @@ def _taken_out(made: Atom) -> tuple[Fraction, tuple[tuple[str | Call, Number], .
     for terms in arguments:
         together |= terms
     coefficient, common = (Fraction(1), {}) if any(not terms for terms in arguments) else _common(together)
-    coefficient = abs(coefficient)
+    coefficient, common = abs(coefficient), {n: power for n, power in common.items() if _atom_never_negative(n)}
     inside = [{_without(m, common): Fraction(n) / coefficient for m, n in terms.items()} for terms in arguments]
     outer, factors = _calls(common)
     products = dict.fromkeys(sorted((_product(terms) for terms in inside), key=_order))
-    return coefficient * outer, factors, Call(made.name, tuple(products))
+    return coefficient * outer, factors, Call(made.name if len(products) > 1 else "sum", tuple(products))
 
 
 def _flat(made: Atom) -> Iterable[Expression]:
