@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from costmodel.ops.primitive import Reading
 from costmodel.plan import Ranking
 from costmodel.rates import usable_memory
 from costmodel.strategy import strategies
-from costmodel.subject import Subject
+from costmodel.subject import Layer, Subject
 from costmodel.workload import Workload
 
 #: How far from the number of devices a valid number is looked for.
@@ -30,14 +30,15 @@ class Chosen:
     """A plan as a user names it.
 
     Attributes:
+        strategies, kernels: one for each kind of layer, or one for all; without kernels, each mixer's first.
         ranks: along the axes of the mesh that are given; one axis that the strategy needs and that is not among them
             takes the devices that are left, all others have 1 rank.
         context_inside: of a grid, whether the ranks of the context axis are the nearer ones.
     """
 
-    strategy: str
+    strategies: tuple[str, ...]
     ranks: Mapping[str, int]
-    kernel: str = "fused"
+    kernels: tuple[str, ...] = ()
     recompute: bool = False
     sharing: Sharing = Sharing.NOTHING
     context_inside: bool = False
@@ -50,7 +51,7 @@ class Chosen:
         """
         mesh = {axis: self.ranks.get(axis, 1) for axis in MESH}
         left, rest = divmod(devices, math.prod(mesh.values()))
-        open_axes = [axis for axis in strategies.get(self.strategy).axes if axis not in self.ranks]
+        open_axes = [axis for axis in strategies.get(self.strategies[0]).axes if axis not in self.ranks]
         if not rest and len(open_axes) == 1:
             mesh[open_axes[0]], left = left, 1
         if rest or left != 1:
@@ -58,6 +59,46 @@ class Chosen:
             rule = f"has {math.prod(mesh.values())} ranks and the cluster {devices} devices"
             raise InputError("the mesh", given, rule, f"set {', '.join(f'--{axis}' for axis in MESH)} to match")
         return mesh
+
+    def ways(self, layers: Sequence[Layer], causal: bool, tensor: bool) -> tuple[Way, ...]:
+        """The way of each kind of layer.
+
+        Raises:
+            UnknownNameError: for a strategy or a kernel that does not exist.
+            InputError: for as many of them as there are not kinds of layers, for a strategy that does not know a
+                mixer's carry, and for strategies that do not spread the sequence alike.
+        """
+        names = _for_each("--strategy", self.strategies, layers)
+        kernels = _for_each("--kernel", self.kernels or tuple(layer.mixer.kernels[0] for layer in layers), layers)
+        ways = tuple(Way(strategies.get(name), kernel, tensor) for name, kernel in zip(names, kernels, strict=True))
+        for layer, way in zip(layers, ways, strict=True):
+            check_way(layer, way, causal)
+        if len({(way.strategy.axes, way.strategy.layout) for way in ways}) > 1:
+            raise InputError("--strategy", ",".join(names), "these do not spread the sequence over the ranks alike")
+        return ways
+
+
+def _for_each(option: str, given: tuple[str, ...], layers: Sequence[Layer]) -> tuple[str, ...]:
+    if len(given) not in (1, len(layers)):
+        kinds = ", ".join(layer.mixer.name for layer in layers)
+        raise InputError(option, ",".join(given), f"must be one, or one for each kind of layer: {kinds}")
+    return given if len(given) == len(layers) else given * len(layers)
+
+
+def check_way(layer: Layer, way: Way, causal: bool) -> None:
+    """Whether a layer can be run in a way at all, whatever the sizes.
+
+    Raises:
+        InputError: for a strategy that does not know what crosses a cut of the mixer.
+        UnknownNameError: for a kernel that the mixer does not have.
+    """
+    mixer, carry = layer.mixer, layer.mixer.carry_for(causal)
+    if not issubclass(carry, way.strategy.carries):
+        known = [name for name in strategies.names() if issubclass(carry, strategies.get(name).carries)]
+        rule = f"it does not know what crosses a cut of {mixer.name}: {carry.kind}"
+        raise InputError("--strategy", way.strategy.name, rule, f"strategies that do: {', '.join(known)}")
+    if way.kernel not in mixer.kernels:
+        raise UnknownNameError(f"kernel of {mixer.name}", way.kernel, mixer.kernels)
 
 
 def estimate(subject: Subject, workload: Workload, cluster: Cluster, chosen: Chosen) -> Ranking:
@@ -68,25 +109,31 @@ def estimate(subject: Subject, workload: Workload, cluster: Cluster, chosen: Cho
             arrangement is.
     """
     mesh = chosen.mesh(cluster.devices)
-    way = Way(strategies.get(chosen.strategy), chosen.kernel, mesh["tensor"] > 1)
-    _check_axes(way, mesh)
+    ways = chosen.ways(subject.layers, workload.causal, mesh["tensor"] > 1)
+    for way in ways:
+        _check_axes(way, mesh)
     one = Meshes({axis: np.array([float(ranks)]) for axis, ranks in mesh.items()}, np.array([chosen.context_inside]))
-    reasons = [reason for layer in subject.layers for reason in refusals(layer, way, workload, one)[1]]
+    layers = list(zip(subject.layers, ways, strict=True))
+    reasons = [reason for layer, way in layers for reason in refusals(layer, way, workload, one)[1]]
     if reasons:
-        near = _nearest_devices(way, subject, workload, cluster.devices)
+        near = _nearest_devices(layers, workload, cluster.devices)
         remedy = f"it is valid on {' and '.join(map(str, near))} devices" if near else None
-        raise InputError("--strategy", chosen.strategy, "; ".join(dict.fromkeys(reasons)), remedy)
-    choices = Choices.of(one, workload.phase == "train")
+        raise InputError("--strategy", ",".join(chosen.strategies), "; ".join(dict.fromkeys(reasons)), remedy)
+    group = Group(Evaluator(subject, workload, cluster), Arrangement(ways), _choice(one, workload, chosen))
+    costs = group.seconds() | group.bytes()
+    return Ranking(subject, workload, cluster, (group,), {}, usable_memory(cluster), (costs,))
+
+
+def _choice(mesh: Meshes, workload: Workload, chosen: Chosen) -> Choices:
+    """The candidate that recomputes and shares out what was chosen."""
+    choices = Choices.of(mesh, workload.phase == "train")
     wanted = (choices.recompute == chosen.recompute) & (choices.sharing == list(Sharing).index(chosen.sharing))
     if not wanted.any():
         rule = "only training has activations to recompute, and state that replicas share out"
         if workload.phase == "train":
             rule = "the plan has no replicas that could share it out"
         raise InputError("--recompute or --sharing", f"{chosen.recompute}, {chosen.sharing.value}", rule)
-    arrangement = Arrangement((way,) * len(subject.layers))
-    group = Group(Evaluator(subject, workload, cluster), arrangement, choices.where(wanted))
-    costs = group.seconds() | group.bytes()
-    return Ranking(subject, workload, cluster, (group,), {}, usable_memory(cluster), (costs,))
+    return choices.where(wanted)
 
 
 def _check_axes(way: Way, mesh: Mapping[str, int]) -> None:
@@ -101,13 +148,13 @@ def _check_axes(way: Way, mesh: Mapping[str, int]) -> None:
             raise InputError(f"--{axis}", ranks, rule, f"strategies that have: {', '.join(known)}")
 
 
-def _nearest_devices(way: Way, subject: Subject, workload: Workload, devices: int) -> list[int]:
-    """The nearest smaller and the nearest larger number of devices on which a way is valid for all layers."""
-    found = []
+def _nearest_devices(layers: Sequence[tuple[Layer, Way]], workload: Workload, devices: int) -> list[int]:
+    """The nearest smaller and the nearest larger number of devices on which all layers can be run in their ways."""
+    (_, first), found = layers[0], []
     for counts in (range(devices - 1, max(0, devices - FAR), -1), range(devices + 1, devices + FAR)):
         for count in counts:
-            every = fitting(way.strategy.axes, way.tensor, meshes(count))
-            valid = [refusals(layer, way, workload, every)[0] for layer in subject.layers]
+            every = fitting(first.strategy.axes, first.tensor, meshes(count))
+            valid = [refusals(layer, way, workload, every)[0] for layer, way in layers]
             if len(every) and np.logical_and.reduce(valid).any():
                 found.append(count)
                 break

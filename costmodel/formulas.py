@@ -10,12 +10,12 @@ import numpy as np
 
 from costmodel.arrangement import Way
 from costmodel.candidates import Meshes, fitting, meshes, refusals
-from costmodel.errors import InputError, UnknownNameError
+from costmodel.errors import InputError
+from costmodel.estimate import check_way
 from costmodel.expression import Expression, lift, symbol_named
 from costmodel.mixer import Mixer
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
-from costmodel.strategy import strategies
 from costmodel.subject import Layer, Subject, from_mixer
 from costmodel.symbols import MEANING, symbol
 from costmodel.trace import Tracer, Widths
@@ -94,15 +94,8 @@ def _symbolic(numbers: Layer, given: Mapping[str, int]) -> Layer:
 
 def _check(layer: Layer, way: Way, workload: Workload) -> None:
     """Whether a way is valid for some length and some numbers of ranks."""
-    strategy = way.strategy
-    carry = layer.mixer.carry_for(workload.causal)
-    if not issubclass(carry, strategy.carries):
-        known = [name for name in strategies.names() if issubclass(carry, strategies.get(name).carries)]
-        rule = f"it does not know what crosses a cut of {layer.mixer.name}: {carry.kind}"
-        raise InputError("--strategy", strategy.name, rule, f"strategies that do: {', '.join(known)}")
-    if way.kernel not in layer.mixer.kernels:
-        raise UnknownNameError(f"kernel of {layer.mixer.name}", way.kernel, layer.mixer.kernels)
-    among = fitting(strategy.axes, way.tensor, reduce(Meshes.joined, [meshes(count) for count in DEVICES]))
+    check_way(layer, way, workload.causal)
+    among = fitting(way.strategy.axes, way.tensor, reduce(Meshes.joined, [meshes(count) for count in DEVICES]))
     long = Workload(MANY_DIVISORS, 2 * 3 * 5 * 7, workload.phase, workload.causal)
     valid, reasons = refusals(layer, way, long, among)
     if not np.any(valid):

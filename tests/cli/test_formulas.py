@@ -38,7 +38,12 @@ def cases(draw: st.DrawFn) -> tuple[str, dict[str, int], Chosen, Workload]:
     kernel = draw(st.sampled_from(mixer.kernels))
     phase = draw(st.sampled_from(PHASES))
     length = draw(st.integers(1, 20)) * 1024
-    return mixer.name, sizes, Chosen(strategy.name, ranks, kernel), Workload(length, draw(st.integers(1, 3)), phase)
+    return (
+        mixer.name,
+        sizes,
+        Chosen((strategy.name,), ranks, (kernel,)),
+        Workload(length, draw(st.integers(1, 3)), phase),
+    )
 
 
 def evaluator(found: LayerFormulas, ranking: Ranking, plan: Plan) -> dict[str, Fraction]:
@@ -59,7 +64,7 @@ def test_formulas_at_numbers_are_the_numbers_of_predict(case: tuple[str, dict[st
     devices = 1
     for ranks in chosen.ranks.values():
         devices *= ranks
-    way = Way(strategies.get(chosen.strategy), chosen.kernel, "tensor" in chosen.ranks)
+    way = Way(strategies.get(chosen.strategies[0]), chosen.kernels[0], "tensor" in chosen.ranks)
     try:
         ranking = estimate(from_mixer(name, **sizes), workload, parse_cluster(f"{devices}xh100"), chosen)
     except InputError:

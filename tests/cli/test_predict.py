@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 QUESTION = ("predict", "--mixer", "attention", "--cluster", "4xrtx4090")
 CLASSES = {"contraction", "elementwise", "special", "reduction"}
@@ -68,3 +72,12 @@ def test_pages_fit_their_width(run, width: int) -> None:
     assert max(len(line) for page in (one, many) for line in page.splitlines()) <= width
     assert " over" in one and "MFU" in one and "executed" in one
     assert "1Mi" in many and " over\n" in many
+
+
+def test_a_strategy_for_each_kind_of_layer(ask) -> None:
+    gemma = str(ROOT / "examples" / "gemma-3-12b.json")
+    question = ("--model", gemma, "--seq", "128Ki", "--cluster", "8xh100", "--pass", "prefill")
+    kinds = ask("plan", *question)["subject"]["layers"]
+    assert [layer["window"] for layer in kinds] == [1024, None]  # sliding windows, which a ring is not for
+    (found,) = ask("predict", *question[:-2], "--pass", "prefill", "--strategy", "all-gather,zigzag")["predictions"]
+    assert found["strategies"] == ["all-gather", "zigzag"]
