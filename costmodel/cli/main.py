@@ -27,9 +27,10 @@ class BuiltIn:
     attribute: str
     help: str
 
-    def load(self) -> Any:
+    def load(self) -> click.Command:
         """The click command."""
-        return getattr(importlib.import_module(self.module), self.attribute)
+        command: click.Command = getattr(importlib.import_module(self.module), self.attribute)
+        return command
 
 
 BUILT_IN = {
@@ -55,9 +56,10 @@ class Commands(click.Group):
         return [*BUILT_IN, *sorted(set(_registered()) - set(BUILT_IN))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        found = BUILT_IN.get(cmd_name) or _registered().get(cmd_name)
-        command: click.Command | None = found.load() if found else None
-        return command
+        if cmd_name in BUILT_IN:
+            return BUILT_IN[cmd_name].load()
+        registered = _registered().get(cmd_name)
+        return _loaded(registered) if registered else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -83,6 +85,15 @@ class Commands(click.Group):
 
 def _registered() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _loaded(entry: EntryPoint) -> click.Command:
+    """The command of another package, which may lack something that it needs."""
+    try:
+        command: click.Command = entry.load()
+    except Exception as error:
+        raise Refused(f"the command '{entry.name}' does not load from {entry.value}: {error}") from error
+    return command
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
