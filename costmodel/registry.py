@@ -21,7 +21,7 @@ class Registry(Generic[T]):
     """Named things of one kind, one file each.
 
     A module of the package that defines instances of ``base`` adds them by being there. Other packages name theirs in
-    the entry-point group ``costmodel.<kind>s``; a user names one as ``path/to/file.py:NAME``.
+    the entry-point group of that package's name; a user names one as ``path/to/file.py:NAME``.
 
     Raises (when asked for a name):
         UnknownNameError: for a name that nothing has.
@@ -60,7 +60,7 @@ class Registry(Generic[T]):
             yield from self._instances(importlib.import_module(f"{self._package}.{module.name}"))
 
     def _entry_points(self) -> Iterator[T]:
-        for entry in entry_points(group=f"costmodel.{self.kind}s"):
+        for entry in entry_points(group=self._package):
             yield entry.load()
 
     def _instances(self, module: ModuleType) -> list[T]:
