@@ -16,6 +16,9 @@ from costmodel.plan import Plan, Ranking
 #: Clusters up to this many devices are searched for one that is large enough.
 LARGEST_CLUSTER = 4096
 
+#: How far from the number of devices a valid number is looked for.
+FAR = 256
+
 
 @dataclass(frozen=True)
 class Change:
@@ -106,14 +109,15 @@ def _changes(ranking: Ranking) -> Iterator[Change]:
 
 def valid_device_counts(ranking: Ranking, wanted: int = 2) -> list[int]:
     """Numbers of devices near the asked one for which some plan is valid, nearest first."""
-    asked = ranking.cluster.devices
+    asked, links = ranking.cluster.devices, ranking.cluster.profile.links
+    limit = (links[-1].devices or MAX_DEVICES) if links else 1
+    near = (count for distance in range(1, FAR + 1) for count in (asked + distance, asked - distance))
     found: list[int] = []
-    for distance in range(1, asked + 9):
-        for count in (asked + distance, asked - distance):
-            if count >= 1 and len(found) < wanted:
-                other = replace(ranking, cluster=Cluster(ranking.cluster.profile, count))
-                if rank_is_possible(other):
-                    found.append(count)
+    for count in near:
+        if len(found) < wanted and 1 <= count <= limit:
+            other = replace(ranking, cluster=Cluster(ranking.cluster.profile, count))
+            if rank_is_possible(other):
+                found.append(count)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,15 @@ def factorisations(devices: int, parts: int) -> NDArray[np.int64]:
     if parts == 1:
         return np.array([[devices]])
     rows = []
-    for first in (n for n in range(1, devices + 1) if devices % n == 0):
+    for first in _divisors(devices):
         rest = factorisations(devices // first, parts - 1)
         rows.append(np.hstack([np.full((len(rest), 1), first), rest]))
     return np.vstack(rows)
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
 
 
 def meshes(devices: int) -> Meshes:
