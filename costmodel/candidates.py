@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from costmodel.arrangement import Arrangement, Way
 from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
-from costmodel.strategy import Requirement, Situation, divides, strategies
+from costmodel.strategy import Requirement, Situation, divides, strategies, takes
 from costmodel.subject import Layer, Subject
 from costmodel.workload import Workload
 
@@ -157,8 +157,12 @@ def fitting(axes: tuple[str, ...], tensor: bool, among: Meshes) -> Meshes:
 def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Iterator[tuple[Requirement, Situation]]:
     """What must hold for each mesh, with what the reasons may name."""
     at = _situation(layer, way, workload, mesh)
-    for requirement in way.strategy.requirements(at):
+    for requirement in (takes(way.strategy, at), *way.strategy.requirements(at)):
         yield requirement, at
+    grain = layer.mixer.grain(layer.sizes)
+    if grain > 1 and workload.phase != "decode":
+        reason = f"{{length}} tokens do not divide into pieces of {grain} over {{context}} ranks"
+        yield divides(at.length, at.context * grain, reason), at
     yield divides(at.batch, at.data, "{batch} sequences do not divide over {data} data-parallel ranks"), at
     if way.tensor:
         yield divides(at.heads, at.tensor, "{heads} heads cannot be cut {tensor} ways"), at

@@ -167,6 +167,14 @@ class Mixer(ABC):
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
         """Heads of queries and of keys, in the form that strategies may cut."""
 
+    def grain(self, m: Sizes) -> int:
+        """Tokens that stay together on a rank, because they are worked on as one chunk or block."""
+        return 1
+
+    def usual_width(self, sizes: Mapping[str, int]) -> int:
+        """The model width that goes with hyperparameters, by their names."""
+        return sizes["heads"] * sizes.get("head_dim", sizes.get("value_dim", 1))
+
     def reach(self, m: Sizes) -> Dim:
         """How many tokens away, to one side, a token sees at most; only for the halo carry."""
         return 0

@@ -61,12 +61,8 @@ def from_mixer(name: str, width: int | None = None, **sizes: int) -> Subject:
     if "heads" in sizes and "kv_heads" not in sizes and "kv_heads" in usual:
         usual["kv_heads"] = sizes["heads"]
     chosen = usual | sizes
-    layer = _layer(name, chosen, width or _usual_width(chosen), None, 1)
+    layer = _layer(name, chosen, width or mixer.usual_width(chosen), None, 1)
     return Subject(f"one layer of {mixer.name}", layer.sizes["D"], (layer,))
-
-
-def _usual_width(sizes: Mapping[str, int]) -> int:
-    return sizes["heads"] * sizes.get("head_dim", sizes.get("value_dim", 1))
 
 
 def _layer(name: str, params: Mapping[str, int], width: int, mlp: MlpSpec | None, count: int) -> Layer:

@@ -22,6 +22,7 @@ MEANING: dict[str, str] = {
     "d": "head dimension of queries and keys",
     "e": "head dimension of values",
     "w": "sliding window: keys that a query sees, itself included",
+    "C": "tokens of a chunk",
     "r_q": "rank of the query latent (MLA)",
     "r_kv": "rank of the key-value latent (MLA)",
     "d_n": "head dimension without position (MLA)",

@@ -58,6 +58,10 @@ class Tracer(Vocabulary[Tensor]):
     def width(self, precision: str) -> Dim:
         return getattr(self.widths, precision)
 
+    def precision(self, x: Tensor) -> str:
+        known = ("model", "accumulate", "gradient")
+        return next(name for name in known if same(x.width, self.width(name)))
+
     def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
         specs = primitive.outputs(*inputs)
         outputs = tuple(
@@ -214,9 +218,13 @@ class Tracer(Vocabulary[Tensor]):
                     continue
                 for x, gradient in zip(entry.inputs, entry.pullback(gradients), strict=True):
                     if x in needed and gradient is not None:
-                        value = gradient() if callable(gradient) else gradient
+                        value = self._as_precise(gradient() if callable(gradient) else gradient, x)
                         found[x] = self.add(found[x], value) if x in found else value
-            return [found[x] if x in found else self.zeros_like(x, "model") for x in wanted]
+            return [found[x] if x in found else self.zeros_like(x) for x in wanted]
+
+    def _as_precise(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """A gradient at the precision of what it is the gradient of."""
+        return gradient if same(gradient.width, x.width) else self.cast(gradient, self.precision(x))
 
     def _record(self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], pullback: Pullback) -> None:
         if self._tape is not None:

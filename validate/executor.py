@@ -56,6 +56,9 @@ class Executor(Vocabulary[Tensor]):
     def width(self, precision: str) -> int:
         return self.dtypes[precision].itemsize
 
+    def precision(self, x: Tensor) -> str:
+        return next(name for name, dtype in self.dtypes.items() if dtype == x.dtype)
+
     def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             return recorded(self, primitive, *inputs)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter, RingShift
 from costmodel.ops.contraction import Contract
+from costmodel.ops.convolution import Depthwise, TapsGradient
 from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
 from costmodel.ops.halo import Halo, HaloReturn
-from costmodel.ops.layout import AddInto, Append, Concat, Expand, Fill, Pad, Repeat, Reshape, Slice
-from costmodel.ops.pointwise import Cast, Map, Scale, Softmax, SoftmaxBackward, Sum
+from costmodel.ops.layout import AddInto, Append, Concat, Expand, Fill, Flip, Pad, Permute, Repeat, Reshape, Slice
+from costmodel.ops.pointwise import Cast, CumSum, Map, Masked, Max, Scale, Shift, Softmax, SoftmaxBackward, Sum
 from costmodel.ops.primitive import Primitive
 from validate import attention
 
@@ -71,7 +72,7 @@ def run(primitive: Primitive, ops: Executor, inputs: Sequence[Tensor]) -> tuple[
 
 @runs(Contract)
 def contract(primitive: Contract, ops: Executor, a: Tensor, b: Tensor) -> Tensor:
-    """One batched matrix product.
+    """One batched matrix product, at the precision of the first operand.
 
     Not ``torch.einsum``, which multiplies elementwise where a summed index has size 1 and so is not counted.
     """
@@ -85,7 +86,7 @@ def contract(primitive: Contract, ops: Executor, a: Tensor, b: Tensor) -> Tensor
         order = [term.index(i) for group in groups for i in group]
         return x.permute(order).reshape([torch.Size(size[i] for i in group).numel() for group in groups])
 
-    product = torch.bmm(matrices(a, left, batch, rows, summed), matrices(b, right, batch, summed, columns))
+    product = torch.bmm(matrices(a, left, batch, rows, summed), matrices(b.to(a.dtype), right, batch, summed, columns))
     order = [*batch, *rows, *columns]
     return product.view([size[i] for i in order]).permute([order.index(i) for i in result])
 
@@ -101,6 +102,22 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "silu": torch.nn.functional.silu,
     "rsqrt_eps": lambda x: torch.rsqrt(x + EPSILON),
     "minus_half_cube": lambda y: -0.5 * y**3,
+    "div": torch.div,
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "tanh": torch.tanh,
+    "softplus": torch.nn.functional.softplus,
+    "log_sigmoid": torch.nn.functional.logsigmoid,
+    "relu": torch.relu,
+    "abs": torch.abs,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "is_positive": lambda x: (x > 0).to(x.dtype),
+    "sign": torch.sign,
+    "at_least": lambda x, y: (x >= y).to(x.dtype),
 }
 
 
@@ -119,6 +136,41 @@ def scale(primitive: Scale, ops: Executor, x: Tensor) -> Tensor:
 @runs(Sum)
 def sum_(primitive: Sum, ops: Executor, x: Tensor) -> Tensor:
     return x.sum(primitive.axes, keepdim=True)
+
+
+@runs(Shift)
+def shift(primitive: Shift, ops: Executor, x: Tensor) -> Tensor:
+    return x + primitive.constant
+
+
+@runs(Max)
+def max_(primitive: Max, ops: Executor, x: Tensor) -> Tensor:
+    return x.amax(primitive.axes, keepdim=True)
+
+
+@runs(CumSum)
+def cumsum(primitive: CumSum, ops: Executor, x: Tensor) -> Tensor:
+    if not primitive.reverse:
+        return x.cumsum(primitive.axis)
+    return x.flip(primitive.axis).cumsum(primitive.axis).flip(primitive.axis)
+
+
+@runs(Masked)
+def masked(primitive: Masked, ops: Executor, pairs: Tensor) -> Tensor:
+    keep = attention.kept(primitive.mask, pairs.shape[-2], pairs.shape[-1], pairs.device)
+    if primitive.strict:
+        keep &= ~torch.eye(pairs.shape[-2], pairs.shape[-1], dtype=torch.bool, device=pairs.device)
+    return pairs.masked_fill(~keep, float(primitive.fill))
+
+
+@runs(Depthwise)
+def depthwise(primitive: Depthwise, ops: Executor, x: Tensor, taps: Tensor) -> Tensor:
+    return (x.unfold(2, taps.shape[1], 1) * taps[:, None]).sum(-1)
+
+
+@runs(TapsGradient)
+def taps_gradient(primitive: TapsGradient, ops: Executor, x: Tensor, gradient: Tensor) -> Tensor:
+    return (x.unfold(2, primitive.taps, 1) * gradient[..., None]).sum((0, 2))
 
 
 @runs(Softmax)
@@ -172,6 +224,16 @@ def merge(
 def reshape(primitive: Reshape, ops: Executor, x: Tensor) -> Tensor:
     """The same memory where the strides allow it, as they do for all that splits axes; otherwise a copy."""
     return x.reshape(primitive.shape)
+
+
+@runs(Permute)
+def permute(primitive: Permute, ops: Executor, x: Tensor) -> Tensor:
+    return x.permute(primitive.axes)
+
+
+@runs(Flip)
+def flip(primitive: Flip, ops: Executor, x: Tensor) -> Tensor:
+    return x.flip(primitive.axis)
 
 
 @runs(Expand)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Contract(Primitive):
     """``einsum`` of two operands, such as ``"bld,df->blf"``; 2 FLOP for each combination of all its indices.
 
+    The result has the precision of the first operand, as everywhere in the vocabulary; the kernel converts the second.
+
     Attributes:
         equation: each index is in at least two of the two operands and the result, once in each.
         mask: when the indices of queries and keys are masked, only these pairs are useful; the kernel does them all.

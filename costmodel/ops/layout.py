@@ -39,6 +39,38 @@ class Reshape(View):
 
 
 @dataclass(frozen=True)
+class Permute(View):
+    """The axes in another order; no memory moves, kernels read with strides."""
+
+    axes: tuple[int, ...]
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(tuple(inputs[0].shape[axis] for axis in self.axes), inputs[0].width, view_of=0),)
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return (ops.permute(gradients[0], tuple(self.axes.index(axis) for axis in range(len(self.axes)))),)
+
+
+@dataclass(frozen=True)
+class Flip(Primitive):
+    """An axis in reverse order, in new memory."""
+
+    axis: int
+
+    family = "copy"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width),)
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return ops.apply(Flip(self.axis), gradients[0])
+
+
+@dataclass(frozen=True)
 class Expand(View):
     """Axes of size 1, and missing leading axes, seen as if repeated."""
 

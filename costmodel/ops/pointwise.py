@@ -36,6 +36,14 @@ def _silu_gradient(ops: Vocabulary[Any], x: Sequence[Any], y: Any, g: Any) -> An
     return ops.map("mul", g, ops.map("add", gate, ops.map("mul", y, ops.map("complement", gate))))
 
 
+def _chosen(ops: Vocabulary[Any], a: Any, b: Any, g: Any) -> Any:
+    """Gradients of what is chosen where a >= b, and of what is chosen elsewhere."""
+    return (
+        lambda: ops.map("mul", g, ops.map("at_least", a, b)),
+        lambda: ops.map("mul", g, ops.map("complement", ops.map("at_least", a, b))),
+    )
+
+
 #: Gradients are given as functions, so that one which nobody asks for costs nothing.
 FUNCTIONS: dict[str, Function] = {
     "add": Function(1, 0, lambda ops, x, y, g: (lambda: g, lambda: g)),
@@ -50,6 +58,34 @@ FUNCTIONS: dict[str, Function] = {
     "silu": Function(3, 1, lambda ops, x, y, g: (lambda: _silu_gradient(ops, x, y, g),)),
     "rsqrt_eps": Function(1, 1, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("minus_half_cube", y)),)),
     "minus_half_cube": Function(3, 0, lambda ops, x, y, g: ()),  # the derivative of rsqrt_eps, from its output
+    "div": Function(
+        1,
+        0,
+        lambda ops, x, y, g: (
+            lambda: ops.map("div", g, x[1]),
+            lambda: ops.map("neg", ops.map("div", ops.map("mul", g, y), x[1])),
+        ),
+    ),
+    "exp": Function(0, 1, lambda ops, x, y, g: (lambda: ops.map("mul", g, y),)),
+    "log": Function(0, 1, lambda ops, x, y, g: (lambda: ops.map("div", g, x[0]),)),
+    "sqrt": Function(0, 1, lambda ops, x, y, g: (lambda: ops.scale(ops.map("div", g, y), 0.5),)),
+    "sin": Function(0, 1, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("cos", x[0])),)),
+    "cos": Function(0, 1, lambda ops, x, y, g: (lambda: ops.map("neg", ops.map("mul", g, ops.map("sin", x[0]))),)),
+    "tanh": Function(
+        0, 1, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("complement", ops.map("square", y))),)
+    ),
+    "softplus": Function(1, 2, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("sigmoid", x[0])),)),
+    "log_sigmoid": Function(
+        2, 2, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("complement", ops.map("sigmoid", x[0]))),)
+    ),
+    "relu": Function(1, 0, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("is_positive", y)),)),
+    "abs": Function(1, 0, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("sign", x[0])),)),
+    # Where both are equal, the first gets the gradient.
+    "maximum": Function(1, 0, lambda ops, x, y, g: _chosen(ops, x[0], x[1], g)),
+    "minimum": Function(1, 0, lambda ops, x, y, g: _chosen(ops, x[1], x[0], g)),
+    "is_positive": Function(1, 0, lambda ops, x, y, g: ()),
+    "sign": Function(1, 0, lambda ops, x, y, g: ()),
+    "at_least": Function(1, 0, lambda ops, x, y, g: ()),  # 1 where x >= y, else 0
 }
 
 
@@ -137,6 +173,98 @@ class Sum(Primitive):
 
 
 @dataclass(frozen=True)
+class Shift(Primitive):
+    """Addition of a constant that is not a tensor."""
+
+    constant: float
+
+    family = "elementwise"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        return {"elementwise": outputs[0].elements}
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return (gradients[0],)
+
+
+@dataclass(frozen=True)
+class Max(Primitive):
+    """Maximum over some axes, which stay with size 1; n elements cost n FLOP.
+
+    The gradient goes to every element that equals the maximum.
+    """
+
+    axes: tuple[int, ...]
+
+    family = "reduction"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        shape = tuple(1 if axis in self.axes else size for axis, size in enumerate(inputs[0].shape))
+        return (Spec(shape, inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        return {"reduction": inputs[0].elements}
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return (ops.map("mul", ops.map("at_least", inputs[0], outputs[0]), gradients[0]),)
+
+
+@dataclass(frozen=True)
+class CumSum(Primitive):
+    """Running sum along an axis, each entry included; n elements cost n FLOP. ``reverse``: from the end."""
+
+    axis: int
+    reverse: bool = False
+
+    family = "reduction"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        return {"reduction": inputs[0].elements}
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return ops.apply(CumSum(self.axis, not self.reverse), gradients[0])
+
+
+@dataclass(frozen=True)
+class Masked(Primitive):
+    """Materialised pairs [..., n_q, n_k] where a mask leaves them, and ``fill`` elsewhere; 1 FLOP a pair.
+
+    Attributes:
+        fill: ``"0"`` or ``"-inf"``.
+        strict: leave out the pairs of a query with its own key too.
+    """
+
+    mask: Mask
+    fill: str = "0"
+    strict: bool = False
+
+    family = "elementwise"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        return {"elementwise": outputs[0].elements}
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        return ops.apply(Masked(self.mask, "0", self.strict), gradients[0])
+
+
+@dataclass(frozen=True)
 class Softmax(Primitive):
     """Scaled, masked softmax of materialised scores [..., n_q, n_k] in one kernel; also gives log-sum-exp.
 
@@ -199,7 +327,7 @@ class Cast(Primitive):
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
-        return (ops.cast(gradients[0], "model"),)
+        return (ops.cast(gradients[0], ops.precision(inputs[0])),)
 
 
 def elements_match(a: Shape, b: Shape) -> bool:

@@ -81,7 +81,7 @@ def backward(ops: Vocabulary[Any], loop: Recurrence, given: Operands, gradients:
     used = [place for place, gradient in enumerate(handed) if gradient is not None]
     _, befores = ops.scan(loop.sweep(), given.state, given.xs, given.constants, given.axis, given.reverse)
     start = tuple(
-        ops.zeros_like(x, "model") if gradient is None else gradient
+        ops.zeros_like(x) if gradient is None else gradient
         for x, gradient in zip((*given.state, *given.constants), (*last, *([None] * len(given.constants))), strict=True)
     )
     own = (*given.xs, *befores, *(handed[place] for place in used))

@@ -15,11 +15,12 @@ from costmodel.dims import Dim, Shape, divide, is_number
 from costmodel.masks import Mask
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter
 from costmodel.ops.contraction import Contract
+from costmodel.ops.convolution import Depthwise
 from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
 from costmodel.ops.halo import Halo
-from costmodel.ops.layout import AddInto, Append, Concat, Expand, Fill, Pad, Repeat, Reshape, Slice
+from costmodel.ops.layout import AddInto, Append, Concat, Expand, Fill, Flip, Pad, Permute, Repeat, Reshape, Slice
 from costmodel.ops.mesh import Axis
-from costmodel.ops.pointwise import Cast, Map, Scale, Softmax, Sum
+from costmodel.ops.pointwise import Cast, CumSum, Map, Masked, Max, Scale, Shift, Softmax, Sum
 from costmodel.ops.primitive import Primitive
 from costmodel.ops.scan import Recurrence
 
@@ -53,6 +54,10 @@ class Vocabulary(ABC, Generic[T]):
     @abstractmethod
     def width(self, precision: str) -> Dim:
         """Bytes of one element at ``"model"``, ``"accumulate"`` or ``"gradient"`` precision."""
+
+    @abstractmethod
+    def precision(self, x: T) -> str:
+        """Which of these a tensor has."""
 
     @abstractmethod
     def apply(self, primitive: Primitive, *inputs: T) -> tuple[T, ...]:
@@ -156,6 +161,26 @@ class Vocabulary(ABC, Generic[T]):
         )
         return self.reshape(self.sum(x, axes), shape) if axes else x
 
+    def shift(self, x: T, constant: float) -> T:
+        """The tensor plus a constant."""
+        return self.apply(Shift(constant), x)[0]
+
+    def max(self, x: T, axes: tuple[int, ...]) -> T:
+        """Maximum over axes, which stay with size 1."""
+        return self.apply(Max(axes), x)[0]
+
+    def cumsum(self, x: T, axis: int, reverse: bool = False) -> T:
+        """Running sum along an axis, each entry included."""
+        return self.apply(CumSum(axis, reverse), x)[0]
+
+    def masked(self, pairs: T, mask: Mask, fill: str = "0", strict: bool = False) -> T:
+        """Pairs [..., n_q, n_k] where the mask leaves them (strict: without the diagonal), ``fill`` elsewhere."""
+        return self.apply(Masked(mask, fill, strict), pairs)[0]
+
+    def depthwise(self, x: T, taps: T) -> T:
+        """Sliding sums of x [B, C, n + K - 1] weighted by taps [C, K]: [B, C, n]."""
+        return self.apply(Depthwise(), x, taps)[0]
+
     def softmax(self, scores: T, scale: Dim, mask: Mask) -> T:
         """Scaled and masked softmax over the last axis of materialised scores [..., n_q, n_k]."""
         return self.apply(Softmax(scale, mask), scores)[0]
@@ -189,9 +214,9 @@ class Vocabulary(ABC, Generic[T]):
         """New memory filled with ones."""
         return self.apply(Fill(shape, precision, self.width(precision), 1.0))[0]
 
-    def zeros_like(self, x: T, precision: str) -> T:
-        """Zeros of the same shape."""
-        return self.apply(Fill(self.shape(x), precision, self.width(precision)))[0]
+    def zeros_like(self, x: T, precision: str | None = None) -> T:
+        """Zeros of the same shape, and of the same precision unless another is given."""
+        return self.zeros(self.shape(x), precision or self.precision(x))
 
     def add_into(self, accumulator: T, block: T, axis: int = 0, start: Dim = 0) -> T:
         """``accumulator[start:] += block`` along an axis, in place."""
@@ -210,6 +235,14 @@ class Vocabulary(ABC, Generic[T]):
     def reshape(self, x: T, shape: Shape) -> T:
         """The same memory in another shape."""
         return self.apply(Reshape(shape), x)[0]
+
+    def permute(self, x: T, axes: tuple[int, ...]) -> T:
+        """The axes in another order; no memory moves."""
+        return self.apply(Permute(axes), x)[0]
+
+    def flip(self, x: T, axis: int) -> T:
+        """An axis in reverse order, in new memory."""
+        return self.apply(Flip(axis), x)[0]
 
     def expand(self, x: T, shape: Shape) -> T:
         """Axes of size 1 seen as if repeated; no memory moves."""

@@ -63,7 +63,7 @@ class _Relay:
             found[:] = back[:count]
             return tuple(ops.add(own, more) for own, more in zip(gradients, back[count:], strict=True))
 
-        ops.relay(self.axis, tuple(ops.zeros_like(g, "model") for g in gradients), body, reverse=True)
+        ops.relay(self.axis, tuple(ops.zeros_like(g) for g in gradients), body, reverse=True)
         return tuple(found)
 
 

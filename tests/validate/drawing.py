@@ -71,7 +71,8 @@ def meshes(draw: st.DrawFn, strategy: Strategy) -> dict[str, int]:
 def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int) -> Layer:
     """A small layer whose heads can be cut so many ways."""
     groups = cut * draw(st.integers(1, 2))
-    given = {"heads": groups * draw(st.integers(1, 3)), "kv_heads": groups, "window": draw(st.integers(0, 6))}
+    given = {"kv_heads": groups, "window": draw(st.integers(0, 6))}
+    given |= {name: groups * draw(st.integers(1, 3)) for name, size in mixer.sizes.items() if size.cut} | given
     sizes = {name: given[name] if name in given else _size(draw, name, mixer.sizes[name].least) for name in mixer.sizes}
     (layer,) = from_mixer(mixer.name, draw(st.integers(1, 9)), **sizes).layers
     option = draw(st.sampled_from([{}, OPTIONS.get(mixer.name, {})]))
@@ -90,11 +91,12 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
     """A case to which the strategy applies."""
     mesh = draw(meshes(strategy))
     tensor, ulysses, context = (mesh.get(name, 1) for name in ("tensor", "ulysses", "context"))
+    layer = draw(layers(mixer, tensor * ulysses, tensor))
     case = Case(
-        draw(layers(mixer, tensor * ulysses, tensor)),
+        layer,
         strategy,
         mesh,
-        length=tensor * ulysses * context * draw(st.integers(1, 5)),
+        length=tensor * ulysses * context * mixer.grain(layer.sizes) * draw(st.integers(1, 5)),
         batch=mesh["data"] * draw(st.integers(1, 2)),
         causal=draw(st.sampled_from(MASKS[mixer.causality])),
         kernel=draw(st.sampled_from((mixer.kernels[0], *mixer.kernels))),

@@ -1,0 +1,61 @@
+"""Depthwise convolution along the sequence, short enough to be done by sliding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from costmodel.dims import Dim, same
+from costmodel.ops.layout import Flip, Pad
+from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
+from costmodel.tensor import Tensor
+
+if TYPE_CHECKING:
+    from costmodel.ops.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Depthwise(Primitive):
+    """y[b, c, i] = sum over j < K of x[b, c, i + j] taps[c, j]: x [B, C, n + K - 1], taps [C, K] -> [B, C, n].
+
+    2 K elementwise FLOP an output: one channel at a time, it is no work for matrix units.
+    """
+
+    family = "convolution"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        x, taps = inputs
+        if not same(x.shape[1], taps.shape[0]):
+            raise ValueError(f"taps {taps.shape} are not those of the channels of {x.shape}")
+        return (Spec((*x.shape[:2], x.shape[2] - taps.shape[1] + 1), x.width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        return {"elementwise": 2 * inputs[1].shape[1] * outputs[0].elements}
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        x, taps = inputs
+
+        def of_input() -> Any:
+            k, n = ops.shape(taps)[1], ops.shape(gradients[0])[2]
+            padded = ops.apply(Pad(2, k - 1, n + 2 * (k - 1)), gradients[0])[0]
+            return ops.apply(Depthwise(), padded, ops.apply(Flip(1), taps)[0])[0]
+
+        return of_input, lambda: ops.apply(TapsGradient(ops.shape(taps)[1]), x, gradients[0])[0]
+
+
+@dataclass(frozen=True)
+class TapsGradient(Primitive):
+    """The gradient [C, K] of a depthwise convolution's taps: x [B, C, n + K - 1], output's gradient [B, C, n]."""
+
+    taps: Dim
+
+    family = "convolution"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec((inputs[0].shape[1], self.taps), inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        return {"elementwise": 2 * self.taps * inputs[1].elements}

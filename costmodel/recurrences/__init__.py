@@ -1,0 +1,1 @@
+"""Algorithms of linear recurrences, each shared by several mixers."""

@@ -1,0 +1,179 @@
+"""Linear attention with decay: S_t = diag(exp g_t) S_{t-1} + k_t v_t^T, o_t = q_t S_t.
+
+P is q_i^T diag(exp(G_i - G_j)) k_j below the diagonal, G the running sum of the logarithms of decay g. Three
+implementations of it: ``chunked`` (matrix products within chunks, a scan over chunks; Yang et al. 2023, arXiv
+2312.06635, section 4; Dao & Gu 2024, arXiv 2405.21060, section 6), ``recurrent`` (token by token, the state on chip)
+and ``quadratic`` (P written out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from costmodel.carries.state import Affine, State, Tensors
+from costmodel.dims import Dim, divide, is_number
+from costmodel.masks import Mask
+from costmodel.ops.scan import Recurrence
+from costmodel.ops.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+KERNELS = ("chunked", "recurrent", "quadratic")
+
+
+@dataclass(frozen=True)
+class Gated(State[T]):
+    """The recurrence of q, k [B, H, n, d] and v [B, H, n, e]; the state is [B, H, d, e].
+
+    Attributes:
+        log_decay: [B, H, n, 1] for one decay a head, [B, H, n, d] for one a channel, or ``None`` for none. Where it is
+            per channel, chunks scale q and k by exp(G) and exp(-G), which overflows if decay within a chunk exceeds the
+            dtype's range; kernels then work in smaller sub-chunks, at the same FLOPs.
+        chunk: tokens of a chunk.
+        kernel: one of ``KERNELS``.
+        head_log_decay: [H], in place of ``log_decay`` where decay is a weight of each head.
+    """
+
+    q: T
+    k: T
+    v: T
+    log_decay: T | None
+    chunk: Dim
+    kernel: str = "chunked"
+    head_log_decay: T | None = None
+
+    def streams(self) -> tuple[T, ...]:
+        return (self.q, self.k, self.v) if self.log_decay is None else (self.q, self.k, self.v, self.log_decay)
+
+    def parameters(self) -> tuple[T, ...]:
+        return () if self.head_log_decay is None else (self.head_log_decay,)
+
+    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Gated[T]:
+        (q, k, v, *decay), own = streams, parameters[0] if parameters else None
+        return replace(self, q=q, k=k, v=v, log_decay=decay[0] if decay else None, head_log_decay=own)
+
+    def decay(self, ops: Vocabulary[T]) -> T | None:
+        """The logarithm of decay at each token."""
+        if self.head_log_decay is None:
+            return self.log_decay
+        b, h, n, _ = ops.shape(self.k)
+        return ops.expand(ops.reshape(self.head_log_decay, (1, h, 1, 1)), (b, h, n, 1))
+
+    def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
+        b, h, _, d = ops.shape(self.k)
+        return (ops.zeros((b, h, d, ops.shape(self.v)[3]), "accumulate"),)
+
+    def whole(self, ops: Vocabulary[T]) -> T:
+        return _quadratic(ops, self) if self.kernel == "quadratic" else super().whole(ops)
+
+    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
+        return () if self.kernel == "recurrent" else _chunks(ops, self)
+
+    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
+        (state,), _ = self._scan(ops, prepared, self.initial(ops), read=False)
+        decay = self.decay(ops)
+        if decay is None:
+            return Affine((), (state,))
+        return Affine((ops.map("exp", _by_row(ops, ops.sum(decay, (2,)))),), (state,))
+
+    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
+        _, handed = self._scan(ops, prepared, state, read=True)
+        if self.kernel == "recurrent":
+            return handed[0]
+        within, queries = prepared[:2]
+        before = ops.contract("bhnid,bhnde->bhnie", queries, handed[0])
+        b, h, _, e = ops.shape(self.v)
+        return ops.reshape(ops.add(within, before), (b, h, ops.shape(self.v)[2], e))
+
+    def _scan(
+        self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T], read: bool
+    ) -> tuple[Tensors[T], Tensors[T]]:
+        """Through chunks, handing out the state before each; or through tokens, handing out their values."""
+        if self.kernel == "recurrent":
+            decay = self.decay(ops)
+            tokens = (self.q, self.k, self.v) if decay is None else (self.q, self.k, self.v, decay)
+            return ops.scan(_tokens(read), state, tokens, axis=2)
+        return ops.scan(_over_chunks(read), state, prepared[2:], axis=2)
+
+
+def _by_row(ops: Vocabulary[T], decay: T) -> T:
+    """Decay [B, H, 1, d or 1] of the rows of a state: [B, H, d or 1, 1]."""
+    b, h, _, d = ops.shape(decay)
+    return ops.reshape(decay, (b, h, d, 1))
+
+
+def _chunks(ops: Vocabulary[T], x: Gated[T]) -> Tensors[T]:
+    """Of each chunk: values of its own pairs, queries for the state before, what it adds to the state, its decay."""
+
+    def cut(y: T) -> T:
+        b, h, n, d = ops.shape(y)
+        return ops.reshape(y, (b, h, divide(n, x.chunk), x.chunk, d))
+
+    q, k, v = cut(x.q), cut(x.k), cut(x.v)
+    decay = x.decay(ops)
+    if decay is None:
+        within = _within(ops, q, k, v, None)
+        return within, q, ops.cast(ops.contract("bhnid,bhnie->bhnde", k, v), "accumulate")
+    running = ops.cumsum(cut(decay), 3)
+    b, h, n, _, d = ops.shape(running)
+    last = ops.slice(running, 3, x.chunk - 1, 1)
+    late = ops.mul(k, ops.map("exp", ops.map("sub", last, running)))
+    added = ops.cast(ops.contract("bhnid,bhnie->bhnde", late, v), "accumulate")
+    early = ops.mul(q, ops.map("exp", running))
+    return _within(ops, q, k, v, running), early, added, ops.reshape(ops.map("exp", last), (b, h, n, d, 1))
+
+
+def _within(ops: Vocabulary[T], q: T, k: T, v: T, running: T | None) -> T:
+    """Values from the pairs within a chunk [B, H, N, C, e]."""
+    if running is None:
+        weights = ops.masked(_scores(ops, q, k), Mask(causal=True))
+    elif is_number(ops.shape(running)[4], 1):
+        b, h, n, c, _ = ops.shape(running)
+        apart = ops.map("sub", running, ops.reshape(running, (b, h, n, 1, c)))
+        weights = ops.mul(_scores(ops, q, k), ops.map("exp", ops.masked(apart, Mask(causal=True), "-inf")))
+    else:
+        grown = ops.mul(k, ops.map("exp", ops.map("neg", running)))
+        weights = ops.masked(_scores(ops, ops.mul(q, ops.map("exp", running)), grown), Mask(causal=True))
+    return ops.contract("bhnij,bhnje->bhnie", weights, v, Mask(causal=True), "ij")
+
+
+def _scores(ops: Vocabulary[T], q: T, k: T) -> T:
+    return ops.contract("bhnid,bhnjd->bhnij", q, k, Mask(causal=True), "ij")
+
+
+def _over_chunks(read: bool) -> Recurrence:
+    def advance(ops: Vocabulary[Any], state: Any, chunk: Any, _: Any) -> Any:
+        added, *decay = chunk
+        return (ops.add(ops.mul(state[0], decay[0]) if decay else state[0], added),)
+
+    return Recurrence("states of chunks", advance, lambda ops, before, after, chunk, _: before if read else ())
+
+
+def _tokens(read: bool) -> Recurrence:
+    def advance(ops: Vocabulary[Any], state: Any, token: Any, _: Any) -> Any:
+        _, k, v, *decay = token
+        kept = state[0]
+        if decay:
+            b, h, d = ops.shape(decay[0])
+            kept = ops.mul(kept, ops.map("exp", ops.reshape(decay[0], (b, h, d, 1))))
+        return (ops.add(kept, ops.contract("bhd,bhe->bhde", k, v)),)
+
+    def emit(ops: Vocabulary[Any], before: Any, after: Any, token: Any, _: Any) -> Any:
+        return (ops.contract("bhd,bhde->bhe", token[0], after[0]),) if read else ()
+
+    return Recurrence("recurrence of tokens", advance, emit, "recurrence")
+
+
+def _quadratic(ops: Vocabulary[T], x: Gated[T]) -> T:
+    """P written out: one chunk of all tokens, and no state."""
+    b, h, n, _ = ops.shape(x.q)
+
+    def alone(y: T) -> T:
+        return ops.reshape(y, (b, h, 1, n, ops.shape(y)[3]))
+
+    decay = x.decay(ops)
+    running = None if decay is None else ops.cumsum(alone(decay), 3)
+    out = _within(ops, alone(x.q), alone(x.k), alone(x.v), running)
+    return ops.reshape(out, (b, h, n, ops.shape(x.v)[3]))
