@@ -214,7 +214,9 @@ class Transport:
         flat = x.flatten()
         padded = torch.nn.functional.pad(flat, (0, -flat.numel() % axis.size))
         whole = self.all_gather(self.reduce_scatter(padded, axis, 0), axis, 0)
-        return whole[: flat.numel()].view(x.shape)
+        if padded.numel() > flat.numel():
+            whole = whole[: flat.numel()].clone()  # the zeros are not to be kept as long as the sum
+        return whole.view(x.shape)
 
     def all_to_all(self, x: Tensor, axis: Axis, split: int, concat: int) -> Tensor:
         """Dimension ``split`` cut over the ranks, ``concat`` put together; P - 1 rounds, one partner each."""
