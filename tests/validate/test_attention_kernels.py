@@ -124,7 +124,7 @@ def _gradient_bounds(given_: Problem, out: Tensor) -> tuple[Tensor, Tensor, Tens
     g, p = given_.gradient.double(), mixing_matrix(given_.q, given_.k, given_.mask, given_.scale)
     # float32 holds scores and sums of up to 50 terms, and exp makes an error in a score a relative one.
     wide = max(ROUNDOFF[torch.float64], min(given_.roundoff, ROUNDOFF[torch.float32]))
-    u = 4 * given_.roundoff + 200 * wide * (1 + given_.lse.abs().amax())
+    u = 4 * given_.roundoff + 200 * wide * (1 + given_.largest_score)
     delta = (g * out).abs().sum(-1, keepdim=True)
     ds = p * (g.abs() @ v.abs().mT + delta)
     dk, dv = ds.mT @ q, p.mT @ g.abs()
