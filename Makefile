@@ -39,7 +39,7 @@ lint: $(DEV)
 	$(BIN)/mypy
 
 bench: $(DEV)
-	$(BIN)/pytest -p no:xdist --benchmark-only
+	$(BIN)/pytest benchmarks -p no:xdist --benchmark-only
 
 venv: $(DEV)
 

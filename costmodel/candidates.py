@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from math import isqrt
 from typing import Any
@@ -83,10 +83,11 @@ class Choices:
     """Candidates of one arrangement: meshes, each with every choice that is not in its programs.
 
     Attributes:
-        row: for each candidate, which of the arrangement's meshes it has.
+        base: the arrangement's meshes.
+        row: for each candidate, which of them it has.
     """
 
-    mesh: Meshes
+    base: Meshes
     row: NDArray[np.int64]
     recompute: NDArray[np.bool_]
     sharing: NDArray[np.int64]
@@ -97,16 +98,21 @@ class Choices:
         recompute, sharing = ((False, True), range(len(Sharing))) if train else ((False,), range(1))
         grids = np.meshgrid(np.arange(len(mesh)), recompute, sharing, indexing="ij")
         row, again, share = (grid.ravel() for grid in grids)
-        every = cls(mesh.where(row), row, again, share)
+        every = cls(mesh, row, again, share)
         return every.where(~(every.replicas == 1) | (share == 0))
 
     def __len__(self) -> int:
         return len(self.row)
 
+    @cached_property
+    def mesh(self) -> Meshes:
+        """The mesh of each candidate."""
+        return self.base.where(self.row)
+
     @property
     def replicas(self) -> Array:
         """Ranks that hold the same weights."""
-        return self.mesh.replicas
+        return self.base.replicas[self.row]
 
     @property
     def shares(self) -> dict[Sharing, Array]:
@@ -115,7 +121,7 @@ class Choices:
 
     def where(self, keep: NDArray[Any]) -> Choices:
         """Some of the candidates."""
-        return Choices(self.mesh.where(keep), self.row[keep], self.recompute[keep], self.sharing[keep])
+        return Choices(self.base, self.row[keep], self.recompute[keep], self.sharing[keep])
 
 
 def ways(

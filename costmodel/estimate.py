@@ -89,9 +89,11 @@ def check_way(layer: Layer, way: Way, causal: bool) -> None:
     """Whether a layer can be run in a way at all, whatever the sizes.
 
     Raises:
-        InputError: for a strategy that does not know what crosses a cut of the mixer.
+        InputError: for a mask that the mixer is not defined under, and for a strategy that does not know what
+            crosses a cut of the mixer.
         UnknownNameError: for a kernel that the mixer does not have.
     """
+    layer.check_mask(causal)
     mixer, carry = layer.mixer, layer.mixer.carry_for(causal)
     if not issubclass(carry, way.strategy.carries):
         known = [name for name in strategies.names() if issubclass(carry, strategies.get(name).carries)]
@@ -120,7 +122,7 @@ def estimate(subject: Subject, workload: Workload, cluster: Cluster, chosen: Cho
         remedy = f"it is valid on {' and '.join(map(str, near))} devices" if near else None
         raise InputError("--strategy", ",".join(chosen.strategies), "; ".join(dict.fromkeys(reasons)), remedy)
     group = Group(Evaluator(subject, workload, cluster), Arrangement(ways), _choice(one, workload, chosen))
-    costs = group.seconds() | group.bytes()
+    costs = group.costs()
     return Ranking(subject, workload, cluster, (group,), {}, usable_memory(cluster), (costs,))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodel.arrangement import AXES, Arrangement, Way
 from costmodel.candidates import Choices, Meshes
@@ -27,6 +28,9 @@ from costmodel.trace import Tracer, Widths
 from costmodel.workload import LONGEST, Workload
 
 TIME = ("seconds", "compute", "communication")
+
+#: Candidates evaluated at a time.
+CHUNK = 16384
 
 #: Lengths tried at once when the longest that fits is looked for.
 TRIED = 64
@@ -127,18 +131,27 @@ def spans(mesh: Meshes) -> tuple[dict[str, Array], dict[str, Array]]:
 
 @dataclass(frozen=True)
 class Group:
-    """The candidates of one arrangement."""
+    """The candidates of one arrangement.
+
+    Attributes:
+        known: values of symbols that were looked up before, for each of the arrangement's meshes.
+    """
 
     evaluator: Evaluator
     arrangement: Arrangement
     choices: Choices
+    known: dict[tuple[str, Bound], Value] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.choices)
 
+    def where(self, places: NDArray[np.int64]) -> Group:
+        """Some of the candidates, in this order; one may be there more than once."""
+        return replace(self, choices=self.choices.where(places))
+
     def only(self, place: int) -> Group:
         """One of the candidates."""
-        return replace(self, choices=self.choices.where(np.array([place])))
+        return self.where(np.array([place]))
 
     @cached_property
     def layers(self) -> list[Formulas]:
@@ -150,18 +163,34 @@ class Group:
         """What the ends run."""
         return self.evaluator.ends(self.arrangement)
 
+    def costs(self, length: Array | None = None) -> dict[str, Array]:
+        """Seconds and bytes of every candidate, some at a time so that intermediate arrays stay in cache.
+
+        Args:
+            length: tokens of a sequence, one for each candidate; the workload's unless given.
+        """
+        found: list[dict[str, Array]] = []
+        for start in range(0, len(self), CHUNK):
+            part = np.arange(start, min(start + CHUNK, len(self)))
+            some = self.where(part)
+            step = some._step(times=True, length=None if length is None else length[part])
+            found.append(some._timed(step, "value") | step.bytes())
+        return {name: np.concatenate([costs[name] for costs in found]) for name in found[0]}
+
     def seconds(self, bound: Bound = "value") -> dict[str, Array]:
         """Seconds of every candidate: in all, computing, communicating."""
-        step = self._step(times=True, bound=bound)
+        return self._timed(self._step(times=True, bound=bound), bound)
+
+    def _timed(self, step: Step, bound: Bound) -> dict[str, Array]:
         update = Times()
         if step.train:
             update = Costs(self._run(self.evaluator.update, bound, {"updated": step.updated})).times("update")
         times = step.seconds(update)
         return dict(zip(TIME, (times.total, times.compute, times.communication), strict=True))
 
-    def bytes(self) -> dict[str, Array]:
-        """Bytes of every candidate, by kind of memory."""
-        return self._step(times=False).bytes()
+    def bytes(self, length: Array | None = None) -> dict[str, Array]:
+        """Bytes of every candidate, by kind of memory; ``length`` as for ``seconds``."""
+        return self._step(times=False, length=length).bytes()
 
     def longest(self, capacity: float) -> Array:
         """The longest sequence that fits in so many bytes, for every candidate, in whole pieces of its mesh.
@@ -173,11 +202,11 @@ class Group:
         piece = 2 * sizes["context"] * sizes["ulysses"] * sizes["tensor"]
         fits, fails = np.zeros(len(self)), np.floor(LONGEST / piece) + 1
         every = np.repeat(np.arange(len(self)), TRIED)
-        many = replace(self, choices=self.choices.where(every))
+        many = self.where(every)
         while np.any(fails - fits > 1):
             steps = np.arange(1, TRIED + 1) / (TRIED + 1)
             tried = np.floor(fits[:, None] + (fails - fits)[:, None] * steps)
-            used = many._step(times=False, length=(tried * piece[:, None]).ravel()).bytes()
+            used = many.bytes((tried * piece[:, None]).ravel())
             held = np.sum([used[kind] for kind in MEMORY], axis=0).reshape(tried.shape) <= capacity
             fits = np.maximum(fits, np.max(np.where(held, tried, 0), axis=1))
             fails = np.minimum(fails, np.min(np.where(held, LONGEST, tried), axis=1))
@@ -229,17 +258,15 @@ class Group:
     def _numbers(self, symbols: frozenset[str]) -> dict[str, float]:
         return {name: float(np.reshape(value, -1)[0]) for name, value in self._values(symbols, "value").items()}
 
-    @cached_property
-    def _known(self) -> dict[tuple[str, Bound], Value]:
-        return {}
-
     def _values(self, symbols: frozenset[str], bound: Bound) -> dict[str, Value]:
-        """Values of symbols for every candidate, each looked up once."""
-        new = frozenset(name for name in symbols if (name, bound) not in self._known)
+        """Values of symbols for every candidate; each is looked up once for each of the arrangement's meshes."""
+        new = frozenset(name for name in symbols if (name, bound) not in self.known)
         if new:
-            found = self.evaluator.values(self.choices.mesh, new, bound)
-            self._known.update({(name, bound): value for name, value in found.items()})
-        return {name: self._known[name, bound] for name in symbols if (name, bound) in self._known}
+            found = self.evaluator.values(self.choices.base, new, bound)
+            self.known.update({(name, bound): value for name, value in found.items()})
+        values = {name: self.known[name, bound] for name in symbols if (name, bound) in self.known}
+        row = self.choices.row
+        return {name: value[row] if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
     def _step(self, times: bool, bound: Bound = "value", length: Array | None = None) -> Step:
         def costs(found: list[Formulas]) -> list[Costs]:

@@ -191,7 +191,12 @@ def rank(
     Args:
         kernels: implementations of mixers to choose from; all unless given.
         among: the meshes to choose from; every mesh of all devices unless given.
+
+    Raises:
+        InputError: for a mixer that is not defined under the workload's mask.
     """
+    for layer in subject.layers:
+        layer.check_mask(workload.causal)
     every = meshes(cluster.devices) if among is None else among
     evaluator = Evaluator(subject, workload, cluster)
     refused: dict[str, list[str]] = {}
@@ -199,5 +204,5 @@ def rank(
         Group(evaluator, arrangement, Choices.of(mesh, workload.phase == "train"))
         for arrangement, mesh in arranged(subject, workload, every, kernels, refused)
     )
-    costs = tuple(group.seconds() | group.bytes() for group in groups)
+    costs = tuple(group.costs() for group in groups)
     return Ranking(subject, workload, cluster, groups, refused, usable_memory(cluster), costs)
