@@ -26,6 +26,22 @@ class Layer:
     mlp: MlpSpec | None
     count: int
 
+    def check_mask(self, causal: bool) -> None:
+        """Whether the mixer is defined under a mask.
+
+        Raises:
+            InputError: where it is not.
+        """
+        allowed = self.mixer.causality
+        if allowed not in ("either", "causal" if causal else "full"):
+            option = "--causal" if causal else "--full"
+            rule = f"{self.mixer.name} is defined {MASKED[allowed]} only"
+            raise InputError("the mask", option, rule, f"leave {option} out, or choose another mixer")
+
+
+#: What a mixer's ``causality`` means.
+MASKED = {"either": "with and without a causal mask", "causal": "with a causal mask", "full": "without a causal mask"}
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -36,6 +52,11 @@ class Subject:
     layers: tuple[Layer, ...]
     vocabulary: int = 0
     tied: bool = False
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only earlier ones unless asked otherwise: wherever the mixers can be masked so."""
+        return all(layer.mixer.causality != "full" for layer in self.layers)
 
 
 def from_model(model: Model) -> Subject:

@@ -79,12 +79,17 @@ SUBJECT = apply(
     ),
     click.option("--width", metavar="N", help="Model width of the mixer.  [default: heads x head dimension]"),
 )
+CAUSAL = click.option(
+    "--causal/--full",
+    default=None,
+    help="Whether a token sees only earlier ones.  [default: causal, where the mixer can be]",
+)
 WORKLOAD = apply(
     click.option("--batch", metavar="N", default="1", show_default=True, help="Sequences, over all devices."),
     click.option(
         "--dtype", type=click.Choice(list(WIDTHS)), help="Of weights and activations.  [default: the model's]"
     ),
-    click.option("--causal/--full", default=True, help="Whether a token sees only earlier ones.  [default: causal]"),
+    CAUSAL,
     click.option("--cache-bytes", metavar="X", help="Bytes of one element of the KV cache; 1 for an 8-bit cache."),
 )
 CLUSTER = click.option(
@@ -189,7 +194,9 @@ class Question:
             InputError: for a bad value.
         """
         batch, cache = parse_count(self.options["batch"], "--batch"), parse_cache_bytes(self.options["cache_bytes"])
-        return Workload(length, batch, phase, self.options["causal"], self.dtype, cache)
+        asked = self.options["causal"]
+        causal = self.subject.causal if asked is None else asked
+        return Workload(length, batch, phase, causal, self.dtype, cache)
 
 
 #: What a dtype is called in a config and here.

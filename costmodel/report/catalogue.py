@@ -13,6 +13,7 @@ from costmodel.report.page import Page
 from costmodel.report.provenance import kinds as kinds_of
 from costmodel.report.provenance import numbers
 from costmodel.strategy import Strategy, strategies
+from costmodel.subject import MASKED
 from costmodel.units import format_bytes, format_rate, format_seconds
 
 NAMES: dict[str, Callable[[], list[str]]] = {
@@ -66,7 +67,7 @@ def _print_mixer(page: Page, name: str) -> None:
             ("Template", mixer.template),
             ("Structure", mixer.structure.value),
             ("Carry", mixer.carry.kind),
-            ("Masks", {"either": "causal or full"}.get(mixer.causality, mixer.causality)),
+            ("Defined", MASKED[mixer.causality]),
             ("Kernels", ", ".join(mixer.kernels)),
             ("Source", mixer.source),
         ]
