@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
     import sympy
@@ -59,6 +59,18 @@ def _of_atom(made: Atom) -> Expression:
 def symbol_named(name: str) -> Expression:
     """A symbol: a positive integer, or a rank's index."""
     return _of_atom(Atom(name))
+
+
+class UndecidedError(TypeError):
+    """A formula where only a number will do, such as the count of a Python loop.
+
+    Attributes:
+        symbols: names of the symbols that would have to be numbers.
+    """
+
+    def __init__(self, formula: Expression) -> None:
+        self.symbols = formula.symbols()
+        super().__init__(f"{', '.join(sorted(self.symbols))} must be a number here, not a symbol")
 
 
 class Expression:
@@ -116,7 +128,9 @@ class Expression:
     def __rtruediv__(self, other: Any) -> Expression:
         return lift(other) * self**-1
 
-    def __pow__(self, power: float | Fraction) -> Expression:
+    def __pow__(self, power: float | Fraction | Expression) -> Expression:
+        if isinstance(power, Expression):
+            raise UndecidedError(power)
         if isinstance(power, int) and power >= 0:
             return math.prod([self] * power, start=lift(1))
         exponent = Fraction(power)
@@ -132,6 +146,12 @@ class Expression:
 
     __radd__ = __add__
     __rmul__ = __mul__
+
+    def _undecided(self, *_: object) -> NoReturn:
+        raise UndecidedError(self)
+
+    __index__ = __int__ = __float__ = __rpow__ = _undecided
+    __lt__ = __le__ = __gt__ = __ge__ = _undecided
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Expression):

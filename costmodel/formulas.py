@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -12,8 +12,9 @@ from costmodel.arrangement import Way
 from costmodel.candidates import Meshes, fitting, meshes, refusals
 from costmodel.errors import InputError
 from costmodel.estimate import check_way
-from costmodel.expression import Expression, lift, symbol_named
+from costmodel.expression import Expression, UndecidedError, lift, symbol_named
 from costmodel.mixer import Mixer
+from costmodel.notation import simplified
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
 from costmodel.subject import Layer, Subject, from_mixer
@@ -46,19 +47,29 @@ class Formula:
 
 @dataclass(frozen=True)
 class LayerFormulas:
-    """All formulas of a mixer's layer, run in one way."""
+    """All formulas of a mixer's layer, run in one way.
+
+    Attributes:
+        numbers: hyperparameters that are numbers in them, by symbol.
+    """
 
     mixer: Mixer
     way: Way
     workload: Workload
     formulas: tuple[Formula, ...]
+    numbers: Mapping[str, int]
 
     @property
     def legend(self) -> dict[str, str]:
         """The symbols that occur and what they mean, in the order of ``costmodel.symbols``."""
         known = MEANING | {size.symbol: size.meaning for size in self.mixer.sizes.values()}
-        used = set().union(*(formula.value.symbols() for formula in self.formulas))
+        used = symbols_of(self.formulas)
         return {name: meaning for name, meaning in known.items() if name in used}
+
+
+def symbols_of(formulas: Iterable[Formula]) -> set[str]:
+    """Names of the symbols that occur."""
+    return set().union(*(formula.value.symbols() for formula in formulas))
 
 
 def layer_formulas(mixer: str, way: Way, workload: Workload, fixed: Mapping[str, int] | None = None) -> LayerFormulas:
@@ -67,7 +78,7 @@ def layer_formulas(mixer: str, way: Way, workload: Workload, fixed: Mapping[str,
     Args:
         workload: its pass and mask; length, batch and dtype are symbols in the formulas.
         fixed: hyperparameters to set to numbers, by the names that users give. Those that are usually 0 (such as a
-            window) are 0 unless they are here.
+            window) are 0 unless they are here; those that the method loops over in Python have their usual numbers.
 
     Raises:
         UnknownNameError: for a mixer or a hyperparameter that does not exist.
@@ -76,20 +87,34 @@ def layer_formulas(mixer: str, way: Way, workload: Workload, fixed: Mapping[str,
     given = dict(fixed or {})
     [numbers] = from_mixer(mixer, **given).layers
     _check(numbers, way, workload)
-    layer = _symbolic(numbers, given)
+    parameters = numbers.mixer.sizes.items()
+    symbols = frozenset(size.symbol for key, size in parameters if key not in given and size.usual)
+    piece, symbols = _traced(numbers, symbols, way, workload)
+    sizes = dict(numbers.sizes) | ({"w": numbers.window} if numbers.window else {})
+    told = {size.symbol: sizes[size.symbol] for _, size in parameters if sizes.get(size.symbol)}
+    fixed_sizes = {name: number for name, number in told.items() if name not in symbols}
+    return LayerFormulas(numbers.mixer, way, workload, tuple(_formulas(piece, workload)), fixed_sizes)
+
+
+def _traced(numbers: Layer, symbols: frozenset[str], way: Way, workload: Workload) -> tuple[Piece, frozenset[str]]:
+    """The layer with symbols for some of its sizes, and which are left once the method has the numbers it needs."""
     ops = Tracer(Widths(symbol("s"), symbol("a"), symbol("g")), 1 if workload.phase == "decode" else symbol("t"))
+    layer = _symbolic(numbers, symbols)
     subject = Subject(layer.mixer.name, symbol("D"), (layer,))  # type: ignore[arg-type]
-    piece = Pieces(subject, workload, way.strategy.axes, way.tensor, ops).layer(layer, way)
-    return LayerFormulas(layer.mixer, way, workload, tuple(_formulas(piece, workload)))
+    try:
+        return Pieces(subject, workload, way.strategy.axes, way.tensor, ops).layer(layer, way), symbols
+    except UndecidedError as error:
+        if not error.symbols & symbols:
+            raise
+        return _traced(numbers, symbols - error.symbols, way, workload)
 
 
-def _symbolic(numbers: Layer, given: Mapping[str, int]) -> Layer:
-    """A layer with a symbol for each size that is not given; sizes that are usually 0 stay so."""
-    sizes: dict[str, object] = dict(numbers.sizes) | {"D": symbol("D")}
-    for key, size in numbers.mixer.sizes.items():
-        if key not in given and size.usual and size.symbol in sizes:
-            sizes[size.symbol] = symbol_named(size.symbol)
-    return Layer(numbers.mixer, sizes, numbers.window, None, 1)  # type: ignore[arg-type]
+def _symbolic(numbers: Layer, symbols: Collection[str]) -> Layer:
+    """A layer with symbols for some of its sizes, the model width among them."""
+    named = {name: symbol_named(name) for name in symbols}
+    sizes = {name: named.get(name, number) for name, number in numbers.sizes.items()} | {"D": symbol("D")}
+    window = named.get("w", numbers.window) if numbers.window else None
+    return Layer(numbers.mixer, sizes, window, None, 1)  # type: ignore[arg-type]
 
 
 def _check(layer: Layer, way: Way, workload: Workload) -> None:
@@ -125,6 +150,6 @@ def _flops(piece: Piece) -> Iterator[Formula]:
     for kind in dict.fromkeys(kind for classes in counted.values() for kind in classes):
         told: dict[Expression, list[str]] = {}
         for reading, classes in counted.items():
-            told.setdefault(lift(classes.get(kind, 0)), []).append(reading.value)
+            told.setdefault(simplified(lift(classes.get(kind, 0))), []).append(reading.value)
         for value, readings in told.items():
             yield Formula("flop", kind, ", ".join(readings), "FLOP", value)

@@ -45,16 +45,26 @@ def factored(value: Expression) -> Product:
 
 
 def simplified(value: Expression) -> Expression:
-    """The expression without minima and maxima that are decided by symbols never being negative."""
+    """The expression without functions that are decided by symbols being whole numbers, and never negative."""
     return lift(value.map_symbols(symbol_named, _function))
 
 
 def _function(name: str, *arguments: Expression) -> Expression:
     lifted = [lift(x) for x in arguments]
+    if name == "ceiling" and _is_whole(lifted[0]):
+        return lifted[0]
     if name in ("max", "min") and lift(0) in lifted and all(map(_never_negative, lifted)):
         others = [x for x in lifted if x != 0]
         return others[0] if name == "max" and others else lift(0)
     return lift(call(name, *arguments))
+
+
+def _is_whole(value: Expression) -> bool:
+    """Whether an expression is a sum of products of symbols, which are whole numbers."""
+    powers = [factor for monomial in value.terms for factor in monomial]
+    return all(isinstance(number, int) for number in value.terms.values()) and all(
+        isinstance(power, int) and power > 0 and not atom(number).arguments for number, power in powers
+    )
 
 
 def _never_negative(value: Expression) -> bool:

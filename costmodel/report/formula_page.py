@@ -24,7 +24,8 @@ def print_formulas(found: LayerFormulas) -> None:
     with Page() as page:
         page.title(_title(found), f"{found.workload.phase}, {'causal' if found.workload.causal else 'no mask'}")
         page.line(found.mixer.template, "dim")
-        page.line(f"{found.way.strategy.title}; {found.way.kernel} kernel; one rank", "dim")
+        numbers = "".join(f"; {name} = {number}" for name, number in found.numbers.items())
+        page.line(f"{found.way.strategy.title}; {found.way.kernel} kernel; one rank{numbers}", "dim")
         for part, formulas in groupby(found.formulas, key=lambda formula: formula.part):
             page.heading(PART[part])
             for formula in formulas:
@@ -75,6 +76,7 @@ def as_json(found: LayerFormulas) -> str:
         "tensor_parallel": found.way.tensor,
         "pass": found.workload.phase,
         "causal": found.workload.causal,
+        "numbers": found.numbers,
         "formulas": formulas,
         "symbols": found.legend,
     }
