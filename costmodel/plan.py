@@ -61,12 +61,12 @@ class Plan:
     @cached_property
     def wire(self) -> dict[str, float]:
         """Bytes that a rank sends, by axis."""
-        return {axis: float(sent.bytes) for axis, sent in self._sent.items()}
+        return {axis: float(sent.bytes) for axis, sent in self._sent.items() if sent.bytes}
 
     @cached_property
     def messages(self) -> dict[str, float]:
         """Messages that a rank sends, by axis."""
-        return {axis: float(sent.messages) for axis, sent in self._sent.items()}
+        return {axis: float(sent.messages) for axis, sent in self._sent.items() if sent.messages}
 
     @cached_property
     def _sent(self) -> dict[str, Wire]:

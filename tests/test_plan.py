@@ -1,0 +1,186 @@
+"""Relations that hold for every plan, whatever the numbers of the profile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from costmodel.candidates import factorisations, meshes
+from costmodel.estimate import Chosen, estimate
+from costmodel.hardware import load_profile, parse_cluster
+from costmodel.hardware.cluster import Cluster
+from costmodel.hardware.profile import Collectives
+from costmodel.huggingface import read_config
+from costmodel.mixer import mixers
+from costmodel.ops.primitive import Reading
+from costmodel.plan import Ranking, rank
+from costmodel.step import MEMORY
+from costmodel.strategy import strategies
+from costmodel.subject import from_mixer, from_model
+from costmodel.workload import Workload
+
+LLAMA = Path(__file__).resolve().parents[1] / "examples" / "llama-3-8b.json"
+
+
+def ranked(phase: str, devices: int = 8, length: int = 2**17, profile: str = "h100") -> Ranking:
+    workload = Workload(length, phase=phase)  # type: ignore[arg-type]
+    return rank(from_model(read_config(LLAMA)), workload, Cluster(load_profile(profile), devices))
+
+
+@pytest.mark.parametrize("phase", ["forward", "train", "prefill", "decode"])
+def test_order_of_a_ranking(phase: str) -> None:
+    ranking = ranked(phase)
+    seconds = ranking.column("seconds")[ranking.order]
+    assert len(ranking.order) > 0
+    assert np.all(np.diff(seconds) >= 0)
+    assert np.all(ranking.bytes[ranking.order] <= ranking.capacity)
+    assert len(ranking.order) + len(ranking.too_large) == len(ranking.places)
+
+
+@pytest.mark.parametrize("phase", ["forward", "train", "prefill", "decode"])
+def test_no_plan_beats_its_resources(phase: str) -> None:
+    """The step lasts at least as long as computing, and as communicating; the range contains the value."""
+    ranking = ranked(phase)
+    total, compute, communication = (ranking.column(name) for name in ("seconds", "compute", "communication"))
+    assert np.all(total >= np.maximum(compute, communication) * (1 - 1e-12))
+    assert np.all(total <= (compute + communication) * (1 + 1e-12))
+    for plan in ranking.best(3):
+        assert plan.fastest <= plan.seconds <= plan.slowest
+        busy = sum(plan.breakdown.values())
+        assert busy == pytest.approx(plan.compute + plan.communication)
+
+
+def scaled_part(cluster: Cluster, factor: float, part: str) -> Cluster:
+    """The cluster with one of its rates multiplied."""
+
+    def scaled(quantity: object) -> object:
+        ends = {name: getattr(quantity, name) for name in ("value", "low", "high")}
+        return msgspec.structs.replace(quantity, **{k: v and v * factor for k, v in ends.items()})
+
+    profile = cluster.profile
+    if part == "links":
+        links = tuple(
+            msgspec.structs.replace(
+                link,
+                bytes_per_s=scaled(link.bytes_per_s),
+                collectives=Collectives(**{name: scaled(q) for name, q in link.collectives.items()}),
+            )
+            for link in profile.links
+        )
+        return replace(cluster, profile=msgspec.structs.replace(profile, links=links))
+    device = msgspec.structs.replace(profile.device, **{part: scaled(getattr(profile.device, part))})
+    return replace(cluster, profile=msgspec.structs.replace(profile, device=device))
+
+
+@pytest.mark.parametrize("part", ["links", "memory_bytes_per_s", "vector_flop_per_s", "special_op_per_s"])
+@pytest.mark.parametrize("phase", ["train", "decode"])
+def test_a_slower_part_never_makes_a_plan_faster(part: str, phase: str) -> None:
+    subject, cluster = from_model(read_config(LLAMA)), parse_cluster("8xh100")
+    workload = Workload(2**17, phase=phase)  # type: ignore[arg-type]
+    slower = scaled_part(cluster, 0.01, part)
+    before, after = (rank(subject, workload, c).column("seconds") for c in (cluster, slower))
+    assert np.all(after >= before * (1 - 1e-12))
+    assert np.any(after > before)
+
+
+@pytest.mark.parametrize("mixer", mixers.names())
+def test_one_device_sends_nothing(mixer: str) -> None:
+    causal = mixers.get(mixer).causality != "full"
+    workload = Workload(2**12, phase="train", causal=causal)
+    ranking = rank(from_mixer(mixer), workload, parse_cluster("1xh100"))
+    assert {str(group.arrangement.strategies[0].name) for group in ranking.groups} == {"whole"}
+    assert np.all(ranking.column("communication") == 0)
+    assert ranking.plan(0).wire == {}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(["train", "prefill", "decode"]), st.sampled_from([1, 2, 8]), st.integers(10, 20))
+def test_longer_sequences_cost_more(phase: str, devices: int, exponent: int) -> None:
+    short, long = (ranked(phase, devices, 2**e) for e in (exponent, exponent + 1))
+    if len(short.places) == len(long.places):
+        assert np.all(long.column("seconds") >= short.column("seconds"))
+        assert np.all(long.bytes >= short.bytes)
+
+
+@pytest.mark.parametrize("phase", ["train", "prefill"])
+def test_longest_sequence_fits_and_a_longer_one_does_not(phase: str) -> None:
+    ranking = ranked(phase)
+    for group in ranking.groups:
+        longest = group.longest(ranking.capacity)
+        sizes = group.choices.mesh.sizes
+        piece = 2 * sizes["context"] * sizes["ulysses"] * sizes["tensor"]
+        used, more = (sum(group.bytes(length).values()) for length in (longest, longest + piece))
+        assert np.all((used <= ranking.capacity) | (longest == 0))
+        assert np.all(more > ranking.capacity)
+
+
+@pytest.mark.parametrize(("strategy", "worst"), [("ring", 1.9), ("zigzag", 1.01), ("all-gather", 1.01)])
+def test_the_last_rank_works_most(strategy: str, worst: float) -> None:
+    """Plans are timed at the last rank. A contiguous causal ring has it do nearly twice the average."""
+    one = estimate(
+        from_mixer("attention"), Workload(2**20), parse_cluster("8xh100"), Chosen((strategy,), {"context": 8})
+    )
+    (piece,) = (formulas.piece for formulas in one.groups[0].layers)
+    flops = piece.program.flops(Reading.USEFUL)["contraction"]
+    at = {"B": 1, "L": 2**20, "P_d": 1, "P_t": 1, "P_u": 1, "P_c": 8}
+    work = [flops.evaluate(at | {"rank_c": rank}) for rank in range(8)]
+    assert max(work) == work[-1]
+    projections = 8 * 2**17 * 4096**2
+    mixing = [float(w - projections) for w in work]
+    assert max(mixing) / np.mean(mixing) == pytest.approx(worst, abs=0.03) or max(mixing) / np.mean(mixing) < worst
+
+
+def test_attention_on_one_gpu_by_hand() -> None:
+    """Forward, causal, L = 32,768, 32 heads of 128, tiles of 128, on an H100 with launches for nothing.
+
+    Pairs: 256 tiles a side, 256 * 257 / 2 of them executed, 128^2 pairs each. Products 4 d a pair and head.
+    """
+    length, heads, d = 32768, 32, 128
+    single = estimate(from_mixer("attention"), Workload(length), parse_cluster("1xh100"), Chosen(("whole",), {}))
+    device = single.cluster.profile.device
+    assert device.kernels.attention.tile == 128
+    flops = 4 * heads * d * (256 * 257 / 2) * 128**2
+    seconds = flops / (device.peak("bf16").value * device.kernels.attention.compute.value) + device.launch_s.value
+    assert single.plan(0).breakdown["attention"] == pytest.approx(seconds, rel=1e-9)
+
+
+@given(st.integers(1, 200))
+@settings(deadline=None)
+def test_every_mesh_once(devices: int) -> None:
+    every = factorisations(devices, 4)
+    assert np.all(np.prod(every, axis=1) == devices)
+    assert len({tuple(row) for row in every.tolist()}) == len(every)
+    count = sum(
+        1
+        for a in range(1, devices + 1)
+        if devices % a == 0
+        for b in range(1, devices // a + 1)
+        if devices // a % b == 0
+        for c in range(1, devices // a // b + 1)
+        if devices // a // b % c == 0
+    )
+    assert len(meshes(devices)) == count
+
+
+def test_memory_kinds_add_up() -> None:
+    plan = ranked("train").best(1)[0]
+    assert list(plan.memory) == list(MEMORY)
+    assert plan.bytes == pytest.approx(sum(plan.memory.values()))
+
+
+def test_strategies_of_every_carry_are_offered() -> None:
+    """A mixer gets every strategy that knows its carry, and none that does not."""
+    for name in mixers.names():
+        mixer = mixers.get(name)
+        causal = mixer.causality != "full"
+        ranking = rank(from_mixer(name), Workload(2**18, causal=causal), parse_cluster("4xh100"))
+        offered = {s.name for group in ranking.groups for s in group.arrangement.strategies}
+        known = {s for s in strategies.names() if issubclass(mixer.carry_for(causal), strategies.get(s).carries)}
+        assert offered
+        assert offered <= known
