@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache, partial, reduce
 from math import gcd, lcm
 
 from costmodel.expression import Atom, Expression, Monomial, Number, atom, call, lift, symbol_named
@@ -53,10 +54,18 @@ def _function(name: str, *arguments: Expression) -> Expression:
     lifted = [lift(x) for x in arguments]
     if name == "ceiling" and _is_whole(lifted[0]):
         return lifted[0]
-    if name in ("max", "min") and lift(0) in lifted and all(map(_never_negative, lifted)):
-        others = [x for x in lifted if x != 0]
-        return others[0] if name == "max" and others else lift(0)
-    return lift(call(name, *arguments))
+    if name not in ("max", "min"):
+        return lift(call(name, *lifted))
+    left: list[Expression] = []
+    for x in _flat(name, lifted):
+        if not any(_decided(name, y, x) for y in left):
+            left = [y for y in left if not _decided(name, x, y)] + [x]
+    return lift(reduce(partial(call, name), left))
+
+
+def _decided(name: str, x: Expression, y: Expression) -> bool:
+    """Whether a maximum or minimum is never ``y`` alone, because ``x`` is always as large or as small."""
+    return _never_negative(x - y if name == "max" else y - x)
 
 
 def _is_whole(value: Expression) -> bool:
@@ -67,12 +76,38 @@ def _is_whole(value: Expression) -> bool:
     )
 
 
+@cache
 def _never_negative(value: Expression) -> bool:
-    """Whether an expression is a sum of products of what is never negative."""
+    """Whether products of what is never negative outweigh those that are subtracted, as H·d does d.
+
+    What this does not see counts as possibly negative.
+    """
     numbers = {number for monomial in value.terms for number, _ in monomial}
-    return all(coefficient > 0 for coefficient in value.terms.values()) and all(map(_atom_never_negative, numbers))
+    if not all(map(_atom_never_negative, numbers)):
+        return False
+    spare = {monomial: number for monomial, number in value.terms.items() if number > 0}
+    return all(number > 0 or _outweighed(small, -number, spare) for small, number in value.terms.items())
 
 
+def _outweighed(small: Monomial, needed: Number, spare: dict[Monomial, Number]) -> bool:
+    """Whether products that are at least as large are left to subtract one from; they are used up."""
+    for large, there in spare.items():
+        if _at_least(large, small):
+            used = min(needed, there)
+            spare[large] = there - used
+            needed -= used
+    return needed == 0
+
+
+def _at_least(large: Monomial, small: Monomial) -> bool:
+    """Whether one product is another times symbols that are at least 1: all but the indices of ranks."""
+    more = _without(large, dict(small))
+    return all(
+        power > 0 and not atom(number).arguments and not atom(number).name.startswith("rank_") for number, power in more
+    )
+
+
+@cache
 def _atom_never_negative(number: int) -> bool:
     made = atom(number)
     decides = any if made.name == "max" else all
@@ -141,7 +176,7 @@ def _calls(powers: Mapping[int, Number]) -> tuple[Fraction, tuple[tuple[str | Ca
 
 
 def _taken_out(made: Atom) -> tuple[Fraction, tuple[tuple[str | Call, Number], ...], Call]:
-    arguments = [lift(argument).terms for argument in _flat(made)]
+    arguments = [argument.terms for argument in _flat(made.name, made.arguments)]
     together: dict[Monomial, Number] = {}
     for terms in arguments:
         together |= terms
@@ -153,13 +188,13 @@ def _taken_out(made: Atom) -> tuple[Fraction, tuple[tuple[str | Call, Number], .
     return coefficient * outer, factors, Call(made.name if len(products) > 1 else "sum", tuple(products))
 
 
-def _flat(made: Atom) -> Iterable[Expression]:
+def _flat(name: str, arguments: Iterable[Expression]) -> Iterable[Expression]:
     """The arguments of a function, those of the same function in them included."""
-    for argument in made.arguments:
+    for argument in arguments:
         ((monomial, number),) = argument.terms.items() if len(argument.terms) == 1 else [((), 0)]
         inner = atom(monomial[0][0]) if len(monomial) == 1 and monomial[0][1] == 1 and number == 1 else None
-        if inner is not None and inner.name == made.name:
-            yield from _flat(inner)
+        if inner is not None and inner.name == name:
+            yield from _flat(name, inner.arguments)
         else:
             yield argument
 

@@ -123,6 +123,35 @@ def test_a_size_that_is_set_is_a_number(ask) -> None:
     assert any("4096" in formula["python"] for formula in document["formulas"])
 
 
+def test_a_size_that_the_method_loops_over_is_a_number_and_said_so(ask, run, tmp_path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from costmodel.mixer import Hyperparameter\n"
+        "from costmodel.mixers.attention import Attention\n\n\n"
+        "class Again(Attention):\n"
+        "    name = 'again'\n"
+        "    sizes = Attention.sizes | {'times': Hyperparameter('n', 3, 'times that the output is squared')}\n\n"
+        "    def finish(self, ops, mixed, w, at):\n"
+        "        for _ in range(at.sizes['n']):\n"
+        "            mixed = ops.mul(mixed, mixed)\n"
+        "        return super().finish(ops, mixed, w, at)\n\n\n"
+        "again = Again()\n"
+    )
+    question = ("formulas", "--mixer", f"{path}:again", "--pass", "decode")
+    document = ask(*question)
+    assert document["numbers"] == {"n": 3} and "n" not in document["symbols"]
+    assert "one rank; n = 3" in " ".join(run(*question).stdout.split())
+    plain = ask("formulas", "--mixer", "attention", "--pass", "decode")
+    names = {"B": 1, "L": 8, "H": 4, "H_kv": 2, "d": 8, "D": 32, "P_d": 1}
+    least = [
+        eval(formula["python"], {}, names)
+        for found in (plain, document)
+        for formula in found["formulas"]
+        if formula["name"] == "elementwise"
+    ]
+    assert least[1] - least[0] == 3 * 4 * 8
+
+
 @pytest.mark.parametrize("style", ["--latex", "--markdown"])
 def test_other_notations(run, style: str) -> None:
     text = run("formulas", "--mixer", "attention", "--strategy", "zigzag", "--pass", "train", "--tensor", style).stdout
