@@ -58,6 +58,15 @@ def floor_div(a: Dim, b: Dim) -> Dim:
     return -ceil_div(-a, b)
 
 
+def log2(value: Dim) -> Dim:
+    """The base-2 logarithm of a size; exact for powers of two, otherwise rounded to floating point.
+
+    >>> log2(1024), log2(Expression({}) + 8)
+    (10, 3)
+    """
+    return call("log2", value)
+
+
 def divide(a: Dim, b: Dim) -> Dim:
     """A dimension cut into b equal parts; exact: an ``int`` that does not divide is an error.
 

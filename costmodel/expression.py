@@ -1,8 +1,9 @@
 """Formulas of dimensions: sums of products of powers, exact.
 
 A formula of this project is a polynomial (with negative powers) in the symbols of ``costmodel.symbols`` and a few
-functions (maximum, minimum, ceiling). Kept in that normal form, adding and comparing formulas is adding and comparing
-dictionaries: a method is traced in milliseconds, without SymPy, whose import alone takes longer than a plan may.
+functions (maximum, minimum, ceiling, base-2 logarithm). Kept in that normal form, adding and comparing formulas is
+adding and comparing dictionaries: a method is traced in milliseconds, without SymPy, whose import alone takes longer
+than a plan may.
 ``Expression.sympy`` gives the SymPy expression; ``costmodel.compiled`` evaluates many over arrays.
 """
 
@@ -35,11 +36,22 @@ _atoms: list[Atom] = []
 _numbers: dict[Atom, int] = {}
 _products: dict[tuple[Monomial, Monomial], Monomial] = {}
 
+
+def _log2(x: Any) -> int | float:
+    """A whole number for powers of two; otherwise rounded to floating point."""
+    exact = Fraction(x)
+    numerator, denominator = exact.numerator, exact.denominator
+    if numerator > 0 and not numerator & (numerator - 1) and not denominator & (denominator - 1):
+        return numerator.bit_length() - denominator.bit_length()
+    return math.log2(exact)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "max": max,
     "min": min,
     "ceiling": math.ceil,
     "sum": lambda x: x,
+    "log2": _log2,
 }
 
 
@@ -171,7 +183,7 @@ class Expression:
         return set().union(*(_symbols_of(number) for number in numbers))
 
     def evaluate(self, values: Mapping[str, Number]) -> Fraction:
-        """The exact value, given one for every symbol.
+        """The exact value, given one for every symbol; logarithms are exact for powers of two, else rounded.
 
         Raises:
             KeyError: for a symbol without a value.
@@ -207,6 +219,7 @@ class Expression:
         from costmodel.symbols import sympy_symbol
 
         functions = {"max": sympy.Max, "min": sympy.Min, "ceiling": sympy.ceiling, "sum": lambda x: x}
+        functions["log2"] = lambda x: sympy.log(x, 2)
         total = sympy.Integer(0)
         for monomial, coefficient in self.terms.items():
             term = sympy.Rational(coefficient)

@@ -110,6 +110,8 @@ def _at_least(large: Monomial, small: Monomial) -> bool:
 @cache
 def _atom_never_negative(number: int) -> bool:
     made = atom(number)
+    if made.name == "log2":
+        return _never_negative(made.arguments[0] - 1)
     decides = any if made.name == "max" else all
     return not made.arguments or decides(_never_negative(lift(x)) for x in made.arguments)
 
@@ -122,7 +124,11 @@ def _product(terms: Mapping[Monomial, Number]) -> Product:
     outer, factors = _calls(common)
     if len(rest) == 1:
         return Product(coefficient * outer, factors)
-    return Product(coefficient * outer, factors, _ordered(_grouped(rest)))
+    groups = _ordered(_grouped(rest))
+    if len(groups) > 1:
+        return Product(coefficient * outer, factors, groups)
+    (both,) = groups
+    return Product(coefficient * outer, factors + both.factors, both.terms)
 
 
 def _common(terms: Mapping[Monomial, Number]) -> tuple[Fraction, dict[int, Number]]:
@@ -145,7 +151,10 @@ def _without(monomial: Monomial, common: Mapping[int, Number]) -> Monomial:
 
 
 def _grouped(terms: Mapping[Monomial, Number]) -> Iterable[Product]:
-    """The terms of a sum, those that share a factor together, the most frequent factor first."""
+    """The terms of a sum, those that share a factor together, the most frequent factor first.
+
+    Where what is left is a multiple of what a factor was taken out of, the sum is a product of two sums.
+    """
     while terms:
         shared = Counter(number for monomial in terms for number, _ in monomial)
         most = max(shared, key=lambda number: (shared[number], _rank(atom(number).name), -number), default=None)
@@ -154,7 +163,13 @@ def _grouped(terms: Mapping[Monomial, Number]) -> Iterable[Product]:
             return
         group = {monomial: number for monomial, number in terms.items() if most in dict(monomial)}
         terms = {monomial: number for monomial, number in terms.items() if monomial not in group}
-        yield _product(group)
+        made = _product(group)
+        left = _product(terms) if len(terms) == len(group) else None
+        if left is not None and left.terms and left.terms == made.terms:
+            outer = _ordered(Product(part.coefficient, part.factors) for part in (made, left))
+            yield Product(Fraction(1), ((Call("sum", (Product(Fraction(1), (), made.terms),)), 1),), outer)
+            return
+        yield made
 
 
 def _calls(powers: Mapping[int, Number]) -> tuple[Fraction, tuple[tuple[str | Call, Number], ...]]:
@@ -356,6 +371,7 @@ class Latex(Style):
     def function(self, name: str, arguments: Sequence[str]) -> str:
         if name == "ceiling":
             return rf"\left\lceil {arguments[0]} \right\rceil"
+        name = {"log2": "log_2"}.get(name, name)
         return rf"\{name}\left({', '.join(arguments)}\right)"
 
     def parentheses(self, text: str) -> str:
