@@ -1,6 +1,7 @@
 # make plan    what 1Mi tokens cost on a few clusters: installs the core only, then asks
 # make test    the whole test suite
 # make lint    ruff, ruff format, mypy
+# make docs    docs/mixers.md: the formulas of every mixer
 # make bench   the benchmarks
 # make venv    the development environment, in $(VENV)
 # make clean   removes caches and build products, keeps $(VENV)
@@ -21,7 +22,7 @@ echo 'costmodel needs Python 3.11, 3.12 or 3.13 with the venv module, and found 
   '$(PYTHONS). Install one, or name it: make PYTHON=/path/to/python3.12' >&2; exit 1
 endef
 
-.PHONY: plan test lint bench venv clean
+.PHONY: plan test lint docs bench venv clean
 
 # The last question has the answer "no plan fits", which is exit status 1.
 plan: $(CORE)
@@ -37,6 +38,9 @@ lint: $(DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: $(CORE)
+	$(BIN)/costmodel formulas --all --markdown > docs/mixers.md
 
 bench: $(DEV)
 	$(BIN)/pytest benchmarks -p no:xdist --benchmark-only

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
-from costmodel.cli.options import JSON, PASSES, complete_mixer, complete_strategy, parse_sizes
+from costmodel.cli.options import CAUSAL, JSON, PASSES, complete_mixer, complete_strategy, parse_sizes
+from costmodel.errors import InputError
 
 
 @click.command()
-@click.option("--mixer", metavar="NAME", required=True, shell_complete=complete_mixer, help="A name or file.py:NAME.")
+@click.option("--mixer", metavar="NAME", shell_complete=complete_mixer, help="A name or file.py:NAME.")
+@click.option("--all", "every", is_flag=True, help="Every mixer, where it is whole and where it is spread.")
 @click.option(
     "--strategy",
     metavar="NAME",
-    default="whole",
-    show_default=True,
     shell_complete=complete_strategy,
-    help="How the sequence is spread.",
+    help="How the sequence is spread.  [default: whole]",
 )
-@click.option("--pass", "phase", type=PASSES, default="forward", show_default=True, help="Which pass.")
+@click.option("--pass", "phase", type=PASSES, help="Which pass.  [default: forward]")
 @click.option("--kernel", metavar="NAME", help="Implementation of the mixer.  [default: its first]")
 @click.option("--tensor", is_flag=True, help="With tensor parallelism.")
-@click.option("--causal/--full", default=True, help="Whether a token sees only earlier ones.  [default: causal]")
+@CAUSAL
 @click.option(
     "--set",
     "sizes",
@@ -40,24 +41,55 @@ def formulas(**options: Any) -> None:
     costmodel formulas --mixer attention --strategy ring
     costmodel formulas --mixer attention --strategy ulysses --pass train --tensor
     costmodel formulas --mixer attention --strategy all-gather --set kv_heads=1 --latex
+    costmodel formulas --all --markdown
 
     The layer is the token mixer with its projections, without norms, residuals and feed-forward. Evaluated at numbers
     these are the numbers of "costmodel predict".
     """
+    if bool(options["mixer"]) == options["every"]:
+        given = f"--mixer {options['mixer']} --all" if options["every"] else "neither"
+        raise InputError("--mixer or --all", given, "give one of the two", "for example --mixer attention")
+    if options["every"]:
+        _survey(options)
+    else:
+        _layer(options)
+
+
+def _layer(options: Mapping[str, Any]) -> None:
     from costmodel.arrangement import Way
     from costmodel.formulas import layer_formulas
     from costmodel.mixer import mixers
     from costmodel.report import formula_page
     from costmodel.strategy import strategies
+    from costmodel.subject import from_mixer
     from costmodel.workload import Workload
 
-    kernel = options["kernel"] or mixers.get(options["mixer"]).kernels[0]
-    way = Way(strategies.get(options["strategy"]), kernel, options["tensor"])
-    workload = Workload(1, 1, options["phase"], options["causal"])
-    found = layer_formulas(options["mixer"], way, workload, parse_sizes(options["sizes"]))
+    mixer, sizes = options["mixer"], parse_sizes(options["sizes"])
+    kernel = options["kernel"] or mixers.get(mixer).kernels[0]
+    way = Way(strategies.get(options["strategy"] or "whole"), kernel, options["tensor"])
+    causal = from_mixer(mixer).causal if options["causal"] is None else options["causal"]
+    found = layer_formulas(mixer, way, Workload(1, 1, options["phase"] or "forward", causal), sizes)
+    _show(formula_page, formula_page.print_formulas, found, options)
+
+
+def _survey(options: Mapping[str, Any]) -> None:
+    from costmodel.report import survey_page
+    from costmodel.survey import survey
+
+    names = ("strategy", "phase", "kernel", "tensor", "causal", "sizes")
+    given = [name for name in names if options[name] or (name == "causal" and options[name] is not None)]
+    if given:
+        said = {"phase": "--pass", "sizes": "--set", "causal": "--causal/--full"}
+        told = ", ".join(said.get(name, f"--{name}") for name in given)
+        raise InputError("--all", told, "these are for --mixer", "leave them out")
+    _show(survey_page, survey_page.print_survey, survey(), options)
+
+
+def _show(page: Any, print_page: Callable[[Any], None], found: Any, options: Mapping[str, Any]) -> None:
+    """In the notation that was asked for."""
     if options["as_json"]:
-        click.echo(formula_page.as_json(found))
+        click.echo(page.as_json(found))
     elif options["style"]:
-        click.echo({"latex": formula_page.as_latex, "markdown": formula_page.as_markdown}[options["style"]](found))
+        click.echo({"latex": page.as_latex, "markdown": page.as_markdown}[options["style"]](found))
     else:
-        formula_page.print_formulas(found)
+        print_page(found)

@@ -49,26 +49,15 @@ def as_markdown(found: LayerFormulas) -> str:
 def as_latex(found: LayerFormulas) -> str:
     """Equations, and the symbols as a description."""
     lines = [f"% {_title(found)}, {found.workload.phase}", r"\begin{align*}"]
-    equations = [rf"  \text{{{_escaped(_label(formula))}}} &= {latex(formula.value)}" for formula in found.formulas]
+    equations = [rf"  \text{{{escaped(_label(formula))}}} &= {latex(formula.value)}" for formula in found.formulas]
     lines.append(" \\\\\n".join(equations))
     lines += [r"\end{align*}", r"\begin{description}"]
-    lines += [rf"  \item[${symbol_as_latex(name)}$] {_escaped(text)}" for name, text in found.legend.items()]
+    lines += [rf"  \item[${symbol_as_latex(name)}$] {escaped(text)}" for name, text in found.legend.items()]
     return "\n".join([*lines, r"\end{description}"])
 
 
 def as_json(found: LayerFormulas) -> str:
     """Formulas as Python expressions of the symbols, with ``ceil``, ``max`` and ``min``, and as LaTeX."""
-    formulas = [
-        {
-            "part": formula.part,
-            "name": formula.name,
-            "detail": formula.detail,
-            "unit": formula.unit,
-            "python": as_python(formula.value),
-            "latex": latex(formula.value),
-        }
-        for formula in found.formulas
-    ]
     content = {
         "mixer": found.mixer.name,
         "strategy": found.way.strategy.name,
@@ -77,10 +66,22 @@ def as_json(found: LayerFormulas) -> str:
         "pass": found.workload.phase,
         "causal": found.workload.causal,
         "numbers": found.numbers,
-        "formulas": formulas,
+        "formulas": [formula_data(formula) for formula in found.formulas],
         "symbols": found.legend,
     }
     return data.dump("formulas", content)
+
+
+def formula_data(formula: Formula) -> dict[str, str]:
+    """One formula."""
+    return {
+        "part": formula.part,
+        "name": formula.name,
+        "detail": formula.detail,
+        "unit": formula.unit,
+        "python": as_python(formula.value),
+        "latex": latex(formula.value),
+    }
 
 
 def _title(found: LayerFormulas) -> str:
@@ -103,5 +104,6 @@ def _note(found: LayerFormulas) -> str:
     return f"{exact} Work depends on the rank: {busiest}." if ranks else exact
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text for LaTeX."""
     return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")

@@ -65,6 +65,8 @@ B, L, H_kv, P_c, T = SYMBOLS
         (lift(maximum(L - 2, 0)), "max(L - 2, 0)"),
         (lift(maximum(symbol("rank_c") - 1, 0)), "max(rank_c - 1, 0)"),
         (lift(ceil_div(B * L, 1)), "B·L"),
+        (P_c * (B + L) - B - L, "(B + L)·(P_c - 1)"),
+        (2 * T * (P_c * (B + 3 * L) - 2 * B - 6 * L), "2·t·(B + 3·L)·(P_c - 2)"),
         (-L - B, "-(B + L)"),
         (1 / (P_c * T), "1/(P_c·t)"),
         (L ** Fraction(1, 2), "L^(1/2)"),
