@@ -11,15 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from costmodel.arrangement import Way
 from costmodel.carry import Carry
 from costmodel.composite import rms_norm, swiglu
-from costmodel.dims import Dim, Shape, is_number
+from costmodel.dims import Dim, Shape, divide, is_number
 from costmodel.masks import Mask
 from costmodel.mixer import INPUT, Mixer, Site, Sizes, Weights
+from costmodel.model import MlpSpec
 from costmodel.ops.mesh import Axis
 from costmodel.ops.routing import Combine, Dispatch
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Strategy
+from costmodel.subject import Layer
 
 T = TypeVar("T")
 
@@ -163,6 +166,46 @@ class Block:
         given = ops.contract("etf,efd->etd", hidden, w["down"])
         mixed = self._sum(ops, ops.apply(Combine(self.feed_forward.active), given, scores)[0])
         return ops.add(mixed, self._sum(ops, self._dense(ops, x, w, "shared_"))) if "shared_up" in w else mixed
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of a layer.
+
+    Attributes:
+        tensor: tensor-parallel ranks, which cut heads and widths.
+        length: tokens of the whole sequence, or ``None`` where it does not matter.
+        ranks: ranks that the sequence is spread over.
+    """
+
+    tensor: Dim
+    length: Dim | None
+    ranks: Dim
+
+    def sizes(self, layer: Layer, strategy: Strategy) -> dict[str, Dim]:
+        """The mixer's sizes, with the tokens of the sequence: ``L``, and ``rows``, those whose weights are here.
+
+        Raises:
+            ValueError: when whole numbers do not divide.
+        """
+        divided = {size.symbol for size in layer.mixer.sizes.values() if size.cut}
+        sizes = {key: divide(size, self.tensor) if key in divided else size for key, size in layer.sizes.items()}
+        if self.length is None:
+            return sizes
+        rows = divide(self.length, self.ranks) if strategy.cuts_rows else self.length
+        return sizes | {"L": self.length, "rows": rows}
+
+    def feed_forward(self, mlp: MlpSpec) -> FeedForward:
+        """The widths of a feed-forward layer."""
+        shared = divide(mlp.shared * mlp.shared_hidden, self.tensor) if mlp.shared else 0
+        return FeedForward(divide(mlp.hidden, self.tensor), mlp.gated, mlp.experts, mlp.active, shared)
+
+    def block(self, layer: Layer, way: Way, axes: Mapping[str, Axis], phase: str, causal: bool) -> Block:
+        """The layer as a method."""
+        mask = Mask() if phase == "decode" else Mask(causal, layer.window)
+        site = Site[Any](self.sizes(layer, way.strategy), mask, way.kernel, ())  # type: ignore[arg-type]
+        feed = None if layer.mlp is None else self.feed_forward(layer.mlp)
+        return Block(layer.mixer, way.strategy, axes, site, feed, phase)
 
 
 def line(axes: Mapping[str, Axis]) -> Axis | None:

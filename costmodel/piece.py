@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from costmodel.arrangement import AXES, Way
-from costmodel.block import Block, FeedForward
+from costmodel.block import Share
 from costmodel.data_parallel import Replicas
 from costmodel.dims import Dim, minimum, product
 from costmodel.head import embed, logits, loss
 from costmodel.liveness import Memory, memory
-from costmodel.masks import Mask
-from costmodel.mixer import Site
 from costmodel.ops.mesh import Axis
 from costmodel.program import Program
 from costmodel.subject import Layer, Subject
@@ -134,11 +132,9 @@ class Pieces:
 
     def layer(self, layer: Layer, way: Way) -> Piece:
         """One kind of layer."""
-        sizes = self.local(layer, way)
-        mask = Mask() if self.decode else Mask(self.workload.causal, layer.window)
-        site = Site[Tensor](sizes, mask, way.kernel, ())  # type: ignore[arg-type]
-        feed = None if layer.mlp is None else self._feed(layer)
-        block = Block(layer.mixer, way.strategy, way.axes, site, feed, self.workload.phase)
+        share = Share(self.cut, symbol("L"), self.spread)
+        block = share.block(layer, way, way.axes, self.workload.phase, self.workload.causal)
+        sizes = block.sizes
         weights = {name: self.new(*shape, kind="parameter") for name, shape in block.weights().items()}
         table = Tensor.new((self.tokens, layer.mixer.rotary(sizes) / 2), 4, "table")
         kept = layer.mixer.cache(sizes, self._kept(layer))
@@ -159,21 +155,6 @@ class Pieces:
             held = sum((product(k.shape) * each for k, each in zip(kept, widths, strict=True)), 0)
             stored = held * self.batch * layer.count
         return Piece(layer.mixer.name, program, layer.count, parameters, layer.count, stored)
-
-    def local(self, layer: Layer, way: Way) -> dict[str, Dim]:
-        """The mixer's sizes on one rank, with the tokens of the sequence: ``L``, and those whose weights it holds."""
-        divided = {size.symbol for size in layer.mixer.sizes.values() if size.cut}
-        sizes = {key: size / self.cut if key in divided else size for key, size in layer.sizes.items()}
-        length = symbol("L")
-        return sizes | {"L": length, "rows": length / self.spread if way.strategy.cuts_rows else length}
-
-    def _feed(self, layer: Layer) -> FeedForward:
-        mlp = layer.mlp
-        assert mlp is not None
-        shared = mlp.shared * mlp.shared_hidden
-        return FeedForward(
-            mlp.hidden / self.cut, mlp.gated, mlp.experts, mlp.active, shared / self.cut if shared else 0
-        )
 
     def _kept(self, layer: Layer) -> Dim:
         """Tokens of a sequence that one rank keeps."""

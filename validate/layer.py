@@ -14,12 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from costmodel.arrangement import Way
-from costmodel.block import Block, FeedForward
+from costmodel.block import Block, Share
 from costmodel.candidates import Meshes, fitting, refusals
-from costmodel.dims import Shape, divide
+from costmodel.dims import Shape
 from costmodel.errors import InputError, UnknownNameError
-from costmodel.masks import Mask
-from costmodel.mixer import Site
 from costmodel.strategy import strategies
 from costmodel.subject import Layer, from_mixer
 from costmodel.workload import Phase, Workload
@@ -319,19 +317,8 @@ def distributed(
 
 def _block(layer: Layer, task: Task, mesh: Mesh, length: int | None, cut_rows: bool = True) -> Block:
     """The layer as a method, with the sizes of one rank."""
-    tensor = _size(mesh, ["tensor"])
-    divided = {size.symbol for size in layer.mixer.sizes.values() if size.cut}
-    sizes = {key: divide(size, tensor) if key in divided else size for key, size in layer.sizes.items()}
-    if length is not None:
-        rows = _size(mesh, SEQUENCE[:2]) if cut_rows and task.way.strategy.cuts_rows else 1
-        sizes |= {"L": length, "rows": divide(length, rows)}
-    mask = Mask() if task.phase == "decode" else Mask(task.causal, layer.window)
-    mlp, feed_forward = layer.mlp, None
-    if mlp is not None:
-        shared = divide(mlp.shared * mlp.shared_hidden, tensor)
-        feed_forward = FeedForward(divide(mlp.hidden, tensor), mlp.gated, mlp.experts, mlp.active, shared)
-    site: Site[Tensor] = Site(sizes, mask, task.way.kernel, ())  # type: ignore[arg-type]
-    return Block(layer.mixer, task.way.strategy, mesh.axes, site, feed_forward, task.phase)
+    share = Share(_size(mesh, ["tensor"]), length, _size(mesh, SEQUENCE[:2]) if cut_rows else 1)
+    return share.block(layer, task.way, mesh.axes, task.phase, task.causal)
 
 
 def _size(mesh: Mesh, names: Sequence[str]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, TypeVar
 
+import numpy as np
+
 from costmodel.carries.pairs import Pairs
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
@@ -28,7 +30,10 @@ class Tree(Strategy):
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "decode")
         yield only_fused(at)
-        yield divides(at.length, at.context, "a cache of {length} tokens does not divide over {context} ranks")
+        kept = at.length if at.window is None else np.minimum(at.length, at.window)
+        yield divides(
+            kept, at.context, "the cache of {length} tokens, or of a window, does not divide over {context} ranks"
+        )
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
         axis = axes["context"]
