@@ -82,10 +82,14 @@ def divide(a: Dim, b: Dim) -> Dim:
 
 def product(values: Iterable[Dim]) -> Dim:
     """The product of dimensions; 1 for none."""
-    result: Dim = 1
+    number: Dim = 1  # numbers first: they are cheaper to multiply than formulas
+    formula: Dim = None
     for value in values:
-        result = result * value
-    return result
+        if isinstance(value, Expression):
+            formula = value if formula is None else formula * value
+        else:
+            number = number * value
+    return number if formula is None else formula * number
 
 
 def same(a: Dim, b: Dim) -> bool:

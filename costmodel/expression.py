@@ -114,6 +114,8 @@ class Expression:
         return Expression(terms)
 
     def __mul__(self, other: Any) -> Expression:
+        if isinstance(other, int) and other:
+            return Expression({monomial: coefficient * other for monomial, coefficient in self.terms.items()})
         terms: dict[Monomial, Number] = {}
         for right, factor in _terms(other).items():
             for left, coefficient in self.terms.items():
