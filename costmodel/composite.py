@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from costmodel.dims import product
+from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -44,3 +46,39 @@ def swiglu(ops: Vocabulary[T], gate: T, up: T) -> T:
 
     result: T = ops.fused("swiglu", body, gate, up)
     return result
+
+
+def mean(ops: Vocabulary[T], x: T, axes: tuple[int, ...]) -> T:
+    """Mean over axes, which stay with size 1."""
+    shape = ops.shape(x)
+    return ops.scale(ops.sum(x, axes), 1 / product(shape[axis] for axis in axes))
+
+
+def token_shift(ops: Vocabulary[T], x: T, axis: int, line: Axis | None) -> T:
+    """Every token's predecessor, zeros before the first: an axis moved on by one place.
+
+    Args:
+        line: the ranks that hold the sequence one after the other, or ``None`` where it is whole.
+    """
+    return ops.slice(ops.halo(x, axis, 1, 0, line), axis, 0, ops.shape(x)[axis])
+
+
+def complex_of(ops: Vocabulary[T], real: T, imaginary: T) -> T:
+    """Complex numbers [..., 2] of two parts [...]."""
+    shape = ops.shape(real)
+    return ops.concat([ops.reshape(part, (*shape, 1)) for part in (real, imaginary)], len(shape))
+
+
+def real_part(ops: Vocabulary[T], x: T) -> T:
+    """The real parts [...] of complex numbers [..., 2]; no memory moves."""
+    return _part(ops, x, 0)
+
+
+def imaginary_part(ops: Vocabulary[T], x: T) -> T:
+    """The imaginary parts [...] of complex numbers [..., 2]; no memory moves."""
+    return _part(ops, x, 1)
+
+
+def _part(ops: Vocabulary[T], x: T, which: int) -> T:
+    *outer, _ = ops.shape(x)
+    return ops.reshape(ops.slice(x, len(outer), which, 1), tuple(outer))

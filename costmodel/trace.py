@@ -77,7 +77,8 @@ class Tracer(Vocabulary[Tensor]):
                 return [None] * len(inputs)
             return primitive.backward(self, inputs, outputs, gradients)
 
-        self._record(inputs, outputs, pullback)
+        differentiable = tuple(y for y, spec in zip(outputs, specs, strict=True) if spec.differentiable)
+        self._record(inputs, differentiable, pullback)
         return outputs
 
     def cast(self, x: Tensor, precision: str) -> Tensor:

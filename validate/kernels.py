@@ -6,6 +6,7 @@ inputs. It knows nothing of gradients: those follow from the primitive's own bac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -91,6 +92,13 @@ def contract(primitive: Contract, ops: Executor, a: Tensor, b: Tensor) -> Tensor
     return product.view([size[i] for i in order]).permute([order.index(i) for i in result])
 
 
+def gelu_slope(x: Tensor) -> Tensor:
+    """The derivative of gelu in its tanh form."""
+    steepness = math.sqrt(2 / math.pi)
+    t = torch.tanh(steepness * (x + 0.044715 * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * steepness * (1 + 3 * 0.044715 * x**2)
+
+
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "add": torch.add,
     "sub": torch.sub,
@@ -111,6 +119,9 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
     "softplus": torch.nn.functional.softplus,
     "log_sigmoid": torch.nn.functional.logsigmoid,
+    "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "gelu_slope": gelu_slope,
+    "reciprocal": torch.reciprocal,
     "relu": torch.relu,
     "abs": torch.abs,
     "maximum": torch.maximum,
@@ -150,16 +161,23 @@ def max_(primitive: Max, ops: Executor, x: Tensor) -> Tensor:
 
 @runs(CumSum)
 def cumsum(primitive: CumSum, ops: Executor, x: Tensor) -> Tensor:
-    if not primitive.reverse:
-        return x.cumsum(primitive.axis)
-    return x.flip(primitive.axis).cumsum(primitive.axis).flip(primitive.axis)
+    axis = primitive.axis
+    forward = x.flip(axis) if primitive.reverse else x
+    if primitive.exclusive:
+        size = x.shape[axis]
+        first = torch.zeros_like(forward.narrow(axis, 0, 1))
+        forward = torch.cat([first, forward.narrow(axis, 0, size - 1)], axis)
+    sums = forward.cumsum(axis)
+    return sums.flip(axis) if primitive.reverse else sums
 
 
 @runs(Masked)
 def masked(primitive: Masked, ops: Executor, pairs: Tensor) -> Tensor:
-    keep = attention.kept(primitive.mask, pairs.shape[-2], pairs.shape[-1], pairs.device)
+    n_q, n_k = pairs.shape[-2:]
+    keep = attention.kept(primitive.mask, n_q, n_k, pairs.device)
     if primitive.strict:
-        keep &= ~torch.eye(pairs.shape[-2], pairs.shape[-1], dtype=torch.bool, device=pairs.device)
+        queries, keys = (torch.arange(n, device=pairs.device) for n in (n_q, n_k))
+        keep &= keys != queries[:, None] + n_k - n_q
     return pairs.masked_fill(~keep, float(primitive.fill))
 
 
@@ -336,3 +354,7 @@ def all_reduce(primitive: AllReduce, ops: Executor, x: Tensor) -> Tensor:
 @runs(AllToAll)
 def all_to_all(primitive: AllToAll, ops: Executor, x: Tensor) -> Tensor:
     return ops.transport.all_to_all(x, primitive.axis, primitive.split, primitive.concat)
+
+
+# Families of primitives in files of their own register themselves when they are imported.
+from validate import kernels_convolution, kernels_fourier, kernels_selection, kernels_triangular  # noqa: E402, F401

@@ -36,6 +36,10 @@ def _silu_gradient(ops: Vocabulary[Any], x: Sequence[Any], y: Any, g: Any) -> An
     return ops.map("mul", g, ops.map("add", gate, ops.map("mul", y, ops.map("complement", gate))))
 
 
+def _gelu_gradient(ops: Vocabulary[Any], x: Sequence[Any], y: Any, g: Any) -> Any:
+    return ops.map("mul", g, ops.map("gelu_slope", x[0]))
+
+
 def _chosen(ops: Vocabulary[Any], a: Any, b: Any, g: Any) -> Any:
     """Gradients of what is chosen where a >= b, and of what is chosen elsewhere."""
     return (
@@ -77,6 +81,12 @@ FUNCTIONS: dict[str, Function] = {
     "softplus": Function(1, 2, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("sigmoid", x[0])),)),
     "log_sigmoid": Function(
         2, 2, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("complement", ops.map("sigmoid", x[0]))),)
+    ),
+    # x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): Hendrycks & Gimpel 2016, arXiv 1606.08415, equation 2
+    "gelu": Function(8, 1, lambda ops, x, y, g: (lambda: _gelu_gradient(ops, x, y, g),)),
+    "gelu_slope": Function(16, 1, lambda ops, x, y, g: ()),  # the derivative of gelu, from its input
+    "reciprocal": Function(
+        1, 0, lambda ops, x, y, g: (lambda: ops.map("neg", ops.map("mul", g, ops.map("square", y))),)
     ),
     "relu": Function(1, 0, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("is_positive", y)),)),
     "abs": Function(1, 0, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("sign", x[0])),)),
@@ -218,10 +228,16 @@ class Max(Primitive):
 
 @dataclass(frozen=True)
 class CumSum(Primitive):
-    """Running sum along an axis, each entry included; n elements cost n FLOP. ``reverse``: from the end."""
+    """Running sum along an axis; n elements cost n FLOP.
+
+    Attributes:
+        reverse: from the end.
+        exclusive: each entry is the sum of those before it; otherwise it is in its own sum.
+    """
 
     axis: int
     reverse: bool = False
+    exclusive: bool = False
 
     family = "reduction"
 
@@ -234,7 +250,7 @@ class CumSum(Primitive):
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
-        return ops.apply(CumSum(self.axis, not self.reverse), gradients[0])
+        return ops.apply(CumSum(self.axis, not self.reverse, self.exclusive), gradients[0])
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,15 @@ class Reading(Enum):
 
 @dataclass(frozen=True)
 class Spec:
-    """Shape and element width in bytes of an output; ``view_of`` names the input whose memory it shares."""
+    """Shape and element width in bytes of an output; ``view_of`` names the input whose memory it shares.
+
+    Outputs that are not differentiable, such as indices, come after those that are.
+    """
 
     shape: Shape
     width: Dim
     view_of: int | None = None
+    differentiable: bool = True
 
 
 class Primitive(ABC):

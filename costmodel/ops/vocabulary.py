@@ -16,6 +16,8 @@ from costmodel.masks import Mask
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter
 from costmodel.ops.contraction import Contract
 from costmodel.ops.convolution import Depthwise
+from costmodel.ops.dynamic_convolution import DynamicDepthwise
+from costmodel.ops.fourier import FFT, ComplexProduct, InverseRealFFT, RealFFT
 from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
 from costmodel.ops.halo import Halo
 from costmodel.ops.layout import AddInto, Append, Concat, Expand, Fill, Flip, Pad, Permute, Repeat, Reshape, Slice
@@ -23,6 +25,8 @@ from costmodel.ops.mesh import Axis
 from costmodel.ops.pointwise import Cast, CumSum, Map, Masked, Max, Scale, Shift, Softmax, Sum
 from costmodel.ops.primitive import Primitive
 from costmodel.ops.scan import Recurrence
+from costmodel.ops.selection import Gather, ScatterAdd, Sort, TopK
+from costmodel.ops.triangular import TriangularInverse
 
 T = TypeVar("T")
 
@@ -169,9 +173,9 @@ class Vocabulary(ABC, Generic[T]):
         """Maximum over axes, which stay with size 1."""
         return self.apply(Max(axes), x)[0]
 
-    def cumsum(self, x: T, axis: int, reverse: bool = False) -> T:
-        """Running sum along an axis, each entry included."""
-        return self.apply(CumSum(axis, reverse), x)[0]
+    def cumsum(self, x: T, axis: int, reverse: bool = False, exclusive: bool = False) -> T:
+        """Running sum along an axis, each entry included, or exclusive: without its own entry."""
+        return self.apply(CumSum(axis, reverse, exclusive), x)[0]
 
     def masked(self, pairs: T, mask: Mask, fill: str = "0", strict: bool = False) -> T:
         """Pairs [..., n_q, n_k] where the mask leaves them (strict: without the diagonal), ``fill`` elsewhere."""
@@ -181,9 +185,17 @@ class Vocabulary(ABC, Generic[T]):
         """Sliding sums of x [B, C, n + K - 1] weighted by taps [C, K]: [B, C, n]."""
         return self.apply(Depthwise(), x, taps)[0]
 
+    def dynamic_depthwise(self, x: T, taps: T) -> T:
+        """As ``depthwise`` of rows x [B, H, n + K - 1, e], with taps [B, H, n, K] of each position's own."""
+        return self.apply(DynamicDepthwise(), x, taps)[0]
+
     def softmax(self, scores: T, scale: Dim, mask: Mask) -> T:
         """Scaled and masked softmax over the last axis of materialised scores [..., n_q, n_k]."""
         return self.apply(Softmax(scale, mask), scores)[0]
+
+    def triangular_inverse(self, a: T) -> T:
+        """(I + A)^-1 [..., C, C], of the entries of A below the diagonal; the others are not read."""
+        return self.apply(TriangularInverse(), a)[0]
 
     def attention(self, q: T, k: T, v: T, mask: Mask, scale: Dim) -> tuple[T, T]:
         """Fused attention of q [B, H, n_q, d] over k [B, H_kv, n_k, d] and v [B, H_kv, n_k, e]: output and lse."""
@@ -230,6 +242,48 @@ class Vocabulary(ABC, Generic[T]):
         """A tensor that outlives the layer, as part of the cache."""
         return x
 
+    # Complex numbers: pairs on a last axis of size 2 ------------------------------------------------------------
+
+    def fft(self, x: T, axis: int) -> T:
+        """Fourier transform of complex x [..., 2] along an axis."""
+        return self.apply(FFT(axis), x)[0]
+
+    def inverse_fft(self, x: T, axis: int) -> T:
+        """Inverse of ``fft``."""
+        return self.apply(FFT(axis, inverse=True, divided=True), x)[0]
+
+    def real_fft(self, x: T, axis: int) -> T:
+        """Bins 0 ... n/2 [..., n/2 + 1, ..., 2] of the transform of x [..., n, ...]; n is even."""
+        return self.apply(RealFFT(axis), x)[0]
+
+    def inverse_real_fft(self, bins: T, axis: int) -> T:
+        """Inverse of ``real_fft``: [..., n/2 + 1, ..., 2] to [..., n, ...]."""
+        return self.apply(InverseRealFFT(axis), bins)[0]
+
+    def complex_mul(self, a: T, b: T, conjugate: bool = False) -> T:
+        """a * b of complex numbers [..., 2] with broadcasting, or a times the conjugate of b."""
+        return self.apply(ComplexProduct(conjugate), a, b)[0]
+
+    # Selection --------------------------------------------------------------------------------------------------
+
+    def top_k(self, x: T, k: Dim) -> tuple[T, T]:
+        """The k largest of the last axis, the largest first, and their indices: [..., n] to [..., k] twice."""
+        values, indices = self.apply(TopK(k), x)
+        return values, indices
+
+    def sort(self, x: T, descending: bool = False) -> tuple[T, T]:
+        """The last axis in order, equal entries as they were, and the indices where each comes from."""
+        values, indices = self.apply(Sort(descending), x)
+        return values, indices
+
+    def gather(self, x: T, indices: T, axis: int) -> T:
+        """Entries by index: x [*outer, n, *inner], n at ``axis``, indices [*outer, *m] to [*outer, *m, *inner]."""
+        return self.apply(Gather(axis), x, indices)[0]
+
+    def scatter_add(self, x: T, indices: T, axis: int, size: Dim) -> T:
+        """Entries summed up by index: x [*outer, *m, *inner], indices [*outer, *m] to [*outer, size, *inner]."""
+        return self.apply(ScatterAdd(axis, size), x, indices)[0]
+
     # Layout -----------------------------------------------------------------------------------------------------
 
     def reshape(self, x: T, shape: Shape) -> T:
@@ -256,6 +310,10 @@ class Vocabulary(ABC, Generic[T]):
         """Views of the two halves of an axis."""
         half = divide(self.shape(x)[axis], 2)
         return self.slice(x, axis, 0, half), self.slice(x, axis, half, half)
+
+    def pad(self, x: T, axis: int, start: Dim, size: Dim) -> T:
+        """The tensor from ``start`` on in an axis of ``size`` entries, zeros around it, in new memory."""
+        return self.apply(Pad(axis, start, size), x)[0]
 
     def concat(self, parts: Sequence[T], axis: int) -> T:
         """Tensors laid end to end, in new memory."""
