@@ -21,7 +21,13 @@ Value: TypeAlias = float | Array
 #: Candidates evaluated at a time, so that intermediate arrays stay in the second-level cache.
 CHUNK = 4096
 
-_CALLS = {"max": "maximum({0}, {1})", "min": "minimum({0}, {1})", "ceiling": "ceil({0})", "sum": "({0})"}
+_CALLS = {
+    "max": "maximum({0}, {1})",
+    "min": "minimum({0}, {1})",
+    "ceiling": "ceil({0})",
+    "log2": "log2({0})",
+    "sum": "({0})",
+}
 
 
 @dataclass
@@ -111,7 +117,8 @@ class Compiled:
         writer = _Writer(scalars)
         results = [writer.expression(formula) for formula in lifted]
         body = "\n    ".join([*writer.lines, f"return {', '.join(results)},"])
-        namespace: dict[str, object] = {"maximum": np.maximum, "minimum": np.minimum, "ceil": np.ceil}
+        functions: list[np.ufunc] = [np.maximum, np.minimum, np.ceil, np.log2]
+        namespace: dict[str, object] = {function.__name__: function for function in functions}
         exec(f"def evaluate(values):\n    {body}", namespace)
         self._evaluate: Callable[[Mapping[str, Value]], tuple[Value, ...]] = namespace["evaluate"]  # type: ignore[assignment]
 
