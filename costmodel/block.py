@@ -8,7 +8,7 @@ not kept for the backward pass but gathered again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from costmodel.arrangement import Way
@@ -107,7 +107,7 @@ class Block:
                 for kept in state:
                     ops.keep(kept)
         mixed: T = self.strategy.apply(ops, self.axes, carry)
-        return self._sum(ops, self.mixer.finish(ops, mixed, w, at))
+        return self._sum(ops, self.mixer.finish(ops, mixed, w, replace(at, aside=carry.aside)))
 
     def _feed(self, ops: Vocabulary[T], x: T, w: Weights) -> T:
         assert self.feed_forward is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Generic, Self, TypeVar
 
@@ -29,14 +30,18 @@ class Structure(Enum):
     RECURRENT = "nonlinear recurrence: no matrix"
 
 
+@dataclass(frozen=True)
 class Carry(ABC, Generic[T]):
     """How the tokens of a sequence are mixed, independently for each head (or channel).
 
     Attributes:
         kind: what crosses a cut, in a few words.
+        aside: tensors of this rank's own tokens, such as gates, that only the mixer's ``finish`` reads; strategies
+            leave them alone.
     """
 
     kind: ClassVar[str] = "any carry"
+    aside: tuple[T, ...] = field(default=(), kw_only=True)
 
     @abstractmethod
     def streams(self) -> tuple[T, ...]:

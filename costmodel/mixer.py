@@ -55,6 +55,7 @@ class Site(Generic[T]):
         cache: what earlier tokens left, when decoding; its last place is for the new token.
         cache_axis: the axis the cache is spread over, if any.
         line: the ranks that hold the sequence one after the other, if it is cut.
+        aside: in ``finish``, what the carry laid aside for it.
     """
 
     sizes: Sizes
@@ -64,6 +65,7 @@ class Site(Generic[T]):
     cache: tuple[T, ...] = ()
     cache_axis: Axis | None = None
     line: Axis | None = None
+    aside: tuple[T, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ MEANING: dict[str, str] = {
     "e": "head dimension of values",
     "w": "sliding window: keys that a query sees, itself included",
     "C": "tokens of a chunk",
+    "r_g": "rank of the projection to a gate",
+    "K": "taps of a short convolution",
     "r_q": "rank of the query latent (MLA)",
     "r_kv": "rank of the key-value latent (MLA)",
     "d_n": "head dimension without position (MLA)",

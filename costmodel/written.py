@@ -33,3 +33,32 @@ def turned(xp: Any, x: Any, cos: Any, sin: Any) -> Any:
     real, imaginary = x.chunk(2, -1)
     y = xp.complex(real, imaginary) * xp.complex(cos, sin)
     return xp.cat((y.real, y.imag), -1)
+
+
+def decayed(xp: Any, q: Any, k: Any, log_decay: Any) -> Any:
+    """q_i^T diag(product of the decays after j, up to i) k_j for j <= i: [B, H, n, n], entry by entry.
+
+    Args:
+        q, k: [B, H, n, d].
+        log_decay: [B, H, n, d], or [B, H, n, 1] for one decay a head.
+    """
+    n = q.shape[2]
+    rows = []
+    for i in range(n):
+        after = log_decay[:, :, : i + 1].flip(2).cumsum(2).flip(2) - log_decay[:, :, : i + 1]
+        seen = (k[:, :, : i + 1] * q[:, :, i : i + 1] * xp.exp(after)).sum(-1)
+        rows.append(xp.cat((seen, xp.zeros_like(q[:, :, i + 1 :, 0])), -1))
+    return xp.stack(rows, 2)
+
+
+def gated_normed(x: Any, gate: Any, weight: Any = 1.0) -> Any:
+    """x over its root mean square along the last axis, times weight and gate."""
+    return x * (x.square().mean(-1, True) + 1e-5) ** -0.5 * weight * gate
+
+
+def causal_convolution(xp: Any, x: Any, taps: Any) -> Any:
+    """silu of y_i = sum over j of taps[j] x_{i - K + 1 + j}: x [B, H, n, d], taps [H, d, K]."""
+    k, n = taps.shape[-1], x.shape[2]
+    padded = xp.cat((xp.zeros_like(x[:, :, :1]).expand(-1, -1, k - 1, -1), x), 2)
+    y = sum(padded[:, :, j : j + n] * taps[:, None, :, j] for j in range(k))
+    return y / (1 + xp.exp(-y))

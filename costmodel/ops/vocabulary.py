@@ -343,7 +343,7 @@ class Vocabulary(ABC, Generic[T]):
         Args:
             line: the ranks that hold the sequence one after the other, or ``None`` where it is whole.
         """
-        if line is None:
+        if line is None or (is_number(left, 0) and is_number(right, 0)):
             shape = self.shape(x)
             return self.apply(Pad(dim, left, left + shape[dim] + right), x)[0]
         found = list(self.apply(Halo(line, dim, left, right), x))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
-from costmodel.dims import Dim, divide, is_number
+from costmodel.dims import Dim, divide, is_number, same
 from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
@@ -26,6 +26,8 @@ KERNELS = ("chunked", "recurrent", "quadratic")
 @dataclass(frozen=True)
 class Gated(State[T]):
     """The recurrence of q, k [B, H, n, d] and v [B, H, n, e]; the state is [B, H, d, e].
+
+    q and k may be shared by the heads of a group, [B, H_kv, n, d], if each head has one decay.
 
     Attributes:
         log_decay: [B, H, n, 1] for one decay a head, [B, H, n, d] for one a channel, or ``None`` for none. Where it is
@@ -62,8 +64,8 @@ class Gated(State[T]):
         return ops.expand(ops.reshape(self.head_log_decay, (1, h, 1, 1)), (b, h, n, 1))
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
-        b, h, _, d = ops.shape(self.k)
-        return (ops.zeros((b, h, d, ops.shape(self.v)[3]), "accumulate"),)
+        b, h, _, e = ops.shape(self.v)
+        return (ops.zeros((b, h, ops.shape(self.k)[3], e), "accumulate"),)
 
     def whole(self, ops: Vocabulary[T]) -> T:
         return _quadratic(ops, self) if self.kernel == "quadratic" else super().whole(ops)
@@ -93,9 +95,17 @@ class Gated(State[T]):
         """Through chunks, handing out the state before each; or through tokens, handing out their values."""
         if self.kernel == "recurrent":
             decay = self.decay(ops)
-            tokens = (self.q, self.k, self.v) if decay is None else (self.q, self.k, self.v, decay)
+            heads = ops.shape(self.v)[1]
+            own = spread(ops, self.q, heads), spread(ops, self.k, heads), self.v
+            tokens = own if decay is None else (*own, decay)
             return ops.scan(_tokens(read), state, tokens, axis=2)
         return ops.scan(_over_chunks(read), state, prepared[2:], axis=2)
+
+
+def spread(ops: Vocabulary[T], x: T, heads: Dim) -> T:
+    """Tensors [B, H_kv, ...] that the heads of a group share, for each of them."""
+    groups = ops.shape(x)[1]
+    return x if same(groups, heads) else ops.repeat(x, 1, divide(heads, groups))
 
 
 def _by_row(ops: Vocabulary[T], decay: T) -> T:
@@ -119,9 +129,9 @@ def _chunks(ops: Vocabulary[T], x: Gated[T]) -> Tensors[T]:
     running = ops.cumsum(cut(decay), 3)
     b, h, n, _, d = ops.shape(running)
     last = ops.slice(running, 3, x.chunk - 1, 1)
-    late = ops.mul(k, ops.map("exp", ops.map("sub", last, running)))
+    late = ops.mul(spread(ops, k, h), ops.map("exp", ops.map("sub", last, running)))
     added = ops.cast(ops.contract("bhnid,bhnie->bhnde", late, v), "accumulate")
-    early = ops.mul(q, ops.map("exp", running))
+    early = ops.mul(spread(ops, q, h), ops.map("exp", running))
     return _within(ops, q, k, v, running), early, added, ops.reshape(ops.map("exp", last), (b, h, n, d, 1))
 
 
@@ -132,7 +142,8 @@ def _within(ops: Vocabulary[T], q: T, k: T, v: T, running: T | None) -> T:
     elif is_number(ops.shape(running)[4], 1):
         b, h, n, c, _ = ops.shape(running)
         apart = ops.map("sub", running, ops.reshape(running, (b, h, n, 1, c)))
-        weights = ops.mul(_scores(ops, q, k), ops.map("exp", ops.masked(apart, Mask(causal=True), "-inf")))
+        scores = spread(ops, _scores(ops, q, k), h)
+        weights = ops.mul(scores, ops.map("exp", ops.masked(apart, Mask(causal=True), "-inf")))
     else:
         grown = ops.mul(k, ops.map("exp", ops.map("neg", running)))
         weights = ops.masked(_scores(ops, ops.mul(q, ops.map("exp", running)), grown), Mask(causal=True))
@@ -168,12 +179,12 @@ def _tokens(read: bool) -> Recurrence:
 
 def _quadratic(ops: Vocabulary[T], x: Gated[T]) -> T:
     """P written out: one chunk of all tokens, and no state."""
-    b, h, n, _ = ops.shape(x.q)
 
     def alone(y: T) -> T:
-        return ops.reshape(y, (b, h, 1, n, ops.shape(y)[3]))
+        b, h, n, d = ops.shape(y)
+        return ops.reshape(y, (b, h, 1, n, d))
 
     decay = x.decay(ops)
     running = None if decay is None else ops.cumsum(alone(decay), 3)
     out = _within(ops, alone(x.q), alone(x.k), alone(x.v), running)
-    return ops.reshape(out, (b, h, n, ops.shape(x.v)[3]))
+    return ops.reshape(out, ops.shape(x.v))

@@ -1,0 +1,92 @@
+"""What mixers with a recurrence have around it: short convolution, norm and gate, a step of decoding."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from costmodel.carries.direct import Direct
+from costmodel.mixer import Site
+from costmodel.ops.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+
+def gated_norm(ops: Vocabulary[T], x: T, gate: T, weight: T | None = None, function: str = "silu") -> T:
+    """norm(x) * weight * function(gate) over the last axis, as one kernel; the norm is by root mean square."""
+
+    def body(ops: Vocabulary[Any], x: Any, gate: Any, *weight: Any) -> Any:
+        shape = ops.shape(x)
+        mean = ops.scale(ops.sum(ops.map("square", x), (len(shape) - 1,)), 1 / shape[-1])
+        normed = ops.mul(x, ops.map("rsqrt_eps", mean))
+        for gain in weight:
+            normed = ops.mul(normed, gain)
+        return ops.mul(normed, ops.map(function, gate))
+
+    result: T = ops.fused("gated norm", body, x, gate, *(() if weight is None else (weight,)))
+    return result
+
+
+def unit(ops: Vocabulary[T], x: T) -> T:
+    """x / sqrt(sum(x^2) + eps) over the last axis, as one kernel."""
+
+    def body(ops: Vocabulary[Any], x: Any) -> Any:
+        squares = ops.sum(ops.map("square", x), (len(ops.shape(x)) - 1,))
+        return ops.mul(x, ops.map("rsqrt_eps", squares))
+
+    result: T = ops.fused("unit length", body, x)
+    return result
+
+
+def short_convolution(ops: Vocabulary[T], x: T, taps: T, at: Site[T]) -> T:
+    """silu of a causal depthwise convolution, as one kernel: x [B, H, n, d], taps [H, d, K]."""
+    b, h, n, d = ops.shape(x)
+    k = ops.shape(taps)[2]
+    channels = ops.reshape(ops.permute(x, (0, 1, 3, 2)), (b, h * d, n))
+    mixed = _slide(ops, ops.halo(channels, 2, k - 1, 0, at.line), ops.reshape(taps, (h * d, k)))
+    return ops.permute(ops.reshape(mixed, (b, h, d, n)), (0, 1, 3, 2))
+
+
+def convolution_step(ops: Vocabulary[T], x: T, taps: T, cache: T) -> T:
+    """The same for one new token; the cache [B, H d, K - 1] holds the inputs of the tokens before."""
+    b, h, n, d = ops.shape(x)
+    k = ops.shape(taps)[2]
+    seen = ops.concat([cache, ops.reshape(ops.permute(x, (0, 1, 3, 2)), (b, h * d, n))], 2)
+    mixed = _slide(ops, seen, ops.reshape(taps, (h * d, k)))
+    ops.append(cache, ops.slice(seen, 2, 1, k - 1), 0)
+    return ops.permute(ops.reshape(mixed, (b, h, d, n)), (0, 1, 3, 2))
+
+
+def _slide(ops: Vocabulary[T], x: T, taps: T) -> T:
+    def body(ops: Vocabulary[Any], x: Any, taps: Any) -> Any:
+        return ops.map("silu", ops.depthwise(x, taps))
+
+    result: T = ops.fused("short convolution", body, x, taps)
+    return result
+
+
+def decay_rows(ops: Vocabulary[T], log_decay: T) -> T:
+    """What one token [B, H, 1, d or 1] leaves of the rows of a state: exp(log_decay) [B, H, d or 1, 1]."""
+    b, h, _, d = ops.shape(log_decay)
+    return ops.map("exp", ops.reshape(log_decay, (b, h, d, 1)))
+
+
+def gated_step(
+    ops: Vocabulary[T], read: tuple[T, T, T], log_decay: T, cache: T, aside: tuple[T, ...] = ()
+) -> Direct[T]:
+    """One token q, k [B, H, 1, d], v [B, H, 1, e] of ``costmodel.recurrences.gated``, against its state."""
+    q, k, v = read
+    added = ops.cast(ops.contract("bhnd,bhne->bhde", k, v), "accumulate")
+    state = ops.append(cache, ops.add(ops.mul(cache, decay_rows(ops, log_decay)), added), 0)
+    return Direct(ops.contract("bhnd,bhde->bhne", q, state), aside=aside)
+
+
+def gated_normed_first(ops: Vocabulary[T], mixed: T, x: T, skip: T, gate: T, weight: T) -> T:
+    """norm((mixed + skip x) silu(gate)) * weight over the last axis, as one kernel."""
+
+    def body(ops: Vocabulary[Any], mixed: Any, x: Any, skip: Any, gate: Any, weight: Any) -> Any:
+        gated = ops.mul(ops.add(mixed, ops.mul(x, skip)), ops.map("silu", gate))
+        mean = ops.scale(ops.sum(ops.map("square", gated), (3,)), 1 / ops.shape(gated)[3])
+        return ops.mul(ops.mul(gated, ops.map("rsqrt_eps", mean)), weight)
+
+    result: T = ops.fused("norm of gated values", body, mixed, x, skip, gate, weight)
+    return result
