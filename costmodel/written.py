@@ -62,3 +62,16 @@ def causal_convolution(xp: Any, x: Any, taps: Any) -> Any:
     padded = xp.cat((xp.zeros_like(x[:, :, :1]).expand(-1, -1, k - 1, -1), x), 2)
     y = sum(padded[:, :, j : j + n] * taps[:, None, :, j] for j in range(k))
     return y / (1 + xp.exp(-y))
+
+
+def delta_matrix(xp: Any, q: Any, k: Any, beta: Any, log_decay: Any) -> Any:
+    """P [B, H, n, n] of the delta rule, token by token: the outputs for values that are unit vectors."""
+    b, h, n, d = k.shape
+    state, rows = xp.zeros((b, h, d, n), dtype=k.dtype), []
+    for t in range(n):
+        key, value = k[:, :, t], xp.eye(n, dtype=k.dtype)[t].expand(b, h, n)
+        state = state * xp.exp(log_decay[:, :, t])[..., None]
+        held = xp.einsum("bhd,bhdn->bhn", key, state)
+        state = state + xp.einsum("bhd,bhn->bhdn", key, (value - held) * beta[:, :, t])
+        rows.append(xp.einsum("bhd,bhdn->bhn", q[:, :, t], state))
+    return xp.stack(rows, 2)

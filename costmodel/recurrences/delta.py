@@ -1,0 +1,164 @@
+"""The delta rule with decay: S_t = (I - b_t k_t k_t^T) diag(exp g_t) S_{t-1} + b_t k_t v_t^T, o_t = q_t S_t.
+
+``chunked`` writes a chunk's updates as K^T U, U = T (b V) - T (b K) S (Yang et al. 2024, arXiv 2406.06484, section 3.2;
+with decay Yang et al. 2024, arXiv 2412.06464; per channel Kimi Linear, arXiv 2510.26692). ``recurrent`` goes token by
+token. What a stretch of tokens does to the state is a matrix [d, d] for each head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from costmodel.carries.state import Affine, State, Tensors
+from costmodel.dims import Dim, divide
+from costmodel.masks import Mask
+from costmodel.ops.scan import Recurrence
+from costmodel.ops.triangular import TriangularInverse
+from costmodel.ops.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+KERNELS = ("chunked", "recurrent")
+
+
+@dataclass(frozen=True)
+class Delta(State[T]):
+    """The recurrence of q, k [B, H, n, d] and v [B, H, n, e]; the state is [B, H, d, e].
+
+    Attributes:
+        beta: [B, H, n, 1], how much of what the state holds for a key is replaced.
+        log_decay: [B, H, n, 1 or d], or ``None`` for none. Chunks scale q and k by exp(G) and exp(-G), G its running
+            sum, which overflows if decay within a chunk exceeds the dtype's range; kernels then work in smaller
+            sub-chunks, at the same FLOPs.
+        chunk: tokens of a chunk.
+        kernel: one of ``KERNELS``.
+    """
+
+    q: T
+    k: T
+    v: T
+    beta: T
+    log_decay: T | None
+    chunk: Dim
+    kernel: str = "chunked"
+
+    def streams(self) -> tuple[T, ...]:
+        own = self.q, self.k, self.v, self.beta
+        return own if self.log_decay is None else (*own, self.log_decay)
+
+    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Delta[T]:
+        q, k, v, beta, *decay = streams
+        return replace(self, q=q, k=k, v=v, beta=beta, log_decay=decay[0] if decay else None)
+
+    def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
+        b, h, _, d = ops.shape(self.k)
+        return (ops.zeros((b, h, d, ops.shape(self.v)[3]), "accumulate"),)
+
+    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
+        return () if self.kernel == "recurrent" else _chunks(ops, self)
+
+    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
+        start = (_identity(ops, self.k), *self.initial(ops))
+        if self.kernel == "recurrent":
+            (matrix, state), _ = ops.scan(_tokens(read=False), start, self.streams(), axis=2)
+        else:
+            (matrix, state), _ = ops.scan(_over_chunks(read=False), start, prepared[2:], axis=2)
+        return Affine((matrix,), (state,))
+
+    def advance(self, ops: Vocabulary[T], does: Affine[T], state: Tensors[T]) -> Tensors[T]:
+        moved = ops.contract("bhxd,bhde->bhxe", does.transition[0], state[0])
+        return (ops.add(moved, does.update[0]),)
+
+    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
+        if self.kernel == "recurrent":
+            return ops.scan(_tokens(read=True), state, self.streams(), axis=2)[1][0]
+        scores, queries = prepared[:2]
+        _, (befores, updates) = ops.scan(_over_chunks(read=True), state, prepared[2:], axis=2)
+        within = ops.contract("bhnij,bhnje->bhnie", scores, updates, Mask(causal=True), "ij")
+        before = ops.contract("bhnid,bhnde->bhnie", queries, befores)
+        return ops.reshape(ops.add(within, before), ops.shape(self.v))
+
+
+def _identity(ops: Vocabulary[T], k: T) -> T:
+    """A unit matrix [B, H, d, d] for each head of k."""
+    b, h, _, d = ops.shape(k)
+    lower = ops.masked(ops.ones((b, h, d, d), "accumulate"), Mask(causal=True))
+    return ops.map("sub", lower, ops.masked(lower, Mask(causal=True), strict=True))
+
+
+def _chunks(ops: Vocabulary[T], x: Delta[T]) -> Tensors[T]:
+    """Of each chunk: scores, queries for the state before; T b K, T b V, keys that add to the state, its decay."""
+
+    def cut(y: T) -> T:
+        b, h, n, d = ops.shape(y)
+        return ops.reshape(y, (b, h, divide(n, x.chunk), x.chunk, d))
+
+    q, k, v, beta = cut(x.q), cut(x.k), cut(x.v), cut(x.beta)
+    early = late = grown = k
+    decay: Tensors[T] = ()
+    if x.log_decay is not None:
+        running = ops.cumsum(cut(x.log_decay), 3)
+        b, h, n, _, d = ops.shape(running)
+        last = ops.slice(running, 3, x.chunk - 1, 1)
+        shrink = ops.map("exp", running)
+        q, early = ops.mul(q, shrink), ops.mul(k, shrink)
+        grown = ops.mul(k, ops.map("exp", ops.map("neg", running)))
+        late = ops.mul(k, ops.map("exp", ops.map("sub", last, running)))
+        decay = (ops.reshape(ops.map("exp", last), (b, h, n, d, 1)),)
+    weighted = ops.mul(early, beta)
+    inverse = ops.apply(TriangularInverse(), _pairs(ops, weighted, grown))[0]
+    keys = ops.contract("bhnij,bhnjd->bhnid", inverse, weighted)
+    values = ops.contract("bhnij,bhnje->bhnie", inverse, ops.mul(v, beta))
+    scores = ops.masked(_pairs(ops, q, grown), Mask(causal=True))
+    return (scores, q, keys, values, late, *decay)
+
+
+def _pairs(ops: Vocabulary[T], a: T, b: T) -> T:
+    return ops.contract("bhnid,bhnjd->bhnij", a, b)
+
+
+def _over_chunks(read: bool) -> Recurrence:
+    """Over (the matrix of the tokens so far and) the state; hands out states before chunks and their updates."""
+
+    def updates(ops: Vocabulary[Any], state: Any, chunk: Any) -> Any:
+        return ops.map("sub", chunk[1], ops.contract("bhid,bhde->bhie", chunk[0], state))
+
+    def advance(ops: Vocabulary[Any], states: Any, chunk: Any, _: Any) -> Any:
+        keys, _values, late, *decay = chunk
+        *matrix, state = states
+        added = [ops.map("neg", ops.contract("bhid,bhde->bhie", keys, m)) for m in matrix]
+        kept = [ops.mul(s, decay[0]) if decay else s for s in states]
+        steps = (*added, updates(ops, state, chunk))
+        return tuple(ops.add(s, ops.contract("bhid,bhie->bhde", late, u)) for s, u in zip(kept, steps, strict=True))
+
+    def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
+        return (before[-1], updates(ops, before[-1], chunk)) if read else ()
+
+    return Recurrence("states of chunks", advance, emit)
+
+
+def _tokens(read: bool) -> Recurrence:
+    def advance(ops: Vocabulary[Any], states: Any, token: Any, _: Any) -> Any:
+        _, k, v, beta, *decay = token
+        return tuple(
+            step(ops, s, (k, v if place == len(states) - 1 else None, beta), decay[0] if decay else None)
+            for place, s in enumerate(states)
+        )
+
+    def emit(ops: Vocabulary[Any], before: Any, after: Any, token: Any, _: Any) -> Any:
+        return (ops.contract("bhd,bhde->bhe", token[0], after[-1]),) if read else ()
+
+    return Recurrence("delta rule of tokens", advance, emit, "recurrence")
+
+
+def step(ops: Vocabulary[T], state: T, token: tuple[T, T | None, T], log_decay: T | None) -> T:
+    """The state [B, H, d, e] after one token k [B, H, d], v [B, H, e] (``None`` for zeros), beta [B, H, 1]."""
+    k, v, beta = token
+    if log_decay is not None:
+        b, h, d = ops.shape(log_decay)
+        state = ops.mul(state, ops.map("exp", ops.reshape(log_decay, (b, h, d, 1))))
+    held = ops.contract("bhd,bhde->bhe", k, state)
+    update = ops.mul(ops.map("neg", held) if v is None else ops.map("sub", v, held), beta)
+    return ops.add(state, ops.contract("bhd,bhe->bhde", k, update))
