@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from costmodel.dims import Shape
 from costmodel.ops.pointwise import FUNCTIONS
 from tests.ops.checking import Case, Sizes, check, check_values, named
 
@@ -107,5 +108,8 @@ def test_every_differentiable_function_is_here() -> None:
 @given(sizes=sizes, left=st.booleans())
 @settings(max_examples=8)
 def test_broadcasting(name: str, sizes: Sizes, left: bool) -> None:
-    shapes = lambda s: ((s.B, 1), (2, s.B, s.L)) if left else ((2, s.B, s.L), (s.B, 1))  # noqa: E731
+    def shapes(s: Any) -> tuple[Shape, ...]:
+        narrow, wide = (s.B, 1), (2, s.B, s.L)
+        return (narrow, wide) if left else (wide, narrow)
+
     check_values(Case(lambda ops, a, b: ops.map(name, a, b), BINARY[name][0], shapes), sizes)

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from costmodel.composite import mean
+from costmodel.dims import Shape
 from costmodel.masks import Mask
 from costmodel.ops.primitive import Reading
 from costmodel.ops.vocabulary import Vocabulary
-from tests.ops.checking import Case, Sizes, check, check_values, mixed, named
+from tests.ops.checking import Case, Counts, Sizes, check, check_values, mixed, named
 from validate.executor import Executor
 
 sizes = st.fixed_dictionaries({"B": st.integers(2, 3), "L": st.integers(2, 5), "C": st.integers(2, 4)})
-ROWS = lambda s: ((s.B, s.L, s.C),)  # noqa: E731
 
 
-def every(kind: str, times: int = 1):  # type: ignore[no-untyped-def]
+def rows(s: Any) -> tuple[Shape, ...]:
+    return ((s.B, s.L, s.C),)
+
+
+def every(kind: str, times: int = 1) -> Callable[[Any], Counts]:
     return lambda s: {kind: times * s.B * s.L * s.C}
 
 
-def running(strict: bool, reverse: bool):  # type: ignore[no-untyped-def]
+def running(strict: bool, reverse: bool) -> Callable[[Tensor], Tensor]:
     """A running sum as a product with a triangle of ones."""
 
-    def reference(x: torch.Tensor) -> torch.Tensor:
+    def reference(x: Tensor) -> Tensor:
         triangle = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype).tril(-1 if strict else 0)
         return mixed(triangle.T if reverse else triangle, x, 1)
 
@@ -33,32 +41,32 @@ def running(strict: bool, reverse: bool):  # type: ignore[no-untyped-def]
 
 
 CASES = {
-    "sum": Case(lambda ops, x: ops.sum(x, (0, 2)), lambda x: x.sum((0, 2), True), ROWS, every("reduction")),
+    "sum": Case(lambda ops, x: ops.sum(x, (0, 2)), lambda x: x.sum((0, 2), True), rows, every("reduction")),
     "mean": Case(
         lambda ops, x: mean(ops, x, (0, 1)),
         lambda x: x.mean((0, 1), True),
-        ROWS,
+        rows,
         lambda s: {"reduction": s.B * s.L * s.C, "elementwise": s.C},
         lambda s: {"elementwise": s.C},
     ),
     "max": Case(
         lambda ops, x: ops.max(x, (1,)),
         lambda x: x.max(1, keepdim=True).values,
-        ROWS,
+        rows,
         every("reduction"),
         every("elementwise", 2),  # compare, times the gradient
     ),
     "softmax": Case(
         lambda ops, x: ops.softmax(x, 0.5, Mask()),
         lambda x: (x / 2).exp() / (x / 2).exp().sum(-1, True),
-        ROWS,
+        rows,
         lambda s: {"elementwise": 3 * s.B * s.L * s.C, "reduction": 2 * s.B * s.L * s.C, "special": s.B * s.L * s.C},
         lambda s: {"elementwise": 4 * s.B * s.L * s.C, "reduction": s.B * s.L * s.C},
     ),
     "softmax over another axis": Case(
         lambda ops, x: ops.permute(ops.softmax(ops.permute(x, (0, 2, 1)), 1, Mask()), (0, 2, 1)),
         lambda x: x.softmax(1),
-        ROWS,
+        rows,
         lambda s: {"elementwise": 3 * s.B * s.L * s.C, "reduction": 2 * s.B * s.L * s.C, "special": s.B * s.L * s.C},
         lambda s: {"elementwise": 4 * s.B * s.L * s.C, "reduction": s.B * s.L * s.C},
     ),
@@ -69,7 +77,7 @@ for reverse in (False, True):
         CASES[name] = Case(
             lambda ops, x, how=(reverse, exclusive): ops.cumsum(x, 1, *how),
             running(exclusive, reverse),
-            ROWS,
+            rows,
             every("reduction"),
             every("reduction"),
         )
@@ -92,7 +100,7 @@ def test_gradient_of_a_maximum_goes_to_all_that_are_equal() -> None:
 # Masks ----------------------------------------------------------------------------------------------------------------
 
 
-def written_out(mask: Mask, strict: bool, n_q: int, n_k: int) -> torch.Tensor:
+def written_out(mask: Mask, strict: bool, n_q: int, n_k: int) -> Tensor:
     """Which pairs are left, one after the other: query i stands at key n_k - n_q + i."""
 
     def seen(i: int, j: int) -> bool:
