@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +138,23 @@ def test_what_is_refused() -> None:
     ops = Tracer(Widths(4, 4, 4), 1)
     with pytest.raises(ValueError, match=r"indices \(3, 4\) do not begin with the 1 leading axes of \(2, 5\)"):
         ops.gather(Traced.new((2, 5), 4), Traced.new((3, 4), 8), 1)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_indices_out_of_a_fused_kernel(recompute: bool) -> None:
+    """Selection as one kernel hands out indices only; the scores that it is by get no gradient."""
+
+    def selecting(ops: Any, q: Any, k: Any) -> Any:
+        return ops.top_k(ops.contract("bd,bnd->bn", q, k), 2)[1]
+
+    def method(ops: Any, q: Any, k: Any, *_: Any) -> Any:
+        return ops.contract("bd,bkd->bk", q, ops.gather(k, ops.fused("select", selecting, q, k), 1))
+
+    random = torch.Generator().manual_seed(0)
+    shapes = ((2, 3), (2, 5, 3))
+    inputs = [torch.randn(s, generator=random, dtype=torch.float64, requires_grad=True) for s in shapes]
+    torch.autograd.gradcheck(lambda *xs: method(Executor(torch.float64), *xs), inputs)
+    traced = [Traced.new(shape, 2) for shape in shapes]
+    program = trace(Tracer(Widths(2, 4, 4), 1), method, traced, {}, train=True, recompute=recompute)
+    # Forward once, and again if recomputed; two products backward, of as many FLOP each as forward.
+    assert program.flops()["contraction"] == 2 * 2 * 3 * ((5 + 2) * (1 + recompute) + 2 * 2)
