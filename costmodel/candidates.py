@@ -169,7 +169,7 @@ def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> It
     if grain > 1 and workload.phase != "decode":
         reason = f"{{length}} tokens do not divide into pieces of {grain} over {{context}} ranks"
         yield divides(at.length, at.context * grain, reason), at
-    yield divides(at.batch, at.data, "{batch} sequences do not divide over {data} data-parallel ranks"), at
+    yield divides(at.batch, at.data, "a batch of {batch} does not divide over {data} data-parallel ranks"), at
     if way.tensor:
         yield divides(at.heads, at.tensor, "{heads} heads cannot be cut {tensor} ways"), at
         reason = "{kv_heads} KV heads cannot be cut {tensor} ways without repeating them: the cache would grow"
@@ -224,7 +224,7 @@ def arranged(
     workload: Workload,
     among: Meshes,
     kernels: tuple[str, ...] | None,
-    refused: dict[str, list[str]],
+    refused: dict[Way, list[str]],
 ) -> Iterator[tuple[Arrangement, Meshes]]:
     """Every arrangement, with the meshes it is valid for, if any; ways that have none are noted in ``refused``."""
     for axes, tensor in spreads():
@@ -246,11 +246,11 @@ def _valid_ways(
     workload: Workload,
     mesh: Meshes,
     kernels: tuple[str, ...] | None,
-    refused: dict[str, list[str]],
+    refused: dict[Way, list[str]],
 ) -> Iterator[tuple[Way, NDArray[np.bool_]]]:
     for way in ways(layer, workload.causal, axes, tensor, kernels):
         valid, reasons = refusals(layer, way, workload, mesh)
         if valid.any():
             yield way, valid
         else:
-            refused[str(way)] = reasons
+            refused[way] = reasons

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodel.arrangement import Arrangement
+from costmodel.arrangement import Arrangement, Way
 from costmodel.candidates import Choices, Meshes, arranged, meshes
 from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
@@ -93,7 +93,7 @@ class Ranking:
 
     Attributes:
         groups: one for each arrangement that is valid for some mesh, with its candidates and their costs.
-        refused: reasons why ways of running a layer do not apply, by what they were.
+        refused: reasons why ways of running a layer do not apply.
         capacity: bytes of a device's memory that tensors may use.
     """
 
@@ -101,7 +101,7 @@ class Ranking:
     workload: Workload
     cluster: Cluster
     groups: tuple[Group, ...]
-    refused: Mapping[str, list[str]]
+    refused: Mapping[Way, list[str]]
     capacity: float
     costs: tuple[dict[str, Array], ...] = field(repr=False)
 
@@ -199,7 +199,7 @@ def rank(
         layer.check_mask(workload.causal)
     every = meshes(cluster.devices) if among is None else among
     evaluator = Evaluator(subject, workload, cluster)
-    refused: dict[str, list[str]] = {}
+    refused: dict[Way, list[str]] = {}
     groups = tuple(
         Group(evaluator, arrangement, Choices.of(mesh, workload.phase == "train"))
         for arrangement, mesh in arranged(subject, workload, every, kernels, refused)

@@ -66,7 +66,7 @@ def _print_mixer(page: Page, name: str) -> None:
             ("What", mixer.title),
             ("Template", mixer.template),
             ("Structure", mixer.structure.value),
-            ("Carry", mixer.carry.kind),
+            ("Carry", _carry(mixer)),
             ("Defined", MASKED[mixer.causality]),
             ("Kernels", ", ".join(mixer.kernels)),
             ("Source", mixer.source),
@@ -74,6 +74,11 @@ def _print_mixer(page: Page, name: str) -> None:
     )
     rows = [[key, size.symbol, f"{size.usual}", size.meaning] for key, size in mixer.sizes.items()]
     page.table(["--set", "symbol", "usual", "meaning"], rows, right=["usual"])
+
+
+def _carry(mixer: Mixer) -> str:
+    causal, full = (mixer.carry_for(mask).kind for mask in (True, False))
+    return causal if causal == full or mixer.causality != "either" else f"{causal}; without a mask: {full}"
 
 
 def _strategy_table(page: Page) -> None:

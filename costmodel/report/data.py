@@ -115,7 +115,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "longest_tokens_in_best": answer.longest[0] if answer.best else None,
         "longest_tokens_in_any": answer.longest[1],
         "others": others,
-        "not_applicable": {what: list(reasons) for what, reasons in ranking.refused.items()},
+        "not_applicable": {str(way): list(reasons) for way, reasons in ranking.refused.items()},
         "advice": _advice(answer.advice, answer) if answer.advice else None,
         "plans_timed": len(ranking.places),
         "plans_that_fit": len(ranking.order),

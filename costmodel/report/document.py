@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from costmodel.advice import Advice, Change
+from costmodel.arrangement import Way
 from costmodel.hardware.cluster import Cluster
 from costmodel.model import Model
 from costmodel.plan import Plan
@@ -49,7 +50,7 @@ def print_question(
 ) -> None:
     """What was asked, and of which devices."""
     page.title(subject.name, f"{cluster.devices} x {cluster.profile.device.name}")
-    sequences = f"{workload.batch} sequence{'s' if workload.batch > 1 else ''}"
+    sequences = words.counted(workload.batch, "sequence")
     mask = "causal" if workload.causal else "every token sees every other"
     length = f" of {_tokens(workload.length)}" if one_length else ""
     page.line(f"{sequences}{length}, {mask}, {workload.dtype}")
@@ -119,7 +120,7 @@ def memory(plan: Plan, capacity: float) -> Text:
 
 def _sent(plan: Plan) -> str:
     axes = [
-        f"{format_bytes(size)} in {plan.messages[axis]:,.0f} messages over {words.ranks(axis)}"
+        f"{format_bytes(size)} in {words.counted(plan.messages[axis], 'message')} over {words.ranks(axis)}"
         for axis, size in plan.wire.items()
         if size
     ]
@@ -162,23 +163,19 @@ def _row(plan: Plan, answer: Answer) -> list[str | Text]:
 
 
 def _print_refused(page: Page, answer: Answer, verbose: bool) -> None:
-    by_reason: dict[str, list[str]] = {}
-    for what, reasons in answer.ranking.refused.items():
-        by_reason.setdefault("; ".join(reasons), []).append(what)
+    by_reason: dict[str, list[Way]] = {}
+    for way, reasons in answer.ranking.refused.items():
+        by_reason.setdefault("; ".join(reasons), []).append(way)
+    kernels = {kernel for layer in answer.ranking.subject.layers for kernel in layer.mixer.kernels}
     shown = list(by_reason.items())[: None if verbose else REFUSALS_SHOWN]
     page.gap()
     page.facts(
-        ("Refused" if number == 0 else "", f"{', '.join(what if verbose else _shorter(what))}: {reason}")
-        for number, (reason, what) in enumerate(shown)
+        ("Refused" if number == 0 else "", f"{', '.join(words.ways(ways, kernels, verbose))}: {reason}")
+        for number, (reason, ways) in enumerate(shown)
     )
     if len(shown) < len(by_reason):
         page.note(f" and {len(by_reason) - len(shown)} more reasons (--verbose)")
     page.facts([("Searched", _searched(answer))])
-
-
-def _shorter(what: Sequence[str]) -> list[str]:
-    """Arrangements without those that only add tensor parallelism to another one."""
-    return [one for one in what if " + tensor parallel" not in one or one.replace(" + tensor parallel", "") not in what]
 
 
 def _searched(answer: Answer) -> str:

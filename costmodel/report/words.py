@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
+from costmodel.arrangement import Way
 from costmodel.data_parallel import Sharing
 from costmodel.plan import Plan
 from costmodel.units import format_bytes, format_seconds
@@ -67,6 +68,31 @@ def _shared(plan: Plan) -> list[str]:
         Sharing.EVERYTHING: f"weights, gradients and optimizer state shared out over {replicas} replicas (ZeRO-3)",
     }
     return [held[plan.sharing]]
+
+
+def ways(refused: Iterable[Way], kernels: Collection[str], verbose: bool) -> Iterator[str]:
+    """Ways by their strategies, with the kernels where it is not all of them.
+
+    Args:
+        kernels: all of the mixers at hand.
+        verbose: also those that only add tensor parallelism to another one.
+    """
+    found: dict[tuple[str, bool], list[str]] = {}
+    for way in refused:
+        found.setdefault((way.strategy.name, way.tensor), []).append(way.kernel)
+    for (strategy, tensor), used in found.items():
+        if verbose or not tensor or not set(used) <= set(found.get((strategy, False), ())):
+            told = "" if set(used) == set(kernels) else f" ({' and '.join(used)} kernel{'s' * (len(used) > 1)})"
+            yield f"{strategy}{' + tensor parallel' if tensor else ''}{told}"
+
+
+def counted(number: float, what: str) -> str:
+    """So many of a thing.
+
+    >>> counted(1, "message"), counted(1200, "message")
+    ('1 message', '1,200 messages')
+    """
+    return f"{number:,.0f} {what}{'s' if number != 1 else ''}"
 
 
 def is_link(label: str) -> bool:

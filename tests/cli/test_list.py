@@ -33,8 +33,12 @@ def test_every_number_of_a_profile_has_its_source(ask, run, name: str) -> None:
 
 def test_a_mixer_in_full(run) -> None:
     page = run("list", "mixers", "attention").stdout
-    for said in ("kv_heads", "H_kv", "arXiv", "Template", "causal or full"):
+    for said in ("kv_heads", "H_kv", "arXiv", "Template", "with and without a causal mask"):
         assert said in page
+
+
+def test_carries_under_both_masks(run) -> None:
+    assert "state; without a mask: sum" in run("list", "mixers", "linear-attention").stdout
 
 
 @pytest.mark.parametrize("width", [80, 120])
