@@ -1,7 +1,7 @@
 # make plan    what 1Mi tokens cost on a few clusters: installs the core only, then asks
 # make test    the whole test suite
 # make lint    ruff, ruff format, mypy
-# make docs    docs/mixers.md: the formulas of every mixer
+# make docs    docs/mixers.md, the formulas of every mixer; what the README's commands print
 # make bench   the benchmarks
 # make venv    the development environment, in $(VENV)
 # make clean   removes caches and build products, keeps $(VENV)
@@ -39,8 +39,9 @@ lint: $(DEV)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-docs: $(CORE)
+docs: $(DEV)
 	$(BIN)/costmodel formulas --all --markdown > docs/mixers.md
+	$(BIN)/python tests/cli/test_readme.py
 
 bench: $(DEV)
 	$(BIN)/pytest benchmarks -p no:xdist --benchmark-only

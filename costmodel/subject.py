@@ -79,7 +79,7 @@ def from_mixer(name: str, width: int | None = None, **sizes: int) -> Subject:
         if given not in mixer.sizes:
             raise UnknownNameError(f"hyperparameter of {mixer.name}", given, mixer.sizes)
     usual = {key: parameter.usual for key, parameter in mixer.sizes.items()}
-    if "heads" in sizes and "kv_heads" not in sizes and "kv_heads" in usual:
+    if "heads" in sizes and usual.get("kv_heads") == usual.get("heads"):
         usual["kv_heads"] = sizes["heads"]
     chosen = usual | sizes
     layer = _layer(name, chosen, width or mixer.usual_width(chosen), None, 1)

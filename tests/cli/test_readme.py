@@ -5,12 +5,14 @@ Only the time that a search took is not compared.
 
 from __future__ import annotations
 
+import ast
 import doctest
 import os
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,8 +64,19 @@ def test_the_examples_in_python_hold() -> None:
     assert found.attempted > 0 and found.failed == 0
 
 
+def python_block(start: str) -> str:
+    """The README's one block of Python that begins so."""
+    (shown,) = re.findall(rf"^```python\n({start}.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return str(shown)
+
+
+def test_the_run_shown_is_that_of_the_docstring() -> None:
+    docstring = ast.get_docstring(ast.parse((ROOT / "validate" / "__init__.py").read_text()))
+    assert textwrap.indent(python_block("import torch"), "    ", lambda line: bool(line.strip())) in f"{docstring}"
+
+
 def test_the_mixer_shown_is_the_example() -> None:
-    (shown,) = re.findall(r"^```python\n(class .*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    shown = python_block("class ")
     example = (ROOT / "examples" / "keys_as_values.py").read_text()
     for line in filter(str.strip, shown.splitlines()):
         assert line in example
