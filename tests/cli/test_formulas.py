@@ -27,7 +27,8 @@ from costmodel.workload import PHASES, Workload
 def cases(draw: st.DrawFn) -> tuple[str, dict[str, int], Chosen, Workload]:
     """A mixer with random sizes, a way of running it, and a workload."""
     mixer = mixers.get(draw(st.sampled_from(mixers.names())))
-    known = [name for name in strategies.names() if issubclass(mixer.carry_for(True), strategies.get(name).carries)]
+    causal = draw(st.sampled_from({"causal": [True], "full": [False], "either": [True, True, False]}[mixer.causality]))
+    known = [name for name in strategies.names() if issubclass(mixer.carry_for(causal), strategies.get(name).carries)]
     strategy = strategies.get(draw(st.sampled_from(known)))
     axes = [*strategy.axes, *draw(st.sampled_from([[], ["tensor"]]))]
     ranks = {axis: draw(st.sampled_from([2, 4])) for axis in axes}
@@ -42,7 +43,7 @@ def cases(draw: st.DrawFn) -> tuple[str, dict[str, int], Chosen, Workload]:
         mixer.name,
         sizes,
         Chosen((strategy.name,), ranks, (kernel,)),
-        Workload(length, draw(st.integers(1, 3)), phase),
+        Workload(length, draw(st.integers(1, 3)), phase, causal),
     )
 
 
