@@ -239,9 +239,6 @@ class Expression:
         return str(self.sympy())
 
 
-Dimension: TypeAlias = Expression | Number
-
-
 def lift(value: Any) -> Expression:
     """A number as an expression; floats are taken exactly.
 

@@ -108,7 +108,6 @@ class Mixer(ABC):
         sizes: its hyperparameters, by the names that users give.
         kernels: implementations of the part between, each with its own cost.
         causality: the masks it is defined for: ``"causal"``, ``"full"`` or ``"either"``.
-        variants: other hyperparameters to test it with, where branches depend on them.
     """
 
     name: ClassVar[str]
@@ -120,7 +119,6 @@ class Mixer(ABC):
     sizes: ClassVar[Mapping[str, Hyperparameter]]
     kernels: ClassVar[tuple[str, ...]] = ("fused", "vanilla")
     causality: ClassVar[str] = "either"
-    variants: ClassVar[tuple[Mapping[str, int], ...]] = ()
 
     def carry_for(self, causal: bool) -> type[Carry[Any]]:
         """The kind of carry under a mask; the same under both unless a mixer says otherwise."""
