@@ -107,6 +107,12 @@ def only_passes(at: Situation, *phases: str) -> Requirement:
     return Requirement(at.phase in phases, f"it is for {' and '.join(phases)}, not for {{phase}}")
 
 
+def equal_stretches(at: Situation) -> Iterator[Requirement]:
+    """A whole sequence at a time, of which each rank has an equal stretch."""
+    yield only_passes(at, "forward", "train", "prefill")
+    yield divides(at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks")
+
+
 def only_fused(at: Situation) -> Requirement:
     """The strategy needs partial results with their log-sum-exp."""
     return Requirement(

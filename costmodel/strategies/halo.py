@@ -11,7 +11,7 @@ from costmodel.carries.neighbours import Neighbours
 from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes
+from costmodel.strategy import Requirement, Situation, Strategy, equal_stretches
 
 T = TypeVar("T")
 
@@ -26,10 +26,7 @@ class Halo(Strategy):
     axes: ClassVar[tuple[str, ...]] = ("context",)
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
-        yield only_passes(at, "forward", "train", "prefill")
-        yield divides(
-            at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks"
-        )
+        yield from equal_stretches(at)
         yield Requirement(
             np.greater_equal(at.length / at.context, at.reach),
             "tokens see {reach} others to one side, more than {length} / {context} ranks has",

@@ -9,7 +9,7 @@ from costmodel.carries.state import Affine, State
 from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes
+from costmodel.strategy import Requirement, Situation, Strategy, equal_stretches
 
 T = TypeVar("T")
 
@@ -27,10 +27,7 @@ class StateRelay(Strategy):
     axes: ClassVar[tuple[str, ...]] = ("context",)
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
-        yield only_passes(at, "forward", "train", "prefill")
-        yield divides(
-            at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks"
-        )
+        return equal_stretches(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: State[T]) -> T:
         prepared = carry.prepare(ops)
