@@ -58,6 +58,15 @@ def floor_div(a: Dim, b: Dim) -> Dim:
     return -ceil_div(-a, b)
 
 
+def doublings(value: Dim) -> Dim:
+    """The least n with 2^n >= value.
+
+    >>> doublings(1), doublings(5), doublings(8)
+    (0, 3, 3)
+    """
+    return call("ceiling", log2(value))
+
+
 def log2(value: Dim) -> Dim:
     """The base-2 logarithm of a size; exact for powers of two, otherwise rounded to floating point.
 

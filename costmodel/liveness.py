@@ -124,7 +124,7 @@ def _events(node: Node, backward: bool, take: bool) -> Iterator[_Event]:
             yield _Event(_activations(sent), backward)
         case Loop(_, body):
             yield from _events(body, backward, take)
-        case Chain(_, _, message, body):
+        case Chain(message=message, body=body):
             yield _Event(_activations(message.outputs), backward)
             yield from _events(body, backward, take)
             yield _Event(_activations(message.inputs), backward)

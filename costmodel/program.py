@@ -131,16 +131,20 @@ class When:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Work on a state that comes from the rank before and goes to the next one: ranks wait for each other.
+    """Work on what comes from a rank before and goes to one after: ranks wait for each other.
 
     Attributes:
-        position: how many ranks are before this one.
-        sends: 1 if there is a rank after it, else 0.
+        rounds: hand-overs, each with the work on it, that follow each other before this rank has what it needs.
+        after: works of its own that this rank does then.
+        works: how often this rank does the work.
+        sends: how often it hands on.
         message: the hand-over.
-        body: the work between getting the state and passing it on.
+        body: the work between getting something and passing it on.
     """
 
-    position: Dim
+    rounds: Dim
+    after: Dim
+    works: Dim
     sends: Dim
     message: Leaf
     body: Seq
@@ -163,8 +167,8 @@ def operations(node: Node, times: Dim = 1) -> Iterator[tuple[Operation, Dim]]:
             yield from operations(computation, times)
         case Loop(step, body):
             yield from _looped(body, times * step.count, times)
-        case Chain(_, sends, message, body):
-            yield from operations(body, times)
+        case Chain(_, _, works, sends, message, body):
+            yield from operations(body, times * works)
             yield message, times * sends
         case When():
             raise ValueError("a branch outside the loop whose step it compares")

@@ -65,6 +65,7 @@ class Strategy(ABC):
         axes: the axes of the mesh it uses, each of at least 2 ranks.
         layout: how tokens lie on ranks along the context axis: ``contiguous``, or ``zigzag`` (rank r holds pieces r
             and 2 P - 1 - r of 2 P).
+        groups: how many equal groups it cuts the heads of a rank into.
         cuts_rows: whether weights with a row for each token of the sequence are cut like the sequence.
     """
 
@@ -74,6 +75,7 @@ class Strategy(ABC):
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Pairs,)
     axes: ClassVar[tuple[str, ...]]
     layout: ClassVar[str] = "contiguous"
+    groups: ClassVar[int] = 1
     cuts_rows: ClassVar[bool] = False
 
     @abstractmethod

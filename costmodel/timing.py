@@ -17,7 +17,7 @@ from costmodel.expression import Expression, symbol_named, total
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Communication, ReduceScatter, RingShift
 from costmodel.ops.halo import Halo, HaloReturn
 from costmodel.ops.primitive import Reading
-from costmodel.ops.relay import PassOn
+from costmodel.ops.relay import Double, PassOn
 from costmodel.program import Chain, Condition, Fused, Leaf, Loop, Node, Operation, Overlap, Seq, When
 
 #: What the link's bandwidth is looked up under in a hardware profile.
@@ -26,6 +26,7 @@ COLLECTIVES = {
     Halo: "ring_shift",
     HaloReturn: "ring_shift",
     PassOn: "ring_shift",
+    Double: "ring_shift",
     AllGather: "all_gather",
     ReduceScatter: "reduce_scatter",
     AllReduce: "all_reduce",
@@ -88,10 +89,11 @@ def times(node: Node, taken: Mapping[Condition, bool] | None = None) -> Times:
             return times(communication, taken).beside(times(computation, taken))
         case Loop():
             return _loop(node)
-        case Chain(position, _, message, body):
+        case Chain(rounds, after, _, _, message, body):
             work: Times = times(body, taken)
-            all_before: Times = (work + times(message)) * position
-            return all_before + work
+            waited: Times = (work + times(message)) * rounds
+            own: Times = work * after
+            return waited + own
         case When(condition, then, otherwise, _):
             return times(then if taken and taken[condition] else otherwise, taken)
         case _:

@@ -11,7 +11,7 @@ from costmodel.dims import Dim, Shape, same
 from costmodel.ops.communication import RingShift
 from costmodel.ops.mesh import Axis
 from costmodel.ops.primitive import Primitive
-from costmodel.ops.relay import PassOn
+from costmodel.ops.relay import Double, PassOn
 from costmodel.ops.scan import Operands, Recurrence, with_axis, without_axis
 from costmodel.ops.scan import backward as scan_backward
 from costmodel.ops.vocabulary import Vocabulary
@@ -152,12 +152,46 @@ class Tracer(Vocabulary[Tensor]):
         start: tuple[Tensor, ...],
         body: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
         reverse: bool = False,
+        behind: bool = False,
     ) -> tuple[Tensor, ...]:
-        primitive, given = PassOn(axis, reverse), tuple(Tensor.new(x.shape, x.width) for x in start)
+        primitive, given = PassOn(axis, reverse), _fresh(start)
         with self._capture() as nodes:
             passed = body(given)
-        self._sink.append(Chain(primitive.position, primitive.sends, Leaf(primitive, passed, given), Seq(nodes)))
+        rounds, after = (1, 0) if behind else (primitive.position, 1)
+        self._chain(primitive, rounds, after, passed, given, nodes)
         return given
+
+    def pass_on(
+        self, axis: Axis, start: tuple[Tensor, ...], own: tuple[Tensor, ...], reverse: bool = False
+    ) -> tuple[Tensor, ...]:
+        given = _fresh(start)
+        self._chain(PassOn(axis, reverse), 1, 0, own, given, [])
+        return given
+
+    def prefix(
+        self,
+        axis: Axis,
+        own: tuple[Tensor, ...],
+        combine: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]],
+        reverse: bool = False,
+    ) -> tuple[Tensor, ...]:
+        primitive, given = Double(axis, reverse), _fresh(own)
+        with self._capture() as nodes:
+            combined = combine(given, own)
+        self._chain(primitive, primitive.works, 0, own, given, nodes)
+        return combined
+
+    def _chain(
+        self,
+        primitive: PassOn,
+        rounds: Dim,
+        after: Dim,
+        passed: tuple[Tensor, ...],
+        given: tuple[Tensor, ...],
+        nodes: list[Node],
+    ) -> None:
+        message = Leaf(primitive, passed, given)
+        self._sink.append(Chain(rounds, after, primitive.works, primitive.sends, message, Seq(nodes)))
 
     def scan(
         self,
@@ -267,6 +301,10 @@ class _Travelling:
     def home(self) -> tuple[Tensor, ...]:
         self.shift()
         return self._at_hand
+
+
+def _fresh(like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(Tensor.new(x.shape, x.width) for x in like)
 
 
 def _tuple(value: Any) -> tuple[Tensor, ...]:

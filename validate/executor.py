@@ -82,13 +82,37 @@ class Executor(Vocabulary[Tensor]):
         start: tuple[Tensor, ...],
         body: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
         reverse: bool = False,
+        behind: bool = False,
     ) -> tuple[Tensor, ...]:
-        onward = -1 if reverse else 1
-        given = tuple(x.clone(memory_format=torch.contiguous_format) for x in start)
+        onward, given = -1 if reverse else 1, _copies(start)
         self.transport.neighbours(axis, "relay, waiting for the state", {}, {-onward: given})
         passed = [x.contiguous() for x in body(given)]
         self.transport.neighbours(axis, "relay, passing the state on", {onward: passed}, {})
         return given
+
+    def pass_on(
+        self, axis: Axis, start: tuple[Tensor, ...], own: tuple[Tensor, ...], reverse: bool = False
+    ) -> tuple[Tensor, ...]:
+        onward, given = -1 if reverse else 1, _copies(start)
+        passed = [x.contiguous() for x in own]
+        self.transport.neighbours(axis, "passing a state on", {onward: passed}, {-onward: given})
+        return given
+
+    def prefix(
+        self,
+        axis: Axis,
+        own: tuple[Tensor, ...],
+        combine: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]],
+        reverse: bool = False,
+    ) -> tuple[Tensor, ...]:
+        distance, position = 1, axis.size - 1 - axis.rank if reverse else axis.rank
+        while distance < axis.size:
+            onward, given = -distance if reverse else distance, _copies(own)
+            passed = [x.contiguous() for x in own]
+            self.transport.neighbours(axis, f"prefix, {distance} ranks on", {onward: passed}, {-onward: given})
+            own = combine(given, own) if position >= distance else own
+            distance *= 2
+        return own
 
     def scan(
         self,
@@ -122,6 +146,10 @@ class Executor(Vocabulary[Tensor]):
             travelling.settle()
             if following is not None:
                 blocks = following.finish()
+
+
+def _copies(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.clone(memory_format=torch.contiguous_format) for x in tensors)
 
 
 class Travelling:

@@ -71,7 +71,8 @@ class Stated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        found = ctx.own_backward(ctx.ops, ctx.saved_tensors, *gradients)
+        saved = tuple(x.detach() for x in ctx.saved_tensors)  # results among them would be differentiated again
+        found = ctx.own_backward(ctx.ops, saved, *gradients)
         return None, None, None, *asked_for(found, ctx.wanted)
 
 

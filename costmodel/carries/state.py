@@ -73,12 +73,25 @@ class State(Recurrent[T]):
     def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
         """The mixed values [B, H, n, e], given the state before."""
 
+    def move(self, ops: Vocabulary[T], transition: Tensors[T], state: Tensors[T]) -> Tensors[T]:
+        """A transition applied to a state, or to an earlier transition; elementwise, unless a mixer says otherwise."""
+        if not transition:
+            return state
+        (decay,) = transition
+        return tuple(ops.mul(s, decay) for s in state)
+
+    def transposed(self, ops: Vocabulary[T], transition: Tensors[T]) -> Tensors[T]:
+        """The transition by which gradients go the other way; ``move`` takes it too."""
+        return transition
+
     def advance(self, ops: Vocabulary[T], does: Affine[T], state: Tensors[T]) -> Tensors[T]:
-        """The state after a stretch of tokens; elementwise, unless a mixer says otherwise."""
-        if not does.transition:
-            return tuple(ops.add(s, u) for s, u in zip(state, does.update, strict=True))
-        (decay,) = does.transition
-        return tuple(ops.add(ops.mul(s, decay), u) for s, u in zip(state, does.update, strict=True))
+        """The state after a stretch of tokens."""
+        moved = self.move(ops, does.transition, state)
+        return tuple(ops.add(s, u) for s, u in zip(moved, does.update, strict=True))
+
+    def compose(self, ops: Vocabulary[T], first: Affine[T], then: Affine[T]) -> Affine[T]:
+        """What two stretches do, one after the other."""
+        return Affine(self.move(ops, then.transition, first.transition), self.advance(ops, then, first.update))
 
     def run(self, ops: Vocabulary[T], state: Tensors[T]) -> tuple[T, Tensors[T]]:
         prepared = self.prepare(ops)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from costmodel.dims import Dim, minimum
+from costmodel.dims import Dim, doublings, minimum
 from costmodel.ops.communication import Communication
 from costmodel.ops.primitive import Spec
 from costmodel.tensor import Tensor
@@ -30,6 +30,11 @@ class PassOn(Communication):
         """1 unless this is the last rank of the line."""
         return minimum(self.axis.size - 1 - self.position, 1)
 
+    @property
+    def works(self) -> Dim:
+        """How often this rank works on what it gets."""
+        return 1
+
     def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
         return tuple(Spec(t.shape, t.width) for t in inputs)
 
@@ -41,3 +46,15 @@ class PassOn(Communication):
 
     def messages(self, inputs: Sequence[Tensor]) -> Dim:
         return len(inputs)
+
+
+class Double(PassOn):
+    """Tensors handed on 1, 2, 4, ... ranks, as far as there are ranks; each hand-over is worked on where it arrives."""
+
+    @property
+    def works(self) -> Dim:
+        return doublings(self.position + 1)
+
+    @property
+    def sends(self) -> Dim:
+        return doublings(self.axis.size - self.position)

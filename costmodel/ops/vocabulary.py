@@ -100,12 +100,34 @@ class Vocabulary(ABC, Generic[T]):
 
     @abstractmethod
     def relay(
-        self, axis: Axis, start: tuple[T, ...], body: Callable[[tuple[T, ...]], tuple[T, ...]], reverse: bool = False
+        self,
+        axis: Axis,
+        start: tuple[T, ...],
+        body: Callable[[tuple[T, ...]], tuple[T, ...]],
+        reverse: bool = False,
+        behind: bool = False,
     ) -> tuple[T, ...]:
         """A state passed along the ranks of an axis: what came from the rank before; ``start`` for the first.
 
-        Each rank passes on ``body(state)``, and waits for the ranks before it. It has no derived backward: state one
-        with ``custom``.
+        Each rank passes on ``body(state)``, and waits for the ranks before it; ``behind`` another relay of the same
+        pace, only for one of them. It has no derived backward: state one with ``custom``.
+        """
+
+    @abstractmethod
+    def pass_on(self, axis: Axis, start: tuple[T, ...], own: tuple[T, ...], reverse: bool = False) -> tuple[T, ...]:
+        """What the rank before has as its own; ``start`` for the first. No derived backward."""
+
+    @abstractmethod
+    def prefix(
+        self,
+        axis: Axis,
+        own: tuple[T, ...],
+        combine: Callable[[tuple[T, ...], tuple[T, ...]], tuple[T, ...]],
+        reverse: bool = False,
+    ) -> tuple[T, ...]:
+        """``combine(earlier, later)`` over this rank and all before it, in ceil(log2 P) rounds. No derived backward.
+
+        Recursive doubling (Hillis & Steele 1986, doi 10.1145/7902.7903): ``combine`` must be associative.
         """
 
     @abstractmethod

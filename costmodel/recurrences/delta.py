@@ -67,9 +67,11 @@ class Delta(State[T]):
             (matrix, state), _ = ops.scan(_over_chunks(read=False), start, prepared[2:], axis=2)
         return Affine((matrix,), (state,))
 
-    def advance(self, ops: Vocabulary[T], does: Affine[T], state: Tensors[T]) -> Tensors[T]:
-        moved = ops.contract("bhxd,bhde->bhxe", does.transition[0], state[0])
-        return (ops.add(moved, does.update[0]),)
+    def move(self, ops: Vocabulary[T], transition: Tensors[T], state: Tensors[T]) -> Tensors[T]:
+        return (ops.contract("bhxd,bhde->bhxe", transition[0], state[0]),)
+
+    def transposed(self, ops: Vocabulary[T], transition: Tensors[T]) -> Tensors[T]:
+        return (ops.permute(transition[0], (0, 1, 3, 2)),)
 
     def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
         if self.kernel == "recurrent":

@@ -89,7 +89,7 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
     """A case to which the strategy applies."""
     mesh = draw(meshes(strategy))
     tensor, ulysses, context = (mesh.get(name, 1) for name in ("tensor", "ulysses", "context"))
-    layer = draw(layers(mixer, tensor * ulysses, tensor))
+    layer = draw(layers(mixer, tensor * ulysses * strategy.groups, tensor))
     case = Case(
         layer,
         strategy,
