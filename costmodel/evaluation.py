@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +73,12 @@ class Evaluator:
         self._layers: dict[tuple[int, Way], Formulas] = {}
         self._ends: dict[tuple[tuple[str, ...], bool], list[Formulas]] = {}
 
+    def at(self, workload: Workload) -> Evaluator:
+        """The same for another length; what is traced and compiled serves both."""
+        other = copy(self)
+        other.workload = workload
+        return other
+
     @cached_property
     def tile(self) -> int:
         """Edge of the fused kernel's tile.
@@ -127,6 +135,14 @@ def spans(mesh: Meshes) -> tuple[dict[str, Array], dict[str, Array]]:
     apart = {name: np.where(inside, context_first[name], ulysses_first[name]) for name in sizes}
     both = {"replicas": mesh.replicas, "sequence": sizes["context"] * sizes["ulysses"]}
     return sizes | both, apart | {"replicas": sizes["tensor"], "sequence": sizes["tensor"]}
+
+
+def _some_ranks(values: Mapping[str, float]) -> Iterator[dict[str, float]]:
+    """Places along the axes of a mesh, of which one sends most: the ends, next to them, and the middle."""
+    axes = [(name, values[name] + 1) for name in values if name.startswith("rank_")]
+    places = [sorted({0.0, min(1.0, size - 1), size // 2, size - 1}) for _, size in axes]
+    for chosen in product(*places):
+        yield dict(zip((name for name, _ in axes), chosen, strict=True))
 
 
 @dataclass(frozen=True)
@@ -224,14 +240,16 @@ class Group:
         return found
 
     def wire(self) -> dict[str, Wire]:
-        """Bytes and messages that a rank of one candidate sends, by axis."""
+        """Bytes and messages that the rank of one candidate sends which sends most, by axis."""
         sent = self._parts.wire()
         symbols = frozenset().union(*(lift(x).symbols() for wire in sent.values() for x in (wire.bytes, wire.messages)))
         values = self._numbers(symbols)
-        return {
-            axis: Wire(lift(wire.bytes).approximate(values), lift(wire.messages).approximate(values))
-            for axis, wire in sent.items()
-        }
+        found: dict[str, list[Wire]] = {axis: [] for axis in sent}
+        for ranks in _some_ranks(values):
+            at = values | ranks
+            for axis, wire in sent.items():
+                found[axis].append(Wire(lift(wire.bytes).approximate(at), lift(wire.messages).approximate(at)))
+        return {axis: max(each, key=lambda wire: wire.bytes) for axis, each in found.items()}
 
     def flops(self, reading: Reading) -> dict[str, float]:
         """FLOP of a rank of one candidate, by class."""

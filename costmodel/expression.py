@@ -214,6 +214,12 @@ class Expression:
             total = total + term
         return total
 
+    def substitute(self, values: Mapping[str, Any]) -> Expression:
+        """The expression with numbers or expressions in place of some symbols."""
+        return lift(
+            self.map_symbols(lambda name: values.get(name, symbol_named(name)), lambda f, *xs: lift(call(f, *xs)))
+        )
+
     def sympy(self) -> sympy.Expr:
         """As a SymPy expression, whose symbols carry the assumptions of ``costmodel.symbols``."""
         import sympy

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.mixer import Mixer, mixers
@@ -84,6 +86,25 @@ def from_mixer(name: str, width: int | None = None, **sizes: int) -> Subject:
     chosen = usual | sizes
     layer = _layer(name, chosen, width or mixer.usual_width(chosen), None, 1)
     return Subject(f"one layer of {mixer.name}", layer.sizes["D"], (layer,))
+
+
+def at_width(name: str, width: int) -> Subject:
+    """One layer of a mixer at a model width, with its usual sizes but as many heads (or channels) as give that width.
+
+    Raises:
+        UnknownNameError: for a mixer that does not exist.
+        InputError: where no whole number of heads gives it.
+    """
+    mixer = mixers.get(name)
+    usual = {key: size.usual for key, size in mixer.sizes.items()}
+    reached = mixer.usual_width(usual)
+    scaled = {key: Fraction(size.usual * width, reached) for key, size in mixer.sizes.items() if size.cut}
+    if any(value.denominator > 1 for value in scaled.values()):
+        pieces = math.gcd(*(size.usual for size in mixer.sizes.values() if size.cut))
+        step = reached // math.gcd(reached, pieces)
+        nearest = max(step, round(width / step) * step)
+        raise InputError("--width", width, f"{name} has widths that are multiples of {step}", f"nearest: {nearest}")
+    return from_mixer(name, width, **{key: int(value) for key, value in scaled.items()})
 
 
 def _layer(name: str, params: Mapping[str, int], width: int, mlp: MlpSpec | None, count: int) -> Layer:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from costmodel.arrangement import Way
 from costmodel.errors import InputError
-from costmodel.expression import call, lift, symbol_named
 from costmodel.formulas import Formula, LayerFormulas, layer_formulas, symbols_of
 from costmodel.mixer import Mixer, mixers
 from costmodel.ops.primitive import Reading
@@ -101,8 +100,5 @@ def _selected(found: LayerFormulas) -> tuple[Formula, ...]:
 
 def _one_replica(formula: Formula) -> Formula:
     """The formula without data parallelism, P_d = 1; of FLOP, as the useful ones."""
-    value = formula.value.map_symbols(
-        lambda name: 1 if name == "P_d" else symbol_named(name), lambda function, *xs: lift(call(function, *xs))
-    )
     detail = Reading.USEFUL.value if formula.part == "flop" else formula.detail
-    return replace(formula, detail=detail, value=lift(value))
+    return replace(formula, detail=detail, value=formula.value.substitute({"P_d": 1}))

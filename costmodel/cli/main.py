@@ -39,6 +39,9 @@ BUILT_IN = {
     "predict": BuiltIn(
         "costmodel.cli.predict", "predict", "What one plan costs, or every plan, at one or many lengths."
     ),
+    "compare": BuiltIn(
+        "costmodel.cli.compare", "compare", "Mixers side by side over lengths, and where one becomes cheaper."
+    ),
     "formulas": BuiltIn("costmodel.cli.formulas", "formulas", "The exact formulas behind the numbers of one rank."),
     "list": BuiltIn("costmodel.cli.listing", "listing", "Known mixers, strategies and hardware profiles."),
 }

@@ -68,12 +68,18 @@ class Page:
             grid.add_row(label, text)
         self.console.print(grid)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], right: Sequence[str] = ()) -> None:
-        """Rows under headings; the columns named in ``right`` hold numbers."""
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str | Text]],
+        right: Sequence[str] = (),
+        whole: Sequence[str] = (),
+    ) -> None:
+        """Rows under headings; the columns named in ``right`` hold numbers, those in ``whole`` are not broken."""
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="cyan", border_style="dim", show_edge=False)
         for column in columns:
             number = column in right
-            table.add_column(column, justify="right" if number else "left", no_wrap=number)
+            table.add_column(column, justify="right" if number else "left", no_wrap=number or column in whole)
         for row in rows:
             table.add_row(*row)
         self.console.print()

@@ -1,0 +1,23 @@
+"""``costmodel plot``: draw saved numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("table", type=click.Path(dir_okay=False))
+@click.option("--output", metavar="FILE", required=True, type=click.Path(dir_okay=False), help="PDF, SVG or PNG.")
+def plot(table: str, output: str) -> None:
+    """Draw a CSV file that costmodel compare saved.
+
+    \b
+    costmodel compare --seq 1Ki:16Mi --cluster 8xh100 --csv mixers.csv
+    costmodel plot mixers.csv --output mixers.pdf
+    """
+    from plots.comparison import draw
+
+    draw(Path(table), Path(output))
+    click.echo(f"{output}, drawn from {table}")
