@@ -42,9 +42,8 @@ def draw(table: Path, output: Path) -> None:
             _panel(panel, column, title, mixers, styles)
         for panel in axes[1]:
             panel.set_xlabel("sequence length, tokens")
-        handles = {
-            label: line for panel in axes.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
-        }
+        lines, labels = axes[0, 0].get_legend_handles_labels()
+        handles = dict(zip(labels, lines, strict=True))
         rows = -(-len(handles) // 4)
         figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=4)
         figure.tight_layout(rect=(0, 0.03 + 0.025 * rows, 1, 1))

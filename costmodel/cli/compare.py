@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def compare(ctx: click.Context, /, **options: Any) -> None:
 def _compared(names: list[str], against: str, setting: Any, lengths: list[int]) -> Any:
     from costmodel.comparison import compare as compare_mixers
 
-    screen = click.get_text_stream("stderr")
+    screen = sys.stderr
     with click.progressbar(length=len(names), label="Comparing", file=screen, hidden=not screen.isatty()) as bar:
         return compare_mixers(names, against, setting, lengths, lambda _: bar.update(1))
 
