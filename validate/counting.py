@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import flop_counter as torch_counter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from costmodel.ops.contraction import Contract
 from costmodel.ops.fused_attention import Attention, AttentionBackward
-from costmodel.ops.primitive import Primitive
+from costmodel.ops.primitive import Primitive, Reading
+from costmodel.tensor import Tensor as Traced
 from validate.attention import kept
 from validate.executor import Executor
 
@@ -42,17 +45,25 @@ def flop_counter() -> torch_counter.FlopCounterMode:
 
 
 class Watched(Executor):
-    """An executor that counts the useful FLOPs of products as it runs, over masks that it writes out.
+    """An executor that counts as it runs.
 
     Attributes:
-        useful: so far, forward and backward.
+        useful: useful FLOPs of products, over masks that it writes out, forward and backward.
+        classes: dense FLOPs by class, of each primitive as it is applied to tensors of these sizes.
+        applying: primitives that are being applied at the moment.
     """
 
-    useful = 0
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.useful, self.classes, self.applying = 0, Counter[str](), 0
 
     def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
+        self.applying += 1
         outputs = super().apply(primitive, *inputs)
+        self.applying -= 1
         shapes = [tuple(x.shape) for x in inputs]
+        sizes = ([Traced.new(tuple(x.shape), x.itemsize) for x in tensors] for tensors in (inputs, outputs))
+        self.classes.update(primitive.flops(*sizes, Reading.DENSE))
         if isinstance(primitive, Attention | AttentionBackward):
             (b, h, n_q, d), (_, _, n_k, _), (_, _, _, e) = shapes[:3]
             pairs = int(kept(primitive.mask, n_q, n_k).sum())
@@ -66,6 +77,20 @@ class Watched(Executor):
                 size["pairs"] = int(kept(primitive.mask, n_q, n_k).sum())
             self.useful += 2 * math.prod(size.values())
         return outputs
+
+
+class GradientSums(TorchDispatchMode):
+    """Counts the additions by which autograd itself sums the gradients of what was used more than once."""
+
+    def __init__(self, ops: Watched) -> None:
+        super().__init__()
+        self.ops = ops
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.ops.applying and func.overloadpacket is _aten.add:
+            self.ops.classes["elementwise"] += result.numel()
+        return result
 
 
 class Kept:

@@ -23,7 +23,7 @@ from costmodel.subject import Layer, Subject
 from costmodel.trace import Tracer, Widths
 from costmodel.workload import Phase, Workload
 from validate.communication import Traffic
-from validate.counting import Watched, flop_counter, keeping
+from validate.counting import GradientSums, Watched, flop_counter, keeping
 from validate.launch import Rank, RankPool
 from validate.layer import DistributedLayer, Task
 from validate.mesh import Mesh
@@ -92,6 +92,7 @@ class Outcome:
         weights: its parts of the weights' gradients, summed over copies.
         sent: what its transport sent, by axis, before that sum.
         flops: of products, by torch's counter; ``useful``: by masks written out.
+        classes: of every primitive that ran, by class.
         kept: bytes that autograd keeps, without weights and tables.
     """
 
@@ -99,6 +100,7 @@ class Outcome:
     sent: Mapping[str, Traffic]
     flops: int
     useful: int
+    classes: Mapping[str, int]
     kept: int = 0
     gradient: Tensor | None = None
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -112,14 +114,16 @@ def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -
     whole, seed = (t.to(DTYPES[case.dtype]) for t in case.tokens())
     train = case.phase == "train"
     x = made.shard(whole).clone().requires_grad_(train)
-    counter, keeper = (flop_counter(), keeping()) if counts else (nullcontext(), nullcontext())
-    with torch.set_grad_enabled(train), counter, keeper as kept:
+    counter, keeper, sums = (
+        (flop_counter(), keeping(), GradientSums(made.ops)) if counts else (nullcontext(), nullcontext(), nullcontext())
+    )
+    with torch.set_grad_enabled(train), counter, sums, keeper as kept:
         out = made(x)
         saved = kept.bytes(without=[*made.weights.values(), *made.tables(case.length)]) if counts else 0
         if train:
             out.backward(made.shard(seed))
     flops = counter.get_total_flops() if counts else 0
-    done = Outcome(out.detach(), dict(made.ops.transport.sent), flops, made.ops.useful, saved)
+    done = Outcome(out.detach(), dict(made.ops.transport.sent), flops, made.ops.useful, dict(made.ops.classes), saved)
     if not (train and values):
         return done
     made.sum_gradients()
@@ -141,7 +145,9 @@ def _decode(made: DistributedLayer, case: Case) -> Outcome:
         given = [t.to(made.ops.dtypes[k.precision]).clone() for t, k in zip(own, kept, strict=True)]
         with flop_counter() as counter:
             out = made.decode(made.shard(x[:, -1:]).to(DTYPES[case.dtype]), given, case.length)
-    return Outcome(out, dict(made.ops.transport.sent), counter.get_total_flops(), made.ops.useful)
+    return Outcome(
+        out, dict(made.ops.transport.sent), counter.get_total_flops(), made.ops.useful, dict(made.ops.classes)
+    )
 
 
 def alone(case: Case) -> DistributedLayer:
@@ -221,12 +227,28 @@ def value(formula: Dim, case: Case, rank: int) -> Dim:
 
 
 def check_flops(case: Case, program: Program, outcomes: Sequence[Outcome]) -> None:
-    """FLOPs of products on every rank: all pairs as torch counts them, useful ones by written-out masks."""
+    """FLOPs on every rank: of products as torch counts them, useful ones by written-out masks, others as they ran."""
     for reading, what in ((Reading.DENSE, "flops"), (Reading.USEFUL, "useful")):
         formula = program.flops(reading)["contraction"]
         for rank, outcome in enumerate(outcomes):
             counted, predicted = getattr(outcome, what), value(formula, case, rank)
             assert counted == predicted, f"{what} on rank {rank}: counted {counted}, predicted {predicted}: {formula}"
+
+
+def check_classes(case: Case, program: Program, outcomes: Sequence[Outcome]) -> None:
+    """FLOPs of every class, on every rank.
+
+    What broadcasting stretched is summed up again going backward; where it stretched to a size of 1 there is nothing
+    to sum, which a formula of that size does not know: its reductions are then an upper bound.
+    """
+    formulas = program.flops(Reading.DENSE)
+    bound = 1 in (*case.layer.sizes.values(), case.batch // case.mesh.get("data", 1), case.length // case.ranks)
+    for rank, outcome in enumerate(outcomes):
+        for kind in formulas.keys() | outcome.classes.keys():
+            counted, formula = outcome.classes.get(kind, 0), formulas.get(kind, 0)
+            predicted = value(formula, case, rank)
+            agree = counted <= predicted if kind == "reduction" and bound else counted == predicted
+            assert agree, f"{kind} on rank {rank}: counted {counted}, predicted {predicted}: {formula}"
 
 
 def check_wire(case: Case, program: Program, outcomes: Sequence[Outcome]) -> None:
@@ -271,5 +293,6 @@ def check_case(pool: RankPool, case: Case) -> None:
     check_values(case, exact)
     program = program_of(case)
     check_flops(case, program, counted)
+    check_classes(case, program, counted)
     check_wire(case, program, counted)
     check_kept(case, program, counted)
