@@ -15,8 +15,8 @@ from costmodel.carries.state import Affine, State, Tensors
 from costmodel.dims import Dim, divide
 from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
-from costmodel.ops.triangular import TriangularInverse
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.recurrences.gated import decayed_pairs
 
 T = TypeVar("T")
 
@@ -29,9 +29,7 @@ class Delta(State[T]):
 
     Attributes:
         beta: [B, H, n, 1], how much of what the state holds for a key is replaced.
-        log_decay: [B, H, n, 1 or d], or ``None`` for none. Chunks scale q and k by exp(G) and exp(-G), G its running
-            sum, which overflows if decay within a chunk exceeds the dtype's range; kernels then work in smaller
-            sub-chunks, at the same FLOPs.
+        log_decay: [B, H, n, 1 or d], or ``None`` for none.
         chunk: tokens of a chunk.
         kernel: one of ``KERNELS``.
     """
@@ -98,27 +96,22 @@ def _chunks(ops: Vocabulary[T], x: Delta[T]) -> Tensors[T]:
         return ops.reshape(y, (b, h, divide(n, x.chunk), x.chunk, d))
 
     q, k, v, beta = cut(x.q), cut(x.k), cut(x.v), cut(x.beta)
-    early = late = grown = k
+    running = None if x.log_decay is None else ops.cumsum(cut(x.log_decay), 3)
+    weighted = ops.mul(k, beta)
+    inverse = ops.triangular_inverse(decayed_pairs(ops, weighted, k, running))
+    scores = decayed_pairs(ops, q, k, running)
+    values = ops.contract("bhnij,bhnje->bhnie", inverse, ops.mul(v, beta))
+    late = k
     decay: Tensors[T] = ()
-    if x.log_decay is not None:
-        running = ops.cumsum(cut(x.log_decay), 3)
+    if running is not None:
         b, h, n, _, d = ops.shape(running)
         last = ops.slice(running, 3, x.chunk - 1, 1)
         shrink = ops.map("exp", running)
-        q, early = ops.mul(q, shrink), ops.mul(k, shrink)
-        grown = ops.mul(k, ops.map("exp", ops.map("neg", running)))
+        q, weighted = ops.mul(q, shrink), ops.mul(weighted, shrink)
         late = ops.mul(k, ops.map("exp", ops.map("sub", last, running)))
         decay = (ops.reshape(ops.map("exp", last), (b, h, n, d, 1)),)
-    weighted = ops.mul(early, beta)
-    inverse = ops.apply(TriangularInverse(), _pairs(ops, weighted, grown))[0]
     keys = ops.contract("bhnij,bhnjd->bhnid", inverse, weighted)
-    values = ops.contract("bhnij,bhnje->bhnie", inverse, ops.mul(v, beta))
-    scores = ops.masked(_pairs(ops, q, grown), Mask(causal=True))
     return (scores, q, keys, values, late, *decay)
-
-
-def _pairs(ops: Vocabulary[T], a: T, b: T) -> T:
-    return ops.contract("bhnid,bhnjd->bhnij", a, b)
 
 
 def _over_chunks(read: bool) -> Recurrence:

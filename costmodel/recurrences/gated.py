@@ -30,9 +30,7 @@ class Gated(State[T]):
     q and k may be shared by the heads of a group, [B, H_kv, n, d], if each head has one decay.
 
     Attributes:
-        log_decay: [B, H, n, 1] for one decay a head, [B, H, n, d] for one a channel, or ``None`` for none. Where it is
-            per channel, chunks scale q and k by exp(G) and exp(-G), which overflows if decay within a chunk exceeds the
-            dtype's range; kernels then work in smaller sub-chunks, at the same FLOPs.
+        log_decay: [B, H, n, 1] for one decay a head, [B, H, n, d] for one a channel, or ``None`` for none.
         chunk: tokens of a chunk.
         kernel: one of ``KERNELS``.
         head_log_decay: [H], in place of ``log_decay`` where decay is a weight of each head.
@@ -137,17 +135,27 @@ def _chunks(ops: Vocabulary[T], x: Gated[T]) -> Tensors[T]:
 
 def _within(ops: Vocabulary[T], q: T, k: T, v: T, running: T | None) -> T:
     """Values from the pairs within a chunk [B, H, N, C, e]."""
+    weights = decayed_pairs(ops, q, k, running)
+    return ops.contract("bhnij,bhnje->bhnie", weights, v, Mask(causal=True), "ij")
+
+
+def decayed_pairs(ops: Vocabulary[T], q: T, k: T, running: T | None) -> T:
+    """q_i^T diag(exp(G_i - G_j)) k_j of each chunk [B, H, N, C, C], 0 for j > i: q, k [B, H or H_kv, N, C, d].
+
+    Args:
+        running: G [B, H, N, C, 1 or d], sums of the logarithms of decay from the chunk's start, or ``None`` for zeros.
+            Where it is per channel, q and k are scaled by exp(G) and exp(-G), which overflows if decay within a chunk
+            exceeds the dtype's range; kernels then work in smaller sub-chunks, at the same FLOPs.
+    """
     if running is None:
-        weights = ops.masked(_scores(ops, q, k), Mask(causal=True))
-    elif is_number(ops.shape(running)[4], 1):
-        b, h, n, c, _ = ops.shape(running)
+        return ops.masked(_scores(ops, q, k), Mask(causal=True))
+    b, h, n, c, d = ops.shape(running)
+    if is_number(d, 1):
         apart = ops.map("sub", running, ops.reshape(running, (b, h, n, 1, c)))
         scores = spread(ops, _scores(ops, q, k), h)
-        weights = ops.mul(scores, ops.map("exp", ops.masked(apart, Mask(causal=True), "-inf")))
-    else:
-        grown = ops.mul(k, ops.map("exp", ops.map("neg", running)))
-        weights = ops.masked(_scores(ops, ops.mul(q, ops.map("exp", running)), grown), Mask(causal=True))
-    return ops.contract("bhnij,bhnje->bhnie", weights, v, Mask(causal=True), "ij")
+        return ops.mul(scores, ops.map("exp", ops.masked(apart, Mask(causal=True), "-inf")))
+    grown = ops.mul(k, ops.map("exp", ops.map("neg", running)))
+    return ops.masked(_scores(ops, ops.mul(q, ops.map("exp", running)), grown), Mask(causal=True))
 
 
 def _scores(ops: Vocabulary[T], q: T, k: T) -> T:
