@@ -165,12 +165,15 @@ def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> It
     at = _situation(layer, way, workload, mesh)
     for requirement in (takes(way.strategy, at), *way.strategy.requirements(at)):
         yield requirement, at
+    decodes = at.phase != "decode" or at.causal
+    yield Requirement(decodes, "a token is decoded after those it sees: decoding is causal"), at
     grain = layer.mixer.grain(layer.sizes)
     if grain > 1 and workload.phase != "decode":
         reason = f"{{length}} tokens do not divide into pieces of {grain} over {{context}} ranks"
         yield divides(at.length, at.context * grain, reason), at
     yield divides(at.batch, at.data, "a batch of {batch} does not divide over {data} data-parallel ranks"), at
     if way.tensor:
+        yield Requirement(not layer.mixer.indivisible, layer.mixer.indivisible), at
         yield divides(at.heads, at.tensor, "{heads} heads cannot be cut {tensor} ways"), at
         reason = "{kv_heads} KV heads cannot be cut {tensor} ways without repeating them: the cache would grow"
         yield divides(at.kv_heads, at.tensor, reason), at

@@ -108,6 +108,7 @@ class Mixer(ABC):
         sizes: its hyperparameters, by the names that users give.
         kernels: implementations of the part between, each with its own cost.
         causality: the masks it is defined for: ``"causal"``, ``"full"`` or ``"either"``.
+        indivisible: why tensor parallelism cannot cut it; empty where it can.
     """
 
     name: ClassVar[str]
@@ -119,6 +120,7 @@ class Mixer(ABC):
     sizes: ClassVar[Mapping[str, Hyperparameter]]
     kernels: ClassVar[tuple[str, ...]] = ("fused", "vanilla")
     causality: ClassVar[str] = "either"
+    indivisible: ClassVar[str] = ""
 
     def carry_for(self, causal: bool) -> type[Carry[Any]]:
         """The kind of carry under a mask; the same under both unless a mixer says otherwise."""

@@ -51,6 +51,7 @@ class Tracer(Vocabulary[Tensor]):
         self.widths, self.tile = widths, tile
         self._sink: list[Node] = []
         self._tape: list[_Taped] | None = None
+        self._needed: set[Tensor] = set()  # tensors on the way from what is differentiated to what it is wanted for
 
     def shape(self, x: Tensor) -> Shape:
         return x.shape
@@ -94,14 +95,16 @@ class Tracer(Vocabulary[Tensor]):
         outputs = tuple(result) if isinstance(result, tuple) else (result,)
         self._sink.append(Fused(name, Seq(nodes), inputs, outputs))
 
-        def backward(ops: Tracer, *tensors: Tensor) -> tuple[Tensor, ...]:
-            recomputed, gradients = tensors[: len(inputs)], tensors[len(inputs) :]
-            wanted = [x for x in recomputed if x.storage.kind != "table"]
-            return tuple(ops.differentiate(lambda *xs: body(ops, *xs), recomputed, gradients, wanted))
-
         def pullback(gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+            needed = [x in self._needed for x in inputs]
+
+            def backward(ops: Tracer, *tensors: Tensor) -> tuple[Tensor, ...]:
+                recomputed, gradients = tensors[: len(inputs)], tensors[len(inputs) :]
+                wanted = [x for x, need in zip(recomputed, needed, strict=True) if need]
+                return tuple(ops.differentiate(lambda *xs: body(ops, *xs), recomputed, gradients, wanted))
+
             found = iter(self.fused(f"{name} backward", backward, *inputs, *gradients))
-            return [None if x.storage.kind == "table" else next(found) for x in inputs]
+            return [next(found) if need else None for need in needed]
 
         self._record(inputs, outputs, pullback)
         return result
@@ -246,6 +249,7 @@ class Tracer(Vocabulary[Tensor]):
         for entry in tape:
             if needed.intersection(entry.inputs):
                 needed.update(entry.outputs)
+        outer, self._needed = self._needed, needed
         with self._taping(None):
             for entry in reversed(tape):
                 gradients = [found.get(output) for output in entry.outputs]
@@ -255,6 +259,7 @@ class Tracer(Vocabulary[Tensor]):
                     if x in needed and gradient is not None:
                         value = self._as_precise(gradient() if callable(gradient) else gradient, x)
                         found[x] = self.add(found[x], value) if x in found else value
+            self._needed = outer
             return [found[x] if x in found else self.zeros_like(x) for x in wanted]
 
     def _as_precise(self, gradient: Tensor, x: Tensor) -> Tensor:

@@ -75,3 +75,17 @@ def delta_matrix(xp: Any, q: Any, k: Any, beta: Any, log_decay: Any) -> Any:
         state = state + xp.einsum("bhd,bhn->bhdn", key, (value - held) * beta[:, :, t])
         rows.append(xp.einsum("bhd,bhdn->bhn", q[:, :, t], state))
     return xp.stack(rows, 2)
+
+
+def banded(xp: Any, taps: Any, n: int, left: int) -> Any:
+    """P [H, n, n] with P_ij = taps[H, j - i + left], zero outside the band."""
+    return shifted_rows(xp, taps[None, :, None].expand(1, -1, n, -1), left)[0]
+
+
+def shifted_rows(xp: Any, taps: Any, left: int) -> Any:
+    """P [B, H, n, n] with P_ij = taps[B, H, i, j - i + left], zero outside the band."""
+    b, h, n, k = taps.shape
+    wide = xp.zeros((b, h, n, n + k - 1), dtype=taps.dtype)
+    rows = xp.arange(n)[:, None]
+    wide[:, :, rows, rows + xp.arange(k)] = taps
+    return wide[..., left : left + n]

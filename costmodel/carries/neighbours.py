@@ -26,12 +26,16 @@ class Neighbours(Carry[T]):
 
     @abstractmethod
     def local(self, ops: Vocabulary[T], padded: Sequence[T]) -> T:
-        """The mixed values [B, H, n, e], given the streams with ``reach`` more rows on both sides of dimension 2."""
+        """The mixed values [B, H, n, e], given ``seen`` with ``reach`` more rows on both sides of dimension 2."""
+
+    def seen(self) -> tuple[T, ...]:
+        """The streams of which a token sees those of its neighbours; all unless a mixer says otherwise."""
+        return self.streams()
 
     def beside(self, ops: Vocabulary[T], line: Axis | None) -> T:
         """The mixed values, with the rows of neighbours on a line of ranks; zeros beyond its ends."""
         left, right = self.reach
-        return self.local(ops, [ops.halo(x, 2, left, right, line) for x in self.streams()])
+        return self.local(ops, [ops.halo(x, 2, left, right, line) for x in self.seen()])
 
     def whole(self, ops: Vocabulary[T]) -> T:
         return self.beside(ops, None)

@@ -49,11 +49,31 @@ def short_convolution(ops: Vocabulary[T], x: T, taps: T, at: Site[T]) -> T:
 def convolution_step(ops: Vocabulary[T], x: T, taps: T, cache: T) -> T:
     """The same for one new token; the cache [B, H d, K - 1] holds the inputs of the tokens before."""
     b, h, n, d = ops.shape(x)
-    k = ops.shape(taps)[2]
-    seen = ops.concat([cache, ops.reshape(ops.permute(x, (0, 1, 3, 2)), (b, h * d, n))], 2)
-    mixed = _slide(ops, seen, ops.reshape(taps, (h * d, k)))
-    ops.append(cache, ops.slice(seen, 2, 1, k - 1), 0)
+    mixed = _slide(ops, _seen(ops, x, cache), ops.reshape(taps, (h * d, ops.shape(taps)[2])))
     return ops.permute(ops.reshape(mixed, (b, h, d, n)), (0, 1, 3, 2))
+
+
+def remembered(ops: Vocabulary[T], x: T, taps: T, cache: T) -> Direct[T]:
+    """One token x [B, H, 1, d] of a depthwise convolution with taps [H, d, K]; cache as for ``convolution_step``."""
+    b, h, n, d = ops.shape(x)
+    mixed = ops.depthwise(_seen(ops, x, cache), ops.reshape(taps, (h * d, ops.shape(taps)[2])))
+    return Direct(ops.permute(ops.reshape(mixed, (b, h, d, n)), (0, 1, 3, 2)))
+
+
+def seen_rows(ops: Vocabulary[T], x: T, cache: T) -> T:
+    """One token x [B, H, 1, d] after the K - 1 before it: [B, H, K, d]; cache as for ``convolution_step``."""
+    b, h, _, d = ops.shape(x)
+    seen = _seen(ops, x, cache)
+    return ops.permute(ops.reshape(seen, (b, h, d, ops.shape(seen)[2])), (0, 1, 3, 2))
+
+
+def _seen(ops: Vocabulary[T], x: T, cache: T) -> T:
+    """The channels [B, H d, K] of a new token and those before it, which the cache then holds."""
+    b, h, n, d = ops.shape(x)
+    before = ops.shape(cache)[2]
+    seen = ops.concat([cache, ops.reshape(ops.permute(x, (0, 1, 3, 2)), (b, h * d, n))], 2)
+    ops.append(cache, ops.slice(seen, 2, 1, before), 0)
+    return seen
 
 
 def _slide(ops: Vocabulary[T], x: T, taps: T) -> T:

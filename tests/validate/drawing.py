@@ -57,11 +57,11 @@ def mended(case: Case) -> Case | None:
 
 
 @st.composite
-def meshes(draw: st.DrawFn, strategy: Strategy) -> dict[str, int]:
+def meshes(draw: st.DrawFn, strategy: Strategy, cut: bool) -> dict[str, int]:
     """Up to 4 ranks: along the strategy's axes, and along others where ranks are left."""
     sizes = {axis: draw(st.integers(2, RANKS // 2 ** (len(strategy.axes) - 1))) for axis in strategy.axes}
     left = RANKS // int(np.prod([*sizes.values()], dtype=int))
-    tensor = draw(st.integers(1, left))
+    tensor = draw(st.integers(1, left if cut else 1))
     return sizes | {"tensor": tensor, "data": draw(st.integers(1, left // tensor))}
 
 
@@ -87,7 +87,7 @@ def _size(draw: st.DrawFn, name: str, least: int) -> int:
 @st.composite
 def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
     """A case to which the strategy applies."""
-    mesh = draw(meshes(strategy))
+    mesh = draw(meshes(strategy, not mixer.indivisible))
     tensor, ulysses, context = (mesh.get(name, 1) for name in ("tensor", "ulysses", "context"))
     layer = draw(layers(mixer, tensor * ulysses * strategy.groups, tensor))
     case = Case(
