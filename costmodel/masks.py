@@ -1,40 +1,47 @@
 """Attention masks, and how many query-key pairs they leave.
 
-A mask is aligned to the end, as in FlashAttention: the last query sees the last key. With n_q queries and n_k >= n_q
-keys, query i stands at key position n_k - n_q + i.
+A mask is aligned to the end, as in FlashAttention: the last query stands at the last key, or so many keys ahead of it
+as the mask says. With n_q queries and n_k >= n_q keys, query i stands at key position n_k - ahead - n_q + i.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.dims import Dim, ceil_div, clip, divide, floor_div, maximum, minimum
+from costmodel.dims import Dim, ceil_div, clip, divide, floor_div, maximum
 
 
 @dataclass(frozen=True)
 class Mask:
     """Which keys a query sees: all, or those up to itself (causal), or the last ``window`` of these.
 
-    A window without causality sees ``window - 1`` keys on either side, and needs as many queries as keys.
+    A window without causality sees ``window - 1`` keys on either side.
+
+    Attributes:
+        ahead: keys after the last query's own, of a stretch of queries with a window on both sides; fewer than
+            ``window``.
     """
 
     causal: bool = False
     window: Dim | None = None
+    ahead: Dim = 0
 
     def useful_pairs(self, n_q: Dim, n_k: Dim) -> Dim:
         """Query-key pairs that the mask leaves.
 
         >>> Mask(causal=True).useful_pairs(4, 4), Mask(causal=True, window=2).useful_pairs(4, 4)
         (10, 7)
-        >>> Mask().useful_pairs(2, 5), Mask(window=2).useful_pairs(4, 4)
-        (10, 10)
+        >>> Mask().useful_pairs(2, 5), Mask(window=2).useful_pairs(4, 4), Mask(window=2, ahead=1).useful_pairs(2, 4)
+        (10, 10, 6)
         """
         if self.window is None:
             return n_q * n_k - (_triangle(n_q - 1) if self.causal else 0)
-        if not self.causal:
-            w = minimum(self.window, n_k)
-            return n_k * (2 * w - 1) - w * (w - 1)
-        before = n_k - n_q
+        seen = self._one_sided(n_k - self.ahead - n_q, n_q)
+        return seen if self.causal else seen + self._one_sided(self.ahead, n_q) - n_q
+
+    def _one_sided(self, before: Dim, n_q: Dim) -> Dim:
+        """Pairs of each query with its own key and those of its window to one side, where so many keys go before."""
+        assert self.window is not None
         ramp = clip(self.window - 1 - before, 0, n_q)
         return ramp * (before + 1) + _triangle(ramp - 1) + (n_q - ramp) * self.window
 
@@ -45,12 +52,13 @@ class Mask:
         (12, 10)
         """
         rows, columns = ceil_div(n_q, tile), ceil_div(n_k, tile)
-        before = n_k - n_q
+        before = n_k - self.ahead - n_q
         if self.causal:
             end = _triangle(rows - 1) + (rows - 1) * ceil_div(before, tile) + columns
         elif self.window is not None:
-            ahead = minimum(ceil_div(self.window - 1, tile), rows)
-            end = _triangle(rows) + rows * ahead - _triangle(ahead)
+            reached = ceil_div(before + self.window - 1, tile)
+            ramp = clip(columns - reached, 0, rows)
+            end = _triangle(ramp) + ramp * reached + (rows - ramp) * columns
         else:
             end = rows * columns
         skipped: Dim = 0

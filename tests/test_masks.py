@@ -12,11 +12,11 @@ from costmodel.masks import Mask
 
 
 def written_out(mask: Mask, n_q: int, n_k: int) -> NDArray[np.bool_]:
-    """Which pairs [n_q, n_k] are left: query i stands at key position n_k - n_q + i."""
+    """Which pairs [n_q, n_k] are left: query i stands at key position n_k - ahead - n_q + i."""
     left = np.zeros((n_q, n_k), bool)
     for i in range(n_q):
         for j in range(n_k):
-            ahead = j - (n_k - n_q + i)
+            ahead = j - (n_k - mask.ahead - n_q + i)
             in_window = mask.window is None or -mask.window < ahead < mask.window
             left[i, j] = in_window and (ahead <= 0 or not mask.causal)
     return left
@@ -24,11 +24,11 @@ def written_out(mask: Mask, n_q: int, n_k: int) -> NDArray[np.bool_]:
 
 @st.composite
 def masks(draw: st.DrawFn) -> tuple[Mask, int, int]:
-    """A mask, queries, and at least as many keys: exactly as many for a window on both sides."""
-    mask = Mask(draw(st.booleans()), draw(st.none() | st.integers(1, 14)))
-    n_q = draw(st.integers(1, 12))
-    two_sided = mask.window is not None and not mask.causal
-    return mask, n_q, n_q + (0 if two_sided else draw(st.integers(0, 12)))
+    """A mask, queries, and at least as many keys; some of them ahead of the queries if the window is on both sides."""
+    causal, window = draw(st.booleans()), draw(st.none() | st.integers(1, 14))
+    n_q, before = draw(st.integers(1, 12)), draw(st.integers(0, 12))
+    ahead = 0 if causal or window is None else draw(st.integers(0, window - 1))
+    return Mask(causal, window, ahead), n_q, before + n_q + ahead
 
 
 @settings(max_examples=300)
@@ -51,13 +51,12 @@ def test_executed_pairs_are_whole_tiles_with_a_useful_pair(drawn: tuple[Mask, in
 @given(masks(), st.integers(1, 7))
 def test_formulas_of_symbols_have_the_same_values(drawn: tuple[Mask, int, int], tile: int) -> None:
     mask, n_q, n_k = drawn
-    q, k, w, t = (symbol_named(name) for name in ("n_q", "n_k", "w", "t"))
-    values = {"n_q": n_q, "n_k": n_k, "w": mask.window or 1, "t": tile}
-    symbolic = Mask(mask.causal, None if mask.window is None else w)
-    two_sided = mask.window is not None and not mask.causal
+    q, k, w, a, t = (symbol_named(name) for name in ("n_q", "n_k", "w", "a", "t"))
+    values = {"n_q": n_q, "n_k": n_k, "w": mask.window or 1, "a": mask.ahead, "t": tile}
+    symbolic = Mask(mask.causal, None if mask.window is None else w, a if mask.ahead else 0)
     for formula, number in (
-        (symbolic.useful_pairs(q, q if two_sided else k), mask.useful_pairs(n_q, n_k)),
-        (symbolic.executed_pairs(q, q if two_sided else k, t), mask.executed_pairs(n_q, n_k, tile)),
+        (symbolic.useful_pairs(q, k), mask.useful_pairs(n_q, n_k)),
+        (symbolic.executed_pairs(q, k, t), mask.executed_pairs(n_q, n_k, tile)),
     ):
         assert isinstance(formula, Expression)
         assert formula.evaluate(values) == number

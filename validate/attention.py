@@ -60,7 +60,7 @@ def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> tup
 
 def kept(mask: Mask, n_q: int, n_k: int, device: torch.device | None = None) -> Tensor:
     """Which pairs [n_q, n_k] the mask leaves, each written out: the slow twin of ``Mask.useful_pairs``."""
-    query = torch.arange(n_k - n_q, n_k, device=device)[:, None]
+    query = torch.arange(n_k - n_q, n_k, device=device)[:, None] - mask.ahead
     key = torch.arange(n_k, device=device)[None, :]
     keep = torch.ones(n_q, n_k, dtype=torch.bool, device=device)
     if mask.causal:
@@ -73,7 +73,7 @@ def kept(mask: Mask, n_q: int, n_k: int, device: torch.device | None = None) -> 
 def _simplest(mask: Mask, n_q: int, n_k: int) -> Mask:
     """The same pairs, without a rule that leaves out none."""
     if mask.window is not None and mask.window >= n_k:
-        mask = replace(mask, window=None)
+        mask = replace(mask, window=None, ahead=0)
     return replace(mask, causal=False) if n_q == 1 and mask.window is None else mask
 
 

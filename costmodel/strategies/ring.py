@@ -59,7 +59,7 @@ class Ring(Strategy):
         yield only_fused(at)
         yield Requirement(
             at.window is None,
-            "a ring takes every key past every rank, which a sliding window does not need: use all-gather",
+            "a ring takes every key past every rank, which a sliding window does not need: use window-halo",
         )
         yield divides(
             at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks"

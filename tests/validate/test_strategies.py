@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -87,6 +87,7 @@ def problems(draw: st.DrawFn, strategy: Strategy) -> Problem:
         for at in [replace(drawn, phase=phase, causal=causal, window=limit, kernel=kernel, length=drawn.length * times)]
         if strategy.refusal(at) is None
     ]
+    assume(fitting)
     at = draw(st.sampled_from(fitting))
     d, e, batch, seed = (draw(st.integers(1, high)) for high in (6, 6, 2, 99))
     return Problem(strategy, sizes, at, batch, d, e, seed)
