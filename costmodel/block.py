@@ -94,8 +94,13 @@ class Block:
         return ops.add(x, self._feed(ops, rms_norm(ops, x, w["mlp_norm"]), w))
 
     def _mix(self, ops: Vocabulary[T], x: T, tables: tuple[T, T], cache: tuple[T, ...], w: Weights) -> T:
-        at: Site[T] = Site(
-            self.sizes, self.site.mask, self.site.kernel, tables, cache, self.axes.get("context"), line(self.axes)
+        at: Site[T] = replace(
+            self.site,
+            tables=tables,
+            cache=cache,
+            cache_axis=self.axes.get("context"),
+            line=line(self.axes),
+            tensor=self.axes.get("tensor"),
         )
         names = self.mixer.inputs(self.sizes)
         read = self._read(ops, x, [None if name == INPUT else w[name] for name in names])

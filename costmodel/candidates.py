@@ -171,6 +171,14 @@ def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> It
     if grain > 1 and workload.phase != "decode":
         reason = f"{{length}} tokens do not divide into pieces of {grain} over {{context}} ranks"
         yield divides(at.length, at.context * grain, reason), at
+    overlap = layer.mixer.overlap(layer.sizes)
+    if overlap and workload.phase != "decode":
+        ranks = at.context * at.ulysses
+        enough = np.equal(ranks, 1) | np.greater_equal(at.length, ranks * overlap)
+        reason = (
+            f"{{length}} tokens over {{context}} x {{ulysses}} ranks are less than the {overlap} that the next reads"
+        )
+        yield Requirement(enough, reason), at
     yield divides(at.batch, at.data, "a batch of {batch} does not divide over {data} data-parallel ranks"), at
     if way.tensor:
         yield Requirement(not layer.mixer.indivisible, layer.mixer.indivisible), at

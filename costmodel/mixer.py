@@ -55,6 +55,7 @@ class Site(Generic[T]):
         cache: what earlier tokens left, when decoding; its last place is for the new token.
         cache_axis: the axis the cache is spread over, if any.
         line: the ranks that hold the sequence one after the other, if it is cut.
+        tensor: the ranks that heads and channels are cut over, if they are.
         aside: in ``finish``, what the carry laid aside for it.
     """
 
@@ -65,6 +66,7 @@ class Site(Generic[T]):
     cache: tuple[T, ...] = ()
     cache_axis: Axis | None = None
     line: Axis | None = None
+    tensor: Axis | None = None
     aside: tuple[T, ...] = ()
 
 
@@ -172,6 +174,10 @@ class Mixer(ABC):
     def grain(self, m: Sizes) -> int:
         """Tokens that stay together on a rank, because they are worked on as one chunk or block."""
         return 1
+
+    def overlap(self, m: Sizes) -> Dim:
+        """Tokens of the rank before that a rank's own read, as under a short convolution, so that it needs as many."""
+        return 0
 
     def usual_width(self, sizes: Mapping[str, int]) -> int:
         """The model width that goes with hyperparameters, by their names."""

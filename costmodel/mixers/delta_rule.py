@@ -95,8 +95,10 @@ class DeltaRule(Mixer):
         return Kept((m["H"], m["d"], m["e"]), "accumulate"), keys, keys, values
 
     def grain(self, m: Sizes) -> int:
-        chunk = int(m["C"])
-        return chunk * max(1, -(-(int(m["K"]) - 1) // chunk))
+        return int(m["C"])
+
+    def overlap(self, m: Sizes) -> Dim:
+        return m["K"] - 1
 
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
         return m["H"], m["H"]

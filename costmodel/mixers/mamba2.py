@@ -82,8 +82,10 @@ class Mamba2(Mixer):
         return Kept((m["H"], m["d"], m["e"]), "accumulate"), Kept((m["H"] * m["e"], before)), groups, groups
 
     def grain(self, m: Sizes) -> int:
-        chunk = int(m["C"])
-        return chunk * max(1, -(-(int(m["K"]) - 1) // chunk))
+        return int(m["C"])
+
+    def overlap(self, m: Sizes) -> Dim:
+        return m["K"] - 1
 
     def usual_width(self, sizes: Mapping[str, int]) -> int:
         return sizes["heads"] * sizes["value_dim"] // 2

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from costmodel.carry import Carry
-from costmodel.dims import divide
+from costmodel.dims import divide, is_number
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategies.ring import ring
@@ -48,10 +48,17 @@ class Ulysses(Strategy):
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Carry[T]) -> T:
         axis = axes["ulysses"]
-        streams = [ops.all_to_all(x, axis, split=1, concat=2) for x in carry.streams()]
+        streams = [_exchanged(ops, x, axis) for x in carry.streams()]
         parameters = [_own_heads(ops, x, axis) for x in carry.parameters()]
         mixed = self.inner.apply(ops, axes, carry.on(streams, parameters))
         return ops.all_to_all(mixed, axis, split=2, concat=1)
+
+
+def _exchanged(ops: Vocabulary[T], x: T, axis: Axis) -> T:
+    """[B, heads, n, ...]: some heads over the whole sequence; one head, which all share, as it is."""
+    if is_number(ops.shape(x)[1], 1):
+        return ops.all_gather(x, axis, 2)
+    return ops.all_to_all(x, axis, split=1, concat=2)
 
 
 def _own_heads(ops: Vocabulary[T], x: T, axis: Axis) -> T:

@@ -84,6 +84,12 @@ def _size(draw: st.DrawFn, name: str, least: int) -> int:
     return 2 * draw(st.integers(1, 4)) if name.endswith("dim") else draw(st.integers(least, 6))
 
 
+def _piece(layer: Layer) -> int:
+    """Tokens that a rank needs at least: whole chunks, and as many as the next rank reads."""
+    grain = layer.mixer.grain(layer.sizes)
+    return grain * max(1, -(-int(layer.mixer.overlap(layer.sizes)) // grain))
+
+
 @st.composite
 def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
     """A case to which the strategy applies."""
@@ -94,7 +100,7 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
         layer,
         strategy,
         mesh,
-        length=tensor * ulysses * context * mixer.grain(layer.sizes) * draw(st.integers(1, 5)),
+        length=tensor * ulysses * context * _piece(layer) * draw(st.integers(1, 5)),
         batch=mesh["data"] * draw(st.integers(1, 2)),
         causal=draw(st.sampled_from(MASKS[mixer.causality])),
         kernel=draw(st.sampled_from((mixer.kernels[0], *mixer.kernels))),

@@ -1,0 +1,142 @@
+"""Mamba's selective scan: each channel x has a state h of N entries, which decay at rates of their own.
+
+step = softplus(dt + bias), h_t = exp(step_t A) h_{t-1} + step_t x_t b_t, y_t = (c_t h_t + skip x_t) silu(z_t), with A =
+-exp(rate) (Gu & Dao 2023, arXiv 2312.00752, algorithm 2; state-spaces/mamba selective_scan_interface.py). ``fused`` is
+one kernel, which keeps the state on chip; ``vanilla`` has decays and inputs of all states [B, E, n, N] in memory, as
+transformers' code without that kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from costmodel.carries.state import Affine, State, Tensors
+from costmodel.ops.scan import Recurrence
+from costmodel.ops.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+KERNELS = ("fused", "vanilla")
+
+
+@dataclass(frozen=True)
+class Selective(State[T]):
+    """The recurrence of x, dt and gate z [B, E, n, 1], b and c [B, 1, n, N]; the state is [B, E, N].
+
+    Attributes:
+        rate: [E, N], the logarithm of -A.
+        bias, skip: [E].
+        kernel: one of ``KERNELS``.
+    """
+
+    x: T
+    dt: T
+    z: T
+    b: T
+    c: T
+    rate: T
+    bias: T
+    skip: T
+    kernel: str = "fused"
+
+    def streams(self) -> tuple[T, ...]:
+        return self.x, self.dt, self.z, self.b, self.c
+
+    def parameters(self) -> tuple[T, ...]:
+        return self.rate, self.bias, self.skip
+
+    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Selective[T]:
+        x, dt, z, b, c = streams
+        rate, bias, skip = parameters
+        return replace(self, x=x, dt=dt, z=z, b=b, c=c, rate=rate, bias=bias, skip=skip)
+
+    def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
+        batch, channels = ops.shape(self.x)[:2]
+        return (ops.zeros((batch, channels, ops.shape(self.rate)[1]), "accumulate"),)
+
+    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
+        """A [E, N]; decays and inputs of all states, if they are in memory."""
+        a = ops.map("neg", ops.map("exp", ops.cast(self.rate, "accumulate")))
+        if self.kernel == "fused":
+            return (a,)
+        step = ops.map("softplus", ops.add(ops.cast(self.dt, "accumulate"), _by_channel(ops, self.bias)))
+        decay = ops.map("exp", ops.mul(step, ops.reshape(a, (ops.shape(a)[0], 1, ops.shape(a)[1]))))
+        return a, decay, ops.mul(ops.mul(step, self.x), self.b)
+
+    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
+        (state,), _ = self._scan(ops, prepared, self.initial(ops), read=False)
+        decay = ops.fused("total decay", _total_decay, self.dt, _by_channel(ops, self.bias), prepared[0])
+        return Affine((decay,), (state,))
+
+    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
+        _, (y,) = self._scan(ops, prepared, state, read=True)
+        if self.kernel == "fused":
+            return y
+        skipped = ops.add(ops.mul(self.x, _by_channel(ops, self.skip)), y)
+        return ops.mul(skipped, ops.map("silu", self.z))
+
+    def _scan(
+        self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T], read: bool
+    ) -> tuple[Tensors[T], Tensors[T]]:
+        if self.kernel == "vanilla":
+            return ops.scan(_over_states(read), state, (*prepared[1:], self.c), axis=2)
+        e = ops.shape(self.bias)[0]
+        constants = prepared[0], *(ops.reshape(x, (e, 1)) for x in (self.bias, self.skip))
+        if read:
+            return ops.scan(_TOKENS, state, self.streams(), constants, axis=2)
+        return ops.scan(_STATES, state, (self.x, self.dt, self.b), constants[:2], axis=2)
+
+
+def _by_channel(ops: Vocabulary[T], x: T) -> T:
+    return ops.reshape(x, (ops.shape(x)[0], 1, 1))
+
+
+def _total_decay(ops: Vocabulary[T], dt: T, bias: T, a: T) -> T:
+    """What all tokens together leave of a state: exp(A sum of steps) [B, E, N]."""
+    steps = ops.sum(ops.map("softplus", ops.add(ops.cast(dt, "accumulate"), bias)), (2,))
+    batch, channels = ops.shape(dt)[:2]
+    return ops.map("exp", ops.mul(ops.reshape(steps, (batch, channels, 1)), a))
+
+
+def selective_step(ops: Vocabulary[T], state: T, token: tuple[T, T, T], a: T, bias: T) -> T:
+    """The state [B, E, N] after a token x, dt [B, E, 1], b [B, 1, N], with A [E, N] and bias [E, 1]."""
+    x, dt, b = token
+    step = ops.map("softplus", ops.add(ops.cast(dt, "accumulate"), bias))
+    kept = ops.mul(state, ops.map("exp", ops.mul(step, a)))
+    return ops.add(kept, ops.mul(ops.mul(step, x), b))
+
+
+def selective_output(ops: Vocabulary[T], state: T, token: tuple[T, T, T], skip: T) -> T:
+    """A token's output [B, E, 1] from the state after it, its x and z [B, E, 1] and c [B, 1, N], with skip [E, 1]."""
+    x, z, c = token
+    read = ops.sum(ops.mul(state, c), (2,))
+    return ops.mul(ops.add(ops.mul(x, skip), read), ops.map("silu", z))
+
+
+def _advance(ops: Vocabulary[Any], state: Any, token: Any, constants: Any) -> Any:
+    x, dt, *_, b = token
+    return (selective_step(ops, state[0], (x, dt, b), *constants),)
+
+
+_STATES = Recurrence("selective scan, states only", _advance, lambda *_: (), "recurrence")
+_TOKENS = Recurrence(
+    "selective scan",
+    lambda ops, state, token, constants: _advance(ops, state, (*token[:2], token[3]), constants[:2]),
+    lambda ops, before, after, token, constants: (
+        selective_output(ops, after[0], (token[0], token[2], token[4]), constants[2]),
+    ),
+    "recurrence",
+)
+
+
+def _over_states(read: bool) -> Recurrence:
+    def advance(ops: Vocabulary[Any], state: Any, token: Any, _: Any) -> Any:
+        decay, added, _c = token
+        return (ops.add(ops.mul(state[0], decay), added),)
+
+    def emit(ops: Vocabulary[Any], before: Any, after: Any, token: Any, _: Any) -> Any:
+        return (ops.sum(ops.mul(after[0], token[2]), (2,)),) if read else ()
+
+    return Recurrence("scan of states", advance, emit, "recurrence")
