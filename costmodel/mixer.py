@@ -25,6 +25,10 @@ Weights = Mapping[str, Any]
 INPUT = "the input"
 
 
+#: Base of the angles of rotary positions.
+ROPE_BASE = 10000.0
+
+
 @dataclass(frozen=True)
 class Hyperparameter:
     """One size of a mixer: its symbol, its usual value, and what it is.
@@ -111,6 +115,7 @@ class Mixer(ABC):
         kernels: implementations of the part between, each with its own cost.
         causality: the masks it is defined for: ``"causal"``, ``"full"`` or ``"either"``.
         indivisible: why tensor parallelism cannot cut it; empty where it can.
+        fixed: weights that are not trained, such as random projections.
     """
 
     name: ClassVar[str]
@@ -123,6 +128,7 @@ class Mixer(ABC):
     kernels: ClassVar[tuple[str, ...]] = ("fused", "vanilla")
     causality: ClassVar[str] = "either"
     indivisible: ClassVar[str] = ""
+    fixed: ClassVar[tuple[str, ...]] = ()
 
     def carry_for(self, causal: bool) -> type[Carry[Any]]:
         """The kind of carry under a mask; the same under both unless a mixer says otherwise."""
@@ -190,6 +196,14 @@ class Mixer(ABC):
     def rotary(self, m: Sizes) -> Dim:
         """How many entries of a head's dimension turn with the position; 0 unless a mixer says otherwise."""
         return 0
+
+    def turns(self, m: Sizes) -> list[float]:
+        """Radians by which each of the ``rotary`` / 2 pairs of entries turns from one token to the next.
+
+        Those of rotary positions (Su et al., arXiv 2104.09864, section 3.2.2), unless a mixer says otherwise.
+        """
+        half = int(self.rotary(m)) // 2
+        return [ROPE_BASE ** (-pair / half) for pair in range(half)]
 
 
 mixers: Registry[Mixer] = Registry("mixer", "costmodel.mixers", Mixer)

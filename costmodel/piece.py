@@ -135,7 +135,10 @@ class Pieces:
         share = Share(self.cut, symbol("L"), self.spread)
         block = share.block(layer, way, way.axes, self.workload.phase, self.workload.causal)
         sizes = block.sizes
-        weights = {name: self.new(*shape, kind="parameter") for name, shape in block.weights().items()}
+        weights = {
+            name: self.new(*shape, kind="table" if name in layer.mixer.fixed else "parameter")
+            for name, shape in block.weights().items()
+        }
         table = Tensor.new((self.tokens, layer.mixer.rotary(sizes) / 2), 4, "table")
         kept = layer.mixer.cache(sizes, self._kept(layer))
         width = self.ops.width

@@ -23,6 +23,8 @@ MEANING: dict[str, str] = {
     "e": "head dimension of values",
     "w": "sliding window: keys that a query sees, itself included",
     "C": "tokens of a chunk",
+    "m": "random features",
+    "L_max": "the longest sequence that positions are made for",
     "r_g": "rank of the projection to a gate",
     "D_i": "inner channels",
     "N": "entries of a channel's state",

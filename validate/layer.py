@@ -26,9 +26,6 @@ from validate.launch import init_from_environment
 from validate.layout import Level, shard_nested
 from validate.mesh import ORDER, Mesh
 
-#: Base of the angles of rotary positions (Su et al., arXiv 2104.09864, section 3.2.2).
-ROPE_BASE = 10000.0
-
 #: Bytes in which ranks tell each other their shapes.
 TEXT = 256
 
@@ -90,7 +87,9 @@ class DistributedLayer(nn.Module):
             for name, shape in without_rows.items()
         }
         made = {name: torch.empty(shape, dtype=ops.dtypes["model"], device=ops.device) for name, shape in own.items()}
-        self.weights = nn.ParameterDict({name: nn.Parameter(w) for name, w in made.items()})
+        self.weights = nn.ParameterDict(
+            {name: nn.Parameter(w, requires_grad=name not in layer.mixer.fixed) for name, w in made.items()}
+        )
         self.reset_parameters()
 
     # Weights ------------------------------------------------------------------------------------------------------
@@ -208,8 +207,8 @@ class DistributedLayer(nn.Module):
             places = self._part(torch.arange(length), 0, SEQUENCE[:2])  # between the gathers of tensor parallelism
             if self.task.phase == "decode":
                 places = torch.tensor([length - 1])
-            half = self.layer.mixer.rotary(self.block(length).sizes) // 2
-            turn = torch.outer(places.double(), ROPE_BASE ** (-torch.arange(half, dtype=torch.float64) / half))
+            turns = self.layer.mixer.turns(self.block(length).sizes)
+            turn = torch.outer(places.double(), torch.tensor(turns, dtype=torch.float64))
             cos, sin = (x.to(self.ops.device, self.ops.dtypes["accumulate"]) for x in (turn.cos(), turn.sin()))
             self._tables[length] = cos, sin
         return self._tables[length]

@@ -20,15 +20,12 @@ Weights = Mapping[str, Tensor]
 
 #: Of root-mean-square norms, as in Llama 3.
 EPSILON = 1e-5
-#: Base of the angles of rotary positions (Su et al., arXiv 2104.09864, section 3.2.2).
-ROPE_BASE = 10000.0
 
 
 def written(layer: Layer, x: Tensor, w: Weights, causal: bool) -> Written:
     """The mixer of a layer on its input [B, L, D], with weights given whole."""
-    length, half = x.shape[1], layer.mixer.rotary(layer.sizes) // 2
-    angles = [[place * ROPE_BASE ** (-i / half) for i in range(half)] for place in range(length)]
-    turn = torch.tensor(angles, dtype=torch.float64).view(length, half)
+    length, turns = x.shape[1], layer.mixer.turns(layer.sizes)
+    turn = torch.tensor([[place * angle for angle in turns] for place in range(length)], dtype=torch.float64)
     sizes = {**layer.sizes, "L": length, "rows": length}
     return layer.mixer.written(torch, x, w, Site(sizes, Mask(causal, layer.window), "fused", (turn.cos(), turn.sin())))
 

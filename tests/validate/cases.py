@@ -127,7 +127,7 @@ def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -
     if not (train and values):
         return done
     made.sum_gradients()
-    return replace(done, gradient=x.grad, weights={name: w.grad for name, w in made.weights.items()})
+    return replace(done, gradient=x.grad, weights={name: w.grad for name, w in made.weights.items() if w.requires_grad})
 
 
 def _decode(made: DistributedLayer, case: Case) -> Outcome:
@@ -182,7 +182,8 @@ def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
     """
     on_ranks = [case.on(rank) for rank in range(case.ranks)]
     x, seed = case.tokens()
-    weights = {name: w.requires_grad_() for name, w in case.weights(on_ranks[0].whole_shapes).items()}
+    weights = case.weights(on_ranks[0].whole_shapes)
+    trained = {name: w.requires_grad_() for name, w in weights.items() if name not in case.layer.mixer.fixed}
     expected = whole_layer(case.layer, x.requires_grad_(), weights, case.causal)
     last = expected[:, -1:] if case.phase == "decode" else expected
     for made, outcome in zip(on_ranks, outcomes, strict=True):
@@ -192,8 +193,8 @@ def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
     expected.backward(seed)
     for made, outcome in zip(on_ranks, outcomes, strict=True):
         _check_close(f"gradient of x on rank {made.mesh.rank}", outcome.gradient, made.shard(x.grad))
-        assert outcome.weights.keys() == weights.keys()
-        for name, w in weights.items():
+        assert outcome.weights.keys() == trained.keys()
+        for name, w in trained.items():
             _check_close(f"gradient of {name} on rank {made.mesh.rank}", outcome.weights[name], made.cut(name, w.grad))
 
 
