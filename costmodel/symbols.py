@@ -28,6 +28,8 @@ MEANING: dict[str, str] = {
     "r_g": "rank of the projection to a gate",
     "D_i": "inner channels",
     "N": "entries of a channel's state",
+    "r_w": "rank of the projection to a decay",
+    "r_a": "rank of the projection to a removal rate",
     "r_dt": "rank of the projection to a step",
     "K": "taps of a short convolution",
     "r_q": "rank of the query latent (MLA)",

@@ -89,3 +89,15 @@ def shifted_rows(xp: Any, taps: Any, left: int) -> Any:
     rows = xp.arange(n)[:, None]
     wide[:, :, rows, rows + xp.arange(k)] = taps
     return wide[..., left : left + n]
+
+
+def low_rank_matrix(xp: Any, q: Any, k: Any, z: Any, b: Any, log_decay: Any) -> Any:
+    """P [B, H, n, n] of S_t = (diag(exp log_decay) - b z^T) S_{t-1} + k v^T, token by token, as ``delta_matrix``."""
+    n = k.shape[2]
+    state, rows = xp.zeros((*k.shape[:2], k.shape[3], n), dtype=k.dtype), []
+    for t in range(n):
+        held = (z[:, :, t, :, None] * state).sum(2, True)
+        state = state * xp.exp(log_decay[:, :, t])[..., None] - b[:, :, t, :, None] * held
+        state = state + k[:, :, t, :, None] * (xp.arange(n) == t)
+        rows.append((q[:, :, t, :, None] * state).sum(2))
+    return xp.stack(rows, 2)

@@ -58,7 +58,7 @@ class Delta(State[T]):
         return () if self.kernel == "recurrent" else _chunks(ops, self)
 
     def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
-        start = (_identity(ops, self.k), *self.initial(ops))
+        start = (identity(ops, self.k), *self.initial(ops))
         if self.kernel == "recurrent":
             (matrix, state), _ = ops.scan(_tokens(read=False), start, self.streams(), axis=2)
         else:
@@ -81,7 +81,7 @@ class Delta(State[T]):
         return ops.reshape(ops.add(within, before), ops.shape(self.v))
 
 
-def _identity(ops: Vocabulary[T], k: T) -> T:
+def identity(ops: Vocabulary[T], k: T) -> T:
     """A unit matrix [B, H, d, d] for each head of k."""
     b, h, _, d = ops.shape(k)
     lower = ops.masked(ops.ones((b, h, d, d), "accumulate"), Mask(causal=True))
