@@ -134,8 +134,8 @@ class Chain:
     """Work on what comes from a rank before and goes to one after: ranks wait for each other.
 
     Attributes:
-        rounds: hand-overs, each with the work on it, that follow each other before this rank has what it needs.
-        after: works of its own that this rank does then.
+        rounds: hand-overs, each with the work on it, that follow each other before the last rank has what it needs.
+        after: works of its own that it does then.
         works: how often this rank does the work.
         sends: how often it hands on.
         message: the hand-over.

@@ -160,7 +160,8 @@ class Tracer(Vocabulary[Tensor]):
         primitive, given = PassOn(axis, reverse), _fresh(start)
         with self._capture() as nodes:
             passed = body(given)
-        rounds, after = (1, 0) if behind else (primitive.position, 1)
+        # The whole line, on every rank: those that are early wait for the others before anything comes back to them.
+        rounds, after = (1, 0) if behind else (axis.size - 1, 1)
         self._chain(primitive, rounds, after, passed, given, nodes)
         return given
 

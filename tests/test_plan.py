@@ -184,3 +184,11 @@ def test_strategies_of_every_carry_are_offered() -> None:
         known = {s for s in strategies.names() if issubclass(mixer.carry_for(causal), strategies.get(s).carries)}
         assert offered
         assert offered <= known
+
+
+@pytest.mark.parametrize("phase", ["forward", "train"])
+def test_ranks_of_a_nonlinear_recurrence_wait(phase: str) -> None:
+    """8 ranks recur one after the other, forward and then backward, each for as long as it is busy with it itself."""
+    workload = Workload(2**17, phase=phase)  # type: ignore[arg-type]
+    (plan,) = rank(from_mixer("lstm"), workload, parse_cluster("8xh100")).best(1)
+    assert plan.seconds == pytest.approx(8 * plan.breakdown["recurrence"], rel=0.01)

@@ -16,9 +16,12 @@ Tensors = tuple[T, ...]
 
 
 class Recurrent(Carry[T]):
-    """Tokens one after the other, each changing a state; a rank needs the state that the rank before it ends with."""
+    """Tokens one after the other, each changing a state in a way that has no short summary.
 
-    kind: ClassVar[str] = "state, not composable"
+    A rank can do nothing before it has the state that the rank before it ends with.
+    """
+
+    kind: ClassVar[str] = "nonlinear state"
 
     @abstractmethod
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
@@ -52,7 +55,7 @@ class Affine(Generic[T]):
         return Affine(tuple(tensors[:cut]), tuple(tensors[cut:]))
 
 
-class State(Recurrent[T]):
+class State(Carry[T]):
     """A recurrence that is affine in its state, so that ranks can work at the same time.
 
     P is lower triangular and semiseparable. Each rank finds what its tokens do to any state, without knowing the
@@ -60,6 +63,10 @@ class State(Recurrent[T]):
     """
 
     kind: ClassVar[str] = "state"
+
+    @abstractmethod
+    def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
+        """The state before the first token."""
 
     @abstractmethod
     def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
@@ -92,10 +99,6 @@ class State(Recurrent[T]):
     def compose(self, ops: Vocabulary[T], first: Affine[T], then: Affine[T]) -> Affine[T]:
         """What two stretches do, one after the other."""
         return Affine(self.move(ops, then.transition, first.transition), self.advance(ops, then, first.update))
-
-    def run(self, ops: Vocabulary[T], state: Tensors[T]) -> tuple[T, Tensors[T]]:
-        prepared = self.prepare(ops)
-        return self.outputs(ops, prepared, state), self.advance(ops, self.summary(ops, prepared), state)
 
     def whole(self, ops: Vocabulary[T]) -> T:
         return self.outputs(ops, self.prepare(ops), self.initial(ops))
