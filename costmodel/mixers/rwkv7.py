@@ -13,6 +13,7 @@ from costmodel.dims import Dim, Shape
 from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.dplr import KERNELS, DiagonalLowRank, step
+from costmodel.recurrences.pieces import between
 from costmodel.written import low_rank_matrix
 
 T = TypeVar("T")
@@ -126,8 +127,7 @@ class Rwkv7(Mixer):
 
     def _read(self, ops: Vocabulary[T], x: T, before: T, w: Weights, at: Site[T]) -> tuple[T, ...]:
         """r, k, v, z, b, the logarithm of decay and the gate, [B, H, n, d] each, of tokens and their predecessors."""
-        shifted = ops.fused("token shift", _mixed, x, before, *(w[f"mix_{name}"] for name in MIXED))
-        x_r, x_w, x_k, x_v, x_a, x_g = shifted
+        x_r, x_w, x_k, x_v, x_a, x_g = between(ops, x, before, *(w[f"mix_{name}"] for name in MIXED))
         r, k, v = (ops.contract("bld,dhe->bhle", y, w[name]) for y, name in ((x_r, "w_r"), (x_k, "w_k"), (x_v, "w_v")))
         raw_w, raw_a, gate = (
             ops.contract("blr,rhe->bhle", low, w[name])
@@ -147,12 +147,6 @@ def _of_heads(ops: Vocabulary[T], weight: T) -> T:
     """A weight [H, d] as it meets tokens: [H, 1, d]."""
     h, d = ops.shape(weight)
     return ops.reshape(weight, (h, 1, d))
-
-
-def _mixed(ops: Vocabulary[T], x: T, before: T, *weights: T) -> tuple[T, ...]:
-    """x + (before - x) weight, for each weight [D]."""
-    difference = ops.map("sub", before, x)
-    return tuple(ops.add(x, ops.mul(difference, weight)) for weight in weights)
 
 
 def _log_decay(ops: Vocabulary[T], raw: T, bias: T) -> T:

@@ -37,6 +37,17 @@ def unit(ops: Vocabulary[T], x: T) -> T:
     return result
 
 
+def between(ops: Vocabulary[T], x: T, before: T, *weights: T) -> tuple[T, ...]:
+    """x + (before - x) weight, for each weight [D], as one kernel: tokens mixed with their predecessors (RWKV)."""
+
+    def body(ops: Vocabulary[Any], x: Any, before: Any, *weights: Any) -> tuple[Any, ...]:
+        difference = ops.map("sub", before, x)
+        return tuple(ops.add(x, ops.mul(difference, weight)) for weight in weights)
+
+    mixed: tuple[T, ...] = ops.fused("token shift", body, x, before, *weights)
+    return mixed
+
+
 def short_convolution(ops: Vocabulary[T], x: T, taps: T, at: Site[T]) -> T:
     """silu of a causal depthwise convolution, as one kernel: x [B, H, n, d], taps [H, d, K]."""
     b, h, n, d = ops.shape(x)
