@@ -25,6 +25,7 @@ MEANING: dict[str, str] = {
     "C": "tokens of a chunk",
     "m": "random features",
     "L_max": "the longest sequence that positions are made for",
+    "r_x": "rank of the projection to the token shift",
     "r_g": "rank of the projection to a gate",
     "D_i": "inner channels",
     "N": "entries of a channel's state",

@@ -56,6 +56,12 @@ def gated_normed(x: Any, gate: Any, weight: Any = 1.0) -> Any:
     return x * (x.square().mean(-1, True) + 1e-5) ** -0.5 * weight * gate
 
 
+def standardised(x: Any, weight: Any, bias: Any) -> Any:
+    """x less its mean, over its standard deviation, along the last axis, times weight, plus bias."""
+    centred = x - x.mean(-1, True)
+    return centred * (centred.square().mean(-1, True) + 1e-5) ** -0.5 * weight + bias
+
+
 def causal_convolution(xp: Any, x: Any, taps: Any) -> Any:
     """silu of y_i = sum over j of taps[j] x_{i - K + 1 + j}: x [B, H, n, d], taps [H, d, K]."""
     k, n = taps.shape[-1], x.shape[2]

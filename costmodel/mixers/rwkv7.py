@@ -13,8 +13,8 @@ from costmodel.dims import Dim, Shape
 from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.dplr import KERNELS, DiagonalLowRank, step
-from costmodel.recurrences.pieces import between
-from costmodel.written import low_rank_matrix
+from costmodel.recurrences.pieces import between, layer_normed, of_heads
+from costmodel.written import low_rank_matrix, standardised
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class Rwkv7(Mixer):
         return Direct(ops.contract("bhnd,bhde->bhne", r, state), aside=(r, *token[:2], gate))
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        weights = (_of_heads(ops, w[name]) for name in ("norm", "norm_b", "bonus"))
+        weights = (of_heads(ops, w[name]) for name in ("norm", "norm_b", "bonus"))
         gated = ops.fused("norm, bonus and gate", _gated, mixed, *at.aside, *weights)
         return ops.contract("bhle,hed->bld", gated, w["w_o"])
 
@@ -120,8 +120,7 @@ class Rwkv7(Mixer):
         z = z * (z.square().sum(-1, True) + 1e-5) ** -0.5
         k = k * (1 + (a - 1) * w["alpha"][:, None])
         matrix = low_rank_matrix(xp, r, k, z, a * z, decay)
-        centred = matrix @ v - (matrix @ v).mean(-1, True)
-        normed = centred * (centred.square().mean(-1, True) + 1e-5) ** -0.5 * w["norm"][:, None] + w["norm_b"][:, None]
+        normed = standardised(matrix @ v, w["norm"][:, None], w["norm_b"][:, None])
         output = (normed + (r * k * w["bonus"][:, None]).sum(-1, True) * v) * gate
         return Written(matrix, v, xp.einsum("bhle,hed->bld", output, w["w_o"]))
 
@@ -137,16 +136,10 @@ class Rwkv7(Mixer):
                 (ops.map("sigmoid", ops.contract("bld,dr->blr", x_g, w["w_g1"])), "w_g2"),
             )
         )
-        decay = ops.fused("decay", _log_decay, raw_w, _of_heads(ops, w["b_w"]))
-        weights = (_of_heads(ops, w[name]) for name in ("b_a", "kappa", "alpha"))
+        decay = ops.fused("decay", _log_decay, raw_w, of_heads(ops, w["b_w"]))
+        weights = (of_heads(ops, w[name]) for name in ("b_a", "kappa", "alpha"))
         z, b, k = ops.fused("keys", _keys, k, raw_a, *weights)
         return r, k, v, z, b, decay, gate
-
-
-def _of_heads(ops: Vocabulary[T], weight: T) -> T:
-    """A weight [H, d] as it meets tokens: [H, 1, d]."""
-    h, d = ops.shape(weight)
-    return ops.reshape(weight, (h, 1, d))
 
 
 def _log_decay(ops: Vocabulary[T], raw: T, bias: T) -> T:
@@ -165,10 +158,7 @@ def _keys(ops: Vocabulary[T], k: T, raw: T, bias: T, kappa: T, alpha: T) -> tupl
 def _gated(ops: Vocabulary[T], mixed: T, r: T, k: T, v: T, gate: T, *weights: T) -> T:
     """(layer norm of each head + (r k bonus) v) gate."""
     norm, shift, bonus = weights
-    d = ops.shape(mixed)[3]
-    centred = ops.map("sub", mixed, ops.scale(ops.sum(mixed, (3,)), 1 / d))
-    variance = ops.scale(ops.sum(ops.map("square", centred), (3,)), 1 / d)
-    normed = ops.add(ops.mul(ops.mul(centred, ops.map("rsqrt_eps", variance)), norm), shift)
+    normed = layer_normed(ops, mixed, norm, shift)
     own = ops.mul(v, ops.sum(ops.mul(ops.mul(r, k), bonus), (3,)))
     return ops.mul(ops.add(normed, own), gate)
 

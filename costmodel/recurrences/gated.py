@@ -33,7 +33,8 @@ class Gated(State[T]):
         log_decay: [B, H, n, 1] for one decay a head, [B, H, n, d] for one a channel, or ``None`` for none.
         chunk: tokens of a chunk.
         kernel: one of ``KERNELS``.
-        head_log_decay: [H], in place of ``log_decay`` where decay is a weight of each head.
+        head_log_decay: [H] or [H, d], in place of ``log_decay`` where decay is a weight of each head or channel.
+        before: whether a token reads the state before it, o_t = q_t S_{t-1}; for mixers with decay.
     """
 
     q: T
@@ -43,6 +44,7 @@ class Gated(State[T]):
     chunk: Dim
     kernel: str = "chunked"
     head_log_decay: T | None = None
+    before: bool = False
 
     def streams(self) -> tuple[T, ...]:
         return (self.q, self.k, self.v) if self.log_decay is None else (self.q, self.k, self.v, self.log_decay)
@@ -58,8 +60,9 @@ class Gated(State[T]):
         """The logarithm of decay at each token."""
         if self.head_log_decay is None:
             return self.log_decay
-        b, h, n, _ = ops.shape(self.k)
-        return ops.expand(ops.reshape(self.head_log_decay, (1, h, 1, 1)), (b, h, n, 1))
+        h, *channels = ops.shape(self.head_log_decay)
+        b, n, d = ops.shape(self.k)[0], ops.shape(self.k)[2], channels[0] if channels else 1
+        return ops.expand(ops.reshape(self.head_log_decay, (1, h, 1, d)), (b, h, n, d))
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         b, h, _, e = ops.shape(self.v)
@@ -96,7 +99,7 @@ class Gated(State[T]):
             heads = ops.shape(self.v)[1]
             own = spread(ops, self.q, heads), spread(ops, self.k, heads), self.v
             tokens = own if decay is None else (*own, decay)
-            return ops.scan(_tokens(read), state, tokens, axis=2)
+            return ops.scan(_tokens(read, self.before), state, tokens, axis=2)
         return ops.scan(_over_chunks(read), state, prepared[2:], axis=2)
 
 
@@ -124,38 +127,45 @@ def _chunks(ops: Vocabulary[T], x: Gated[T]) -> Tensors[T]:
     if decay is None:
         within = _within(ops, q, k, v, None)
         return within, q, ops.cast(ops.contract("bhnid,bhnie->bhnde", k, v), "accumulate")
-    running = ops.cumsum(cut(decay), 3)
+    running, reading = _sums(ops, cut(decay), x.before)
     b, h, n, _, d = ops.shape(running)
     last = ops.slice(running, 3, x.chunk - 1, 1)
     late = ops.mul(spread(ops, k, h), ops.map("exp", ops.map("sub", last, running)))
     added = ops.cast(ops.contract("bhnid,bhnie->bhnde", late, v), "accumulate")
-    early = ops.mul(spread(ops, q, h), ops.map("exp", running))
-    return _within(ops, q, k, v, running), early, added, ops.reshape(ops.map("exp", last), (b, h, n, d, 1))
+    early = ops.mul(spread(ops, q, h), ops.map("exp", running if reading is None else reading))
+    return _within(ops, q, k, v, running, reading), early, added, ops.reshape(ops.map("exp", last), (b, h, n, d, 1))
 
 
-def _within(ops: Vocabulary[T], q: T, k: T, v: T, running: T | None) -> T:
+def _sums(ops: Vocabulary[T], decay: T, before: bool) -> tuple[T, T | None]:
+    """Sums of decay from the chunk's start up to each token, and up to the one before where that is read."""
+    return ops.cumsum(decay, 3), ops.cumsum(decay, 3, exclusive=True) if before else None
+
+
+def _within(ops: Vocabulary[T], q: T, k: T, v: T, running: T | None, reading: T | None = None) -> T:
     """Values from the pairs within a chunk [B, H, N, C, e]."""
-    weights = decayed_pairs(ops, q, k, running)
+    weights = decayed_pairs(ops, q, k, running, reading)
     return ops.contract("bhnij,bhnje->bhnie", weights, v, Mask(causal=True), "ij")
 
 
-def decayed_pairs(ops: Vocabulary[T], q: T, k: T, running: T | None) -> T:
+def decayed_pairs(ops: Vocabulary[T], q: T, k: T, running: T | None, reading: T | None = None) -> T:
     """q_i^T diag(exp(G_i - G_j)) k_j of each chunk [B, H, N, C, C], 0 for j > i: q, k [B, H or H_kv, N, C, d].
 
     Args:
         running: G [B, H, N, C, 1 or d], sums of the logarithms of decay from the chunk's start, or ``None`` for zeros.
             Where it is per channel, q and k are scaled by exp(G) and exp(-G), which overflows if decay within a chunk
             exceeds the dtype's range; kernels then work in smaller sub-chunks, at the same FLOPs.
+        reading: in place of G_i, sums up to the token before; pairs of a token with itself are then left out.
     """
-    if running is None:
+    upto, strict = running if reading is None else reading, reading is not None
+    if running is None or upto is None:
         return ops.masked(_scores(ops, q, k), Mask(causal=True))
     b, h, n, c, d = ops.shape(running)
     if is_number(d, 1):
-        apart = ops.map("sub", running, ops.reshape(running, (b, h, n, 1, c)))
+        apart = ops.map("sub", upto, ops.reshape(running, (b, h, n, 1, c)))
         scores = spread(ops, _scores(ops, q, k), h)
-        return ops.mul(scores, ops.map("exp", ops.masked(apart, Mask(causal=True), "-inf")))
+        return ops.mul(scores, ops.map("exp", ops.masked(apart, Mask(causal=True), "-inf", strict)))
     grown = ops.mul(k, ops.map("exp", ops.map("neg", running)))
-    return ops.masked(_scores(ops, ops.mul(q, ops.map("exp", running)), grown), Mask(causal=True))
+    return ops.masked(_scores(ops, ops.mul(q, ops.map("exp", upto)), grown), Mask(causal=True), strict=strict)
 
 
 def _scores(ops: Vocabulary[T], q: T, k: T) -> T:
@@ -170,7 +180,7 @@ def _over_chunks(read: bool) -> Recurrence:
     return Recurrence("states of chunks", advance, lambda ops, before, after, chunk, _: before if read else ())
 
 
-def _tokens(read: bool) -> Recurrence:
+def _tokens(read: bool, earlier: bool) -> Recurrence:
     def advance(ops: Vocabulary[Any], state: Any, token: Any, _: Any) -> Any:
         _, k, v, *decay = token
         kept = state[0]
@@ -180,7 +190,7 @@ def _tokens(read: bool) -> Recurrence:
         return (ops.add(kept, ops.contract("bhd,bhe->bhde", k, v)),)
 
     def emit(ops: Vocabulary[Any], before: Any, after: Any, token: Any, _: Any) -> Any:
-        return (ops.contract("bhd,bhde->bhe", token[0], after[0]),) if read else ()
+        return (ops.contract("bhd,bhde->bhe", token[0], (before if earlier else after)[0]),) if read else ()
 
     return Recurrence("recurrence of tokens", advance, emit, "recurrence")
 
@@ -193,6 +203,6 @@ def _quadratic(ops: Vocabulary[T], x: Gated[T]) -> T:
         return ops.reshape(y, (b, h, 1, n, d))
 
     decay = x.decay(ops)
-    running = None if decay is None else ops.cumsum(alone(decay), 3)
-    out = _within(ops, alone(x.q), alone(x.k), alone(x.v), running)
+    running, reading = (None, None) if decay is None else _sums(ops, alone(decay), x.before)
+    out = _within(ops, alone(x.q), alone(x.k), alone(x.v), running, reading)
     return ops.reshape(out, ops.shape(x.v))

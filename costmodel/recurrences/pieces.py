@@ -102,13 +102,37 @@ def decay_rows(ops: Vocabulary[T], log_decay: T) -> T:
 
 
 def gated_step(
-    ops: Vocabulary[T], read: tuple[T, T, T], log_decay: T, cache: T, aside: tuple[T, ...] = ()
+    ops: Vocabulary[T],
+    read: tuple[T, T, T],
+    log_decay: T,
+    cache: T,
+    aside: tuple[T, ...] = (),
+    before: bool = False,
 ) -> Direct[T]:
-    """One token q, k [B, H, 1, d], v [B, H, 1, e] of ``costmodel.recurrences.gated``, against its state."""
+    """One token q, k [B, H, 1, d], v [B, H, 1, e] of ``costmodel.recurrences.gated``, against its state.
+
+    Args:
+        before: whether the token reads the state before it.
+    """
     q, k, v = read
     added = ops.cast(ops.contract("bhnd,bhne->bhde", k, v), "accumulate")
+    earlier = ops.contract("bhnd,bhde->bhne", q, cache) if before else None
     state = ops.append(cache, ops.add(ops.mul(cache, decay_rows(ops, log_decay)), added), 0)
-    return Direct(ops.contract("bhnd,bhde->bhne", q, state), aside=aside)
+    return Direct(ops.contract("bhnd,bhde->bhne", q, state) if earlier is None else earlier, aside=aside)
+
+
+def layer_normed(ops: Vocabulary[T], x: T, weight: T, bias: T) -> T:
+    """(x - mean) / standard deviation * weight + bias over the last axis; to be fused with what is around it."""
+    axis, size = (len(ops.shape(x)) - 1,), ops.shape(x)[-1]
+    centred = ops.map("sub", x, ops.scale(ops.sum(x, axis), 1 / size))
+    variance = ops.scale(ops.sum(ops.map("square", centred), axis), 1 / size)
+    return ops.add(ops.mul(ops.mul(centred, ops.map("rsqrt_eps", variance)), weight), bias)
+
+
+def of_heads(ops: Vocabulary[T], weight: T) -> T:
+    """A weight [H, d] as it meets tokens: [H, 1, d]."""
+    h, d = ops.shape(weight)
+    return ops.reshape(weight, (h, 1, d))
 
 
 def gated_normed_first(ops: Vocabulary[T], mixed: T, x: T, skip: T, gate: T, weight: T) -> T:
