@@ -167,24 +167,30 @@ def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> It
         yield requirement, at
     decodes = at.phase != "decode" or at.causal
     yield Requirement(decodes, "a token is decoded after those it sees: decoding is causal"), at
-    grain = layer.mixer.grain(layer.sizes)
-    if grain > 1 and workload.phase != "decode":
-        reason = f"{{length}} tokens do not divide into pieces of {grain} over {{context}} ranks"
-        yield divides(at.length, at.context * grain, reason), at
-    overlap = layer.mixer.overlap(layer.sizes)
-    if overlap and workload.phase != "decode":
-        ranks = at.context * at.ulysses
-        enough = np.equal(ranks, 1) | np.greater_equal(at.length, ranks * overlap)
-        reason = (
-            f"{{length}} tokens over {{context}} x {{ulysses}} ranks are less than the {overlap} that the next reads"
-        )
-        yield Requirement(enough, reason), at
+    if workload.phase != "decode":
+        for requirement in _enough_tokens(layer, at):
+            yield requirement, at
     yield divides(at.batch, at.data, "a batch of {batch} does not divide over {data} data-parallel ranks"), at
     if way.tensor:
         yield Requirement(not layer.mixer.indivisible, layer.mixer.indivisible), at
         yield divides(at.heads, at.tensor, "{heads} heads cannot be cut {tensor} ways"), at
         reason = "{kv_heads} KV heads cannot be cut {tensor} ways without repeating them: the cache would grow"
         yield divides(at.kv_heads, at.tensor, reason), at
+
+
+def _enough_tokens(layer: Layer, at: Situation) -> Iterator[Requirement]:
+    """The tokens of each rank are whole pieces, and as many as the mixer reads at a time."""
+    mixer, ranks = layer.mixer, at.context * at.ulysses
+    grain, overlap, shortest = mixer.grain(layer.sizes), mixer.overlap(layer.sizes), mixer.shortest(layer.sizes)
+    if grain > 1:
+        reason = f"{{length}} tokens do not divide into pieces of {grain} over {{context}} ranks"
+        yield divides(at.length, at.context * grain, reason)
+    spread = "{length} tokens over {context} x {ulysses} ranks are less than the"
+    if overlap:
+        enough = np.equal(ranks, 1) | np.greater_equal(at.length, ranks * overlap)
+        yield Requirement(enough, f"{spread} {overlap} that the next reads")
+    if shortest > 1:
+        yield Requirement(np.greater_equal(at.length, ranks * shortest), f"{spread} {shortest} that each needs")
 
 
 def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Situation:
@@ -199,6 +205,7 @@ def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Situ
         window=layer.window,
         kernel=way.kernel,
         reach=layer.mixer.reach(layer.sizes),
+        lanes=layer.mixer.lanes(layer.sizes),
         phase=workload.phase,
         **{name: mesh.sizes[name] for name in MESH},
     )

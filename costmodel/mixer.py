@@ -185,6 +185,14 @@ class Mixer(ABC):
         """Tokens of the rank before that a rank's own read, as under a short convolution, so that it needs as many."""
         return 0
 
+    def shortest(self, m: Sizes) -> int:
+        """Tokens that a rank must hold at the least."""
+        return 1
+
+    def lanes(self, m: Sizes) -> Dim:
+        """Into how many sequences of their own a strided pattern parts the tokens; 0 where there is none."""
+        return 0
+
     def usual_width(self, sizes: Mapping[str, int]) -> int:
         """The model width that goes with hyperparameters, by their names."""
         return sizes["heads"] * sizes.get("head_dim", sizes.get("value_dim", 1))

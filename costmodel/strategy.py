@@ -30,6 +30,7 @@ class Situation:
         data, tensor, ulysses, context: ranks along each axis of the mesh.
         window: keys that a query sees, or ``None``.
         reach: how many tokens away, to one side, a token sees at most, for the halo carry.
+        lanes: sequences of their own into which a strided pattern parts the tokens; 0 where there is none.
         phase: ``forward``, ``train``, ``prefill`` or ``decode``.
     """
 
@@ -42,6 +43,7 @@ class Situation:
     kernel: str
     phase: str
     reach: Dim = 0
+    lanes: Dim = 0
     batch: Dim = 1
     data: Dim = 1
     tensor: Dim = 1

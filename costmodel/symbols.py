@@ -22,6 +22,8 @@ MEANING: dict[str, str] = {
     "d": "head dimension of queries and keys",
     "e": "head dimension of values",
     "w": "sliding window: keys that a query sees, itself included",
+    "w_s": "tokens that a token sees to each side",
+    "G": "global tokens: all see them, and they see all",
     "C": "tokens of a chunk",
     "m": "random features",
     "L_max": "the longest sequence that positions are made for",

@@ -23,7 +23,11 @@ def kept(xp: Any, mask: Mask, n_q: int, n_k: int) -> Any:
 
 def softmax_matrix(xp: Any, scores: Any, mask: Mask) -> Any:
     """exp(scores) over its row sums, zero where the mask says so; scores [..., n_q, n_k]."""
-    keep = kept(xp, mask, *scores.shape[-2:])
+    return softmax_where(xp, scores, kept(xp, mask, *scores.shape[-2:]))
+
+
+def softmax_where(xp: Any, scores: Any, keep: Any) -> Any:
+    """exp(scores) over its row sums, zero where ``keep`` [n_q, n_k] is not; scores [..., n_q, n_k]."""
     weights = xp.exp(scores - scores.detach().amax(-1, True)) * keep
     return weights / weights.sum(-1, True)
 

@@ -48,14 +48,14 @@ class WindowHalo(Strategy):
         return replace(carry, k=k, v=v, mask=replace(carry.mask, ahead=ahead)).whole(ops)
 
 
-class WindowHaloZigzag(WindowHalo):
+class WindowZigzag(WindowHalo):
     """The same for the layout that balances the causal layers between those with a window.
 
     Rank r holds stretches r and 2 P - 1 - r of 2 P: the first reaches back to rank r - 1, the second to rank r + 1, and
     on the last rank to the first.
     """
 
-    name: ClassVar[str] = "window-halo-zigzag"
+    name: ClassVar[str] = "window-zigzag"
     title: ClassVar[str] = "halo exchange of a window's keys and values, in the layout of zigzag"
     layout: ClassVar[str] = "zigzag"
     stretches: ClassVar[int] = 2
@@ -98,4 +98,4 @@ def _before(ops: Vocabulary[T], halves: tuple[T, T], reach: Dim, axis: Axis) -> 
 
 
 window_halo = WindowHalo()
-window_halo_zigzag = WindowHaloZigzag()
+window_zigzag = WindowZigzag()

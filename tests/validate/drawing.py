@@ -87,9 +87,9 @@ def _size(draw: st.DrawFn, name: str, least: int) -> int:
 
 
 def _piece(layer: Layer) -> int:
-    """Tokens that a rank needs at least: whole chunks, and as many as the next rank reads."""
-    grain = layer.mixer.grain(layer.sizes)
-    return grain * max(1, -(-int(layer.mixer.overlap(layer.sizes)) // grain))
+    """Tokens that a rank needs at least: whole chunks, and as many as the mixer or the next rank reads."""
+    grain, read = layer.mixer.grain(layer.sizes), int(layer.mixer.overlap(layer.sizes))
+    return grain * -(-max(read, layer.mixer.shortest(layer.sizes)) // grain)
 
 
 @st.composite
