@@ -22,9 +22,6 @@ Sizes = Mapping[str, int]
 Shapes = Callable[[Sizes], tuple[tuple[int, ...], ...]]
 Run = Callable[..., Any]
 
-#: The axis along which a measured collective runs.
-AXIS = "ranks"
-
 
 @dataclass(frozen=True)
 class Case:
@@ -48,6 +45,11 @@ class Case:
     def tiled(self) -> bool:
         """Whether a fused attention kernel works in tiles of queries."""
         return "n_q" in self.sizes
+
+
+def axis(ranks: int) -> str:
+    """The axis along which a measured collective runs; ranks are in its name, so that rates of several stay apart."""
+    return f"ranks{ranks}"
 
 
 def _heads(s: Sizes) -> tuple[tuple[int, ...], ...]:
@@ -90,7 +92,7 @@ def _buffer(shard: bool) -> Shapes:
 
 def _collective(make: Callable[[Axis], Communication], shard: bool = False) -> Case:
     def run(ops: Tracer, s: Sizes, x: Tensor) -> Any:
-        return ops.apply(make(Axis(AXIS, s["P"], 0)), Tensor.new(x.shape, 1))
+        return ops.apply(make(Axis(axis(s["P"]), s["P"], 0)), Tensor.new(x.shape, 1))
 
     return Case("link", ("P", "bytes"), _buffer(shard), run)
 

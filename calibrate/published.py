@@ -203,6 +203,7 @@ CHECKED = {
     "torch_math_attention": "several kernels, with a mask in memory where causal",
     "PyTorch": "several kernels, with a mask in memory where causal",
     "Standard attention": "several kernels, with a mask in memory where causal",
+    "FlashAttention-3": "a newer kernel than FlashAttention-2",
     "fa_prefill": "a serving kernel: reads keys through pages, and the cache is written in the same call",
     "attention_prefill": "a serving kernel: the cache is written in the same call",
 }

@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,13 @@ from costmodel.hardware.cluster import Cluster
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
 from costmodel.program import Wire
-from costmodel.rates import Bound, Rates, is_scalar, strides
+from costmodel.rates import Rates, is_scalar, strides
 from costmodel.step import MEMORY, Costs, Parts, Step, update_costs
 from costmodel.subject import Subject
 from costmodel.symbols import symbol
 from costmodel.timing import Times
 from costmodel.trace import Tracer, Widths
+from costmodel.uncertainty import Uncertainty
 from costmodel.workload import LONGEST, Workload
 
 TIME = ("seconds", "compute", "communication")
@@ -115,15 +117,34 @@ class Evaluator:
     def _formulas(self, piece: Piece) -> Formulas:
         return Formulas(piece, self.replicas if self.train else None)
 
-    def values(
-        self, mesh: Meshes, symbols: frozenset[str], bound: Bound, length: Value | None = None
-    ) -> dict[str, Value]:
+    def values(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Value]:
         """Values of some symbols; work that depends on the rank is the last rank's, which has most."""
         found: dict[str, Value] = {AXES[name]: size for name, size in mesh.sizes.items()}
         found |= {f"rank_{AXES[name][-1]}": size - 1 for name, size in mesh.sizes.items()}
         found |= {"B": float(self.workload.batch), "L": float(self.workload.length)}
-        rates = Rates(self.cluster, self.workload.dtype, bound)
-        return found | rates.device(symbols) | rates.links(symbols, *spans(mesh))
+        return found | self.rates(mesh, symbols, self.cluster)
+
+    def rates(self, mesh: Meshes, symbols: frozenset[str], cluster: Cluster) -> dict[str, Value]:
+        """Values of the hardware's rates among some symbols."""
+        rates = Rates(cluster, self.workload.dtype)
+        return rates.device(symbols) | rates.links(symbols, *spans(mesh))
+
+    @cached_property
+    def uncertainty(self) -> Uncertainty:
+        """The uncertain numbers of the cluster's profile."""
+        return Uncertainty.of(self.cluster.profile)
+
+    def moved_rates(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Array]:
+        """Rates of one candidate with each profile of ``Uncertainty.moved``, one entry for each."""
+        base = self.rates(mesh, symbols, self.cluster)
+        device, links = (frozenset(name for name in base if is_scalar(name) is scalar) for scalar in (True, False))
+        found: dict[str, list[float]] = {name: [] for name in base}
+        for key, profile in self.uncertainty.moved:
+            part = device if key.startswith("device") else links if key else frozenset()
+            here = base | self.rates(mesh, part, Cluster(profile, self.cluster.devices))
+            for name, values in found.items():
+                values.append(float(np.reshape(here[name], -1)[0]))
+        return {name: np.array(values) for name, values in found.items()}
 
 
 def spans(mesh: Meshes) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -156,7 +177,7 @@ class Group:
     evaluator: Evaluator
     arrangement: Arrangement
     choices: Choices
-    known: dict[tuple[str, Bound], Value] = field(default_factory=dict, repr=False, compare=False)
+    known: dict[str, Value] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -189,24 +210,30 @@ class Group:
         for start in range(0, len(self), CHUNK):
             part = np.arange(start, min(start + CHUNK, len(self)))
             some = self.where(part)
-            step = some._step(times=True, length=None if length is None else length[part])
-            found.append(some._timed(step, "value") | step.bytes())
+            given: dict[str, Value] = {} if length is None else {"L": length[part]}
+            step = some._step(times=True, given=given)
+            found.append(some._timed(step, given) | step.bytes())
         return {name: np.concatenate([costs[name] for costs in found]) for name in found[0]}
 
-    def seconds(self, bound: Bound = "value") -> dict[str, Array]:
-        """Seconds of every candidate: in all, computing, communicating."""
-        return self._timed(self._step(times=True, bound=bound), bound)
+    def interval(self) -> tuple[float, float]:
+        """90 % interval of the seconds of one candidate."""
+        evaluator = self.evaluator
+        compiled_times = [formulas.times for formulas in (*self.layers, *self.ends)]
+        symbols = frozenset().union(*(times.symbols for times in compiled_times), evaluator.update.symbols)
+        given = evaluator.moved_rates(self.choices.mesh, symbols)
+        many = self.where(np.zeros(len(evaluator.uncertainty.moved), np.int64))
+        return evaluator.uncertainty.interval(many._timed(many._step(times=True, given=given), given)["seconds"])
 
-    def _timed(self, step: Step, bound: Bound) -> dict[str, Array]:
+    def _timed(self, step: Step, given: Mapping[str, Value]) -> dict[str, Array]:
         update = Times()
         if step.train:
-            update = Costs(self._run(self.evaluator.update, bound, {"updated": step.updated})).times("update")
+            update = Costs(self._run(self.evaluator.update, {**given, "updated": step.updated})).times("update")
         times = step.seconds(update)
         return dict(zip(TIME, (times.total, times.compute, times.communication), strict=True))
 
     def bytes(self, length: Array | None = None) -> dict[str, Array]:
-        """Bytes of every candidate, by kind of memory; ``length`` as for ``seconds``."""
-        return self._step(times=False, length=length).bytes()
+        """Bytes of every candidate, by kind of memory; ``length`` as for ``costs``."""
+        return self._step(times=False, given={} if length is None else {"L": length}).bytes()
 
     def longest(self, capacity: float) -> Array:
         """The longest sequence that fits in so many bytes, for every candidate, in whole pieces of its mesh.
@@ -274,21 +301,22 @@ class Group:
         )
 
     def _numbers(self, symbols: frozenset[str]) -> dict[str, float]:
-        return {name: float(np.reshape(value, -1)[0]) for name, value in self._values(symbols, "value").items()}
+        return {name: float(np.reshape(value, -1)[0]) for name, value in self._values(symbols).items()}
 
-    def _values(self, symbols: frozenset[str], bound: Bound) -> dict[str, Value]:
+    def _values(self, symbols: frozenset[str]) -> dict[str, Value]:
         """Values of symbols for every candidate; each is looked up once for each of the arrangement's meshes."""
-        new = frozenset(name for name in symbols if (name, bound) not in self.known)
+        new = symbols - self.known.keys()
         if new:
-            found = self.evaluator.values(self.choices.base, new, bound)
-            self.known.update({(name, bound): value for name, value in found.items()})
-        values = {name: self.known[name, bound] for name in symbols if (name, bound) in self.known}
+            self.known.update(self.evaluator.values(self.choices.base, new))
+        values = {name: self.known[name] for name in symbols if name in self.known}
         row = self.choices.row
         return {name: value[row] if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
-    def _step(self, times: bool, bound: Bound = "value", length: Array | None = None) -> Step:
+    def _step(self, times: bool, given: Mapping[str, Value] = MappingProxyType({})) -> Step:
+        """The pieces of the step, with some symbols at other values than the candidates'."""
+
         def costs(found: list[Formulas]) -> list[Costs]:
-            return [Costs(self._piece(formulas, times, bound, length)) for formulas in found]
+            return [Costs(self._piece(formulas, times, given)) for formulas in found]
 
         return Step(
             costs(self.layers),
@@ -300,11 +328,11 @@ class Group:
             self.choices.replicas,
         )
 
-    def _piece(self, formulas: Formulas, times: bool, bound: Bound, length: Array | None) -> dict[str, Array]:
-        given: dict[str, Value] = {} if length is None else {"L": length}
-        found = self._run(formulas.sizes, bound, given)
-        return found | self._run(formulas.times, bound, given) if times else found
+    def _piece(self, formulas: Formulas, times: bool, given: Mapping[str, Value]) -> dict[str, Array]:
+        found = self._run(formulas.sizes, given)
+        return found | self._run(formulas.times, given) if times else found
 
-    def _run(self, formulas: Compiled, bound: Bound, given: dict[str, Value]) -> dict[str, Array]:
-        found = formulas(self._values(formulas.symbols, bound) | given)
+    def _run(self, formulas: Compiled, given: Mapping[str, Value]) -> dict[str, Array]:
+        known = self._values(formulas.symbols - given.keys())
+        found = formulas(known | {name: given[name] for name in formulas.symbols & given.keys()})
         return {name: np.broadcast_to(value, len(self)) for name, value in found.items()}

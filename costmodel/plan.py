@@ -44,14 +44,20 @@ class Plan:
     alone: Group = field(repr=False, compare=False)
 
     @cached_property
-    def fastest(self) -> float:
-        """Seconds with every rate at the favourable end of its range."""
-        return float(self.alone.seconds("fast")["seconds"][0])
+    def interval(self) -> tuple[float, float]:
+        """90 % interval of the seconds, from the ranges and correlations of the numbers that they depend on."""
+        low, high = self.alone.interval()
+        return min(low, self.seconds), max(high, self.seconds)
 
-    @cached_property
+    @property
+    def fastest(self) -> float:
+        """The lower end of the interval."""
+        return self.interval[0]
+
+    @property
     def slowest(self) -> float:
-        """Seconds with every rate at the unfavourable end of its range."""
-        return float(self.alone.seconds("slow")["seconds"][0])
+        """The upper end of the interval."""
+        return self.interval[1]
 
     @cached_property
     def breakdown(self) -> dict[str, float]:

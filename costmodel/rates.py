@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from costmodel.compiled import Array, Value
 from costmodel.errors import UnknownNameError
 from costmodel.hardware.cluster import Cluster
+from costmodel.hardware.profile import Device, Kernel, Link
 from costmodel.hardware.quantity import Quantity
 from costmodel.workload import WIDTHS
 
-#: Where in its range each rate is taken: at its value, or where everything is fast, or slow.
-Bound = Literal["value", "fast", "slow"]
-
 #: Symbols of rates that are one number for a whole cluster.
-SCALARS = ("launch", "step", "matrix", "vector", "special", "memory")
+SCALARS = ("launch", "step", "matrix", "vector", "special", "memory", "exposed", "ramp", "cache", "saved")
+
+#: Symbols of rates of a link, which depend on the ranks that communicate.
+LINKS = ("start", "latency", "small_latency", "small_cost", "seconds_per_byte")
 
 
 def is_scalar(symbol: str) -> bool:
@@ -26,54 +26,83 @@ def is_scalar(symbol: str) -> bool:
 
 
 class Rates:
-    """Looks up rates of a cluster at one bound of their ranges.
+    """Looks up rates of a cluster.
 
     Raises:
         UnknownNameError: for a dtype that the device has no dense rate for.
     """
 
-    def __init__(self, cluster: Cluster, dtype: str, bound: Bound = "value") -> None:
-        self.cluster, self.dtype, self.bound = cluster, dtype, bound
+    def __init__(self, cluster: Cluster, dtype: str) -> None:
+        self.cluster, self.dtype = cluster, dtype
         if f"{dtype}_dense" not in cluster.profile.device.peak_flop_per_s:
             held = [name for name in WIDTHS if f"{name}_dense" in cluster.profile.device.peak_flop_per_s]
             raise UnknownNameError(f"dtype of {cluster.profile.name}", dtype, held)
 
     def device(self, symbols: Iterable[str]) -> dict[str, Value]:
         """Values of the device's rates among some symbols."""
-        return {symbol: self._device_rate(*symbol.split(":")) for symbol in symbols if is_scalar(symbol)}
+        device = self.cluster.profile.device
+        return {symbol: _device_rate(device, self.dtype, symbol) for symbol in symbols if is_scalar(symbol)}
 
     def links(self, symbols: Iterable[str], sizes: dict[str, Array], strides: dict[str, Array]) -> dict[str, Value]:
-        """Latencies and seconds per byte among some symbols, for candidates with these axes."""
+        """Rates of links among some symbols, for candidates with these axes."""
         found: dict[str, Value] = {}
         for symbol in symbols:
             kind, *where = symbol.split(":")
-            if kind == "latency":
-                found[symbol] = self.cluster.link_arrays("ring_shift", sizes[where[0]], strides[where[0]])[0]
-            elif kind == "seconds_per_byte":
-                _, value, low, high = self.cluster.link_arrays(where[1], sizes[where[0]], strides[where[0]])
-                found[symbol] = 1 / {"value": value, "fast": high, "slow": low}[self.bound]
+            if kind not in LINKS:
+                continue
+            spread = self._at_level(_spread, sizes[where[0]], strides[where[0]])
+            if kind == "seconds_per_byte":
+                found[symbol] = spread / self.cluster.link_arrays(where[1], sizes[where[0]], strides[where[0]])[1]
+            else:
+                number = self._at_level(_NUMBERS[kind], sizes[where[0]], strides[where[0]])
+                found[symbol] = number if kind == "small_cost" else number * spread
         return found
 
-    def _device_rate(self, kind: str, family: str = "") -> float:
-        device = self.cluster.profile.device
-        if kind == "launch":
-            return self._taken(device.launch_s, less_is_fast=True)
-        if kind == "step":
-            return self._taken(device.step_s, less_is_fast=True)
-        kernel = device.kernels.taken(family)
-        if kind == "memory":
-            return self._taken(device.memory_bytes_per_s) * self._taken(kernel.memory)
-        peak = {
-            "matrix": device.peak_flop_per_s[f"{self.dtype}_dense"],
-            "vector": device.vector_flop_per_s,
-            "special": device.special_op_per_s,
-        }[kind]
-        return self._taken(peak) * (self._taken(kernel.compute) if kind != "special" else 1.0)
+    def _at_level(self, number: _LinkNumber, size: Array, stride: Array) -> Array:
+        """A number of the link that each group of ranks communicates over."""
+        links = self.cluster.profile.links
+        every = np.array([number(link) for link in links] or [0.0])
+        return np.asarray(every[self.cluster.level_of(size, stride)])
 
-    def _taken(self, quantity: Quantity, less_is_fast: bool = False) -> float:
-        if self.bound == "value":
-            return quantity.value
-        return quantity.lo if (self.bound == "fast") == less_is_fast else quantity.hi
+
+def _value(quantity: Quantity | None, otherwise: float) -> float:
+    return otherwise if quantity is None else quantity.value
+
+
+def _spread(noun: Kernel | Link) -> float:
+    return _value(noun.spread, 1.0)
+
+
+_LinkNumber = Callable[[Link], float]
+_NUMBERS: dict[str, _LinkNumber] = {
+    "start": lambda link: _value(link.start_s, 0.0),
+    "latency": lambda link: link.latency_s.value,
+    "small_latency": lambda link: _value(link.small_latency_s, link.latency_s.value),
+    "small_cost": lambda link: _value(link.small_cost, 1.0),
+}
+
+
+def _device_rate(device: Device, dtype: str, symbol: str) -> float:
+    kind, _, family = symbol.partition(":")
+    if kind == "step":
+        return device.step_s.value
+    if kind == "cache":
+        return _value(device.cache_bytes, 0.0)
+    kernel = device.kernels.taken(family)
+    bandwidth = device.memory_bytes_per_s.value * kernel.memory.value
+    if kind == "saved":
+        return max(0.0, 1 / bandwidth - 1 / _value(device.cache_bytes_per_s, bandwidth)) * _spread(kernel)
+    if kind in ("exposed", "ramp"):
+        return _value(kernel.exposed if kind == "exposed" else kernel.ramp, 0.0)
+    if kind == "launch":
+        return _value(kernel.launch_s, device.launch_s.value) * _spread(kernel)
+    rates: dict[str, Callable[[], float]] = {
+        "memory": lambda: bandwidth,
+        "matrix": lambda: device.peak(dtype).value * kernel.compute.value,
+        "vector": lambda: device.vector_flop_per_s.value * kernel.compute.value,
+        "special": lambda: device.special_op_per_s.value,
+    }
+    return rates[kind]() / _spread(kernel)
 
 
 def usable_memory(cluster: Cluster) -> float:

@@ -1,9 +1,14 @@
 """The time of a program, in closed form over its tree.
 
-A kernel takes its launch and then the longer of its arithmetic and its traffic (the roofline; Williams et al. 2009).
-Communication takes its steps' latency and its bytes at the link's rate. In series times add; communication beside
-computation takes the longer of both; a ring runs at fill + (n - 1) x the slower of its resources + drain, which is
-what the tree of a ring adds up to. Rates are symbols, so that the time itself is a formula of the hardware too.
+A kernel takes its launch and then the longer of its arithmetic and its traffic (the roofline; Williams et al. 2009),
+with what a profile has to add to it: tiles of attention that reach their full rate after some keys, the part of a
+matrix product's shorter side that the longer one does not hide, bytes that are still in the last-level cache.
+Communication takes its start, its steps' latency and its bytes at the link's rate, by the protocol that is faster: one
+for large messages, or one for small ones, which takes steps sooner and sends more bytes.
+
+In series times add; communication beside computation takes the longer of both; a ring runs at fill + (n - 1) x the
+slower of its resources + drain, which is what the tree of a ring adds up to. Rates are symbols, so that the time itself
+is a formula of the hardware too.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 
-from costmodel.dims import Dim, is_number, maximum
+from costmodel.dims import Dim, is_number, maximum, minimum
 from costmodel.expression import Expression, symbol_named, total
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Communication, ReduceScatter, RingShift
 from costmodel.ops.halo import Halo, HaloReturn
@@ -39,6 +44,9 @@ UNITS = {
     "vector": ("elementwise", "reduction", "fft", "sort", "gather"),
     "special": ("special",),
 }
+
+#: Families whose operands a kernel wrote just before, and which find them in the last-level cache if they fit.
+CACHED = ("elementwise", "reduction", "gather", "copy")
 
 #: Families whose products are of single rows, which matrix units do not take.
 WITHOUT_MATRIX = ("recurrence", "convolution")
@@ -124,17 +132,26 @@ def operation_times(operation: Operation) -> Times:
         seconds = _wire_seconds(operation, operation.primitive)
         return Times(seconds, 0, seconds)
     arithmetic, traffic = _arithmetic_seconds(operation), _traffic_seconds(operation)
-    busy = traffic if is_number(arithmetic, 0) else maximum(arithmetic, traffic)
+    busy = traffic if is_number(arithmetic, 0) else _both(operation.family, arithmetic, traffic)
     if isinstance(operation, Fused) and not is_number(operation.repeat, 1):
         busy = maximum(busy, operation.repeat * rate("step"))
-    seconds = rate("launch") + busy
+    seconds = rate("launch", operation.family) + busy
     return Times(seconds, seconds, 0)
+
+
+def _both(family: str, arithmetic: Dim, traffic: Dim) -> Dim:
+    """Arithmetic beside traffic: the longer of both, and in a matrix product what the shorter one does not hide."""
+    longer = maximum(arithmetic, traffic)
+    return longer + rate("exposed", family) * minimum(arithmetic, traffic) if family == "gemm" else longer
 
 
 def _wire_seconds(leaf: Leaf, primitive: Communication) -> Dim:
     where = primitive.axis.name, COLLECTIVES[type(primitive)]
-    latency = primitive.steps(leaf.inputs) * rate("latency", where[0])
-    return latency + primitive.busy_bytes(leaf.inputs) * rate("seconds_per_byte", *where)
+    steps = primitive.steps(leaf.inputs)
+    sending = primitive.busy_bytes(leaf.inputs) * rate("seconds_per_byte", *where)
+    large = steps * rate("latency", where[0]) + sending
+    small = steps * rate("small_latency", where[0]) + sending * rate("small_cost", where[0])
+    return rate("start", where[0]) + minimum(large, small)
 
 
 def _arithmetic_seconds(operation: Operation) -> Dim:
@@ -142,7 +159,9 @@ def _arithmetic_seconds(operation: Operation) -> Dim:
 
     The steps of a scan follow each other, each at least ``step`` long.
     """
-    flops = operation.flops(Reading.EXECUTED)
+    flops = dict(operation.flops(Reading.EXECUTED))
+    if isinstance(operation, Leaf):
+        flops["contraction"] = flops.get("contraction", 0) + _ramp(operation)
     busy: list[Dim] = []
     units = dict(UNITS)
     if operation.family in WITHOUT_MATRIX:
@@ -154,6 +173,16 @@ def _arithmetic_seconds(operation: Operation) -> Dim:
     return reduce(maximum, busy) if busy else 0
 
 
+def _ramp(leaf: Leaf) -> Dim:
+    """FLOP that would fit in the time until tiles of queries run at full rate: those of some keys more."""
+    front = leaf.primitive.front(leaf.inputs, leaf.outputs)
+    return front if is_number(front, 0) else front * rate("ramp", leaf.family)
+
+
 def _traffic_seconds(operation: Operation) -> Dim:
-    read, written = operation.traffic()
-    return (read + written) / rate("memory", operation.family)
+    """Each byte at the memory's rate, except those that a kernel before this one left in the cache."""
+    moved = sum(operation.traffic())
+    seconds = moved / rate("memory", operation.family)
+    if operation.family not in CACHED or is_number(moved, 0):
+        return seconds
+    return seconds - minimum(moved, rate("cache")) * rate("saved", operation.family)

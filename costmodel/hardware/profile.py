@@ -5,13 +5,15 @@ Nothing here computes a time. Numbers are in SI base units (bytes, seconds, FLOP
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
+import numpy as np
 
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.hardware.decode import decode, read_bytes
@@ -65,17 +67,40 @@ class Table(Noun, Generic[T], frozen=True):
         return value
 
 
+class Measured(Noun, frozen=True):
+    """Between which sizes of one kernel, or of one message, a family was measured: least and most."""
+
+    flop: tuple[float, float] | None = None
+    bytes: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("flop", "bytes"):
+            found = getattr(self, key)
+            if found is not None and not 0 <= found[0] <= found[1]:
+                raise InputError(key, Plain(f"{found[0]:g} to {found[1]:g}"), "must be the least and the most measured")
+
+
 class Kernel(Noun, frozen=True):
-    """How close one kernel family comes to the device's rates at large sizes.
+    """How close one kernel family comes to the device's rates.
 
     ``compute`` is the fraction of the dense peak (of ``vector_flop_per_s`` for a family that does not use the
     matrix units), ``memory`` the fraction of the memory bandwidth, ``tile`` the edge in tokens of the square
     tile in which a fused attention kernel works (it executes whole tiles, masked or not).
+    ``launch_s``: time of one that does nothing, where it differs from the device's.
+    ``exposed``: part of the shorter of arithmetic and traffic that the longer does not hide (matrix products).
+    ``ramp``: keys that a tile of queries could fold in the time until it runs at full rate (fused attention).
+    ``spread``: factor, usually 1, on all times of the family; its range is what remains between machines and kernels.
+    ``measured``: sizes between which these numbers were fitted; other sizes are extrapolated.
     """
 
     compute: Quantity
     memory: Quantity
     tile: int | None = None
+    launch_s: Quantity | None = None
+    exposed: Quantity | None = None
+    ramp: Quantity | None = None
+    spread: Quantity | None = None
+    measured: Measured | None = None
 
 
 class Kernels(Table[Kernel], frozen=True):
@@ -130,6 +155,7 @@ class Device(Noun, frozen=True):
     tensors; ``memory_bytes_per_s`` bandwidth to it; ``vector_flop_per_s`` fp32 rate outside the matrix units;
     ``special_op_per_s`` rate of exp, log, sin and the like; ``launch_s`` time of a kernel that does nothing;
     ``step_s`` time of one step of a loop inside a kernel whose next step waits for it (a scan).
+    ``cache_bytes`` of what a kernel just before wrote are read again at ``cache_bytes_per_s`` (the last-level cache).
     """
 
     name: str
@@ -142,6 +168,8 @@ class Device(Noun, frozen=True):
     launch_s: Quantity
     step_s: Quantity
     kernels: Kernels
+    cache_bytes: Quantity | None = None
+    cache_bytes_per_s: Quantity | None = None
 
     def peak(self, dtype: str) -> Quantity:
         """Dense peak in FLOP/s for ``dtype`` ("bf16", "fp32", ...).
@@ -169,7 +197,10 @@ class Link(Noun, frozen=True):
 
     ``devices``: how many devices one unit of this level joins (a node: 8); 0 means any number, and is allowed
     for the outermost only.
+    ``start_s``: time of a message or collective beside its steps.
     ``latency_s``: time of one message, or of one step of a collective, that carries nothing.
+    ``small_latency_s`` and ``small_cost``: the same, and the bytes on the wire for one of the message, by the protocol
+    for small messages, where there is one; whichever protocol is faster is used.
     ``bytes_per_s``: what one device sends, one way, while its peers do the same; this is nccl-tests' bus
     bandwidth.
     ``peak_bytes_per_s``: line rate of one device, which nothing may beat. Only all-reduce may show more bus
@@ -188,6 +219,11 @@ class Link(Noun, frozen=True):
     shared_bytes_per_s: Quantity | None = None
     uplink_bytes_per_s: Quantity | None = None
     collectives: Collectives = Collectives()
+    start_s: Quantity | None = None
+    small_latency_s: Quantity | None = None
+    small_cost: Quantity | None = None
+    spread: Quantity | None = None
+    measured: Measured | None = None
 
     def bandwidth(self, collective: str) -> Quantity:
         """Bus bandwidth in bytes/s for ``collective``: its own entry, else the link's ``bytes_per_s``."""
@@ -199,6 +235,30 @@ class Host(Noun, frozen=True):
 
     memory_bytes: Quantity
     bytes_per_s: Quantity
+
+
+class Correlation(Noun, frozen=True):
+    """Correlation of the errors of numbers that were fitted together.
+
+    ``of``: their keys, such as ``"device.kernels.gemm.compute"``; ``matrix`` in this order, on a logarithmic scale.
+
+    Raises `InputError` for what is no correlation matrix of as many numbers.
+    """
+
+    of: tuple[str, ...]
+    matrix: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        size, rows = len(self.of), self.matrix
+        if len(set(self.of)) != size:
+            raise InputError("of", ", ".join(self.of), "must name each number once")
+        if len(rows) != size or any(len(row) != size for row in rows):
+            raise InputError("matrix", Plain(f"{len(rows)} rows"), f"must be {size} x {size}, as `of` names numbers")
+        matrix = np.array(rows).reshape(size, size)
+        if not (np.isfinite(matrix).all() and np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1)):
+            raise InputError("matrix", Plain("it"), "must be symmetric with ones on its diagonal")
+        if size and np.linalg.eigvalsh(matrix)[0] < -1e-3:
+            raise InputError("matrix", Plain("it"), "must have no negative eigenvalue")
 
 
 class Profile(Noun, frozen=True):
@@ -215,9 +275,11 @@ class Profile(Noun, frozen=True):
     device: Device
     links: tuple[Link, ...]
     host: Host
+    correlations: tuple[Correlation, ...] = ()
 
     def __post_init__(self) -> None:
         _check_ranges(self, "")
+        _check_correlations(self)
         if not self.device.peak_flop_per_s.keys():
             raise InputError("device.peak_flop_per_s", {}, "must hold at least one rate, e.g. fp32_dense")
         for family, kernel in self.device.kernels.items():
@@ -246,6 +308,47 @@ def _check_range(quantity: Quantity, path: str, key: str) -> None:
         fault = None if number is None else ALLOWED[key].fault(number)
         if fault:
             raise InputError(f"{path}.{part}", Plain(f"{number:g}"), fault, f"for example {ALLOWED[key].example}")
+
+
+def _check_correlations(profile: Profile) -> None:
+    for index, correlation in enumerate(profile.correlations):
+        for key in correlation.of:
+            if not isinstance(look_up(profile, key), Quantity):
+                raise InputError(f"correlations[{index}].of", key, "must be the key of a number of this profile")
+
+
+def look_up(noun: object, path: str) -> object:
+    """What stands at a path such as ``links[0].latency_s``; ``None`` where nothing does."""
+    for part in _parts(path):
+        if isinstance(noun, tuple):
+            noun = noun[int(part)] if part.isdigit() and int(part) < len(noun) else None
+        else:
+            noun = getattr(noun, part, None)
+    return noun
+
+
+def placed(profile: Profile, path: str, quantity: Quantity | None) -> Profile:
+    """The profile with another number at a path, where it may have one.
+
+    Raises:
+        InputError: for a number that may not stand there.
+    """
+    found: Profile = _placed(profile, _parts(path), quantity)
+    return found
+
+
+def _placed(noun: Any, path: list[str], quantity: Quantity | None) -> Any:
+    if not path:
+        return quantity
+    first, rest = path[0], path[1:]
+    if isinstance(noun, tuple):
+        place = int(first)
+        return (*noun[:place], _placed(noun[place], rest, quantity), *noun[place + 1 :])
+    return msgspec.structs.replace(noun, **{first: _placed(getattr(noun, first), rest, quantity)})
+
+
+def _parts(path: str) -> list[str]:
+    return re.findall(r"[^.\[\]]+", path)
 
 
 def _check_links(links: tuple[Link, ...]) -> None:

@@ -60,6 +60,10 @@ class Attention(Primitive):
             "special": pairs + rows,
         }
 
+    def front(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dim:
+        q, _, v = inputs
+        return 2 * outputs[1].elements * (q.shape[3] + v.shape[3])
+
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
@@ -97,6 +101,10 @@ class AttentionBackward(Primitive):
             "reduction": inputs[3].elements,  # delta, the row sums of out * g
             "special": pairs,
         }
+
+    def front(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dim:
+        q, _, v = inputs[:3]
+        return product(q.shape[:3]) * (6 * q.shape[3] + 4 * v.shape[3])
 
 
 @dataclass(frozen=True)

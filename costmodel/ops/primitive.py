@@ -63,6 +63,10 @@ class Primitive(ABC):
         """FLOP by class (a multiply-add is 2)."""
         return {}
 
+    def front(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dim:
+        """FLOP that a fused attention does for one key of every query; 0 for other kernels."""
+        return 0
+
     def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
         """Bytes read from and written to device memory; every input and output once unless a rule says otherwise."""
         return sum(t.bytes for t in inputs), sum(t.bytes for t in outputs)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from costmodel.hardware import Profile, Quantity, load_profile, profiles
+from costmodel.hardware.provenance import kinds as kinds_of
+from costmodel.hardware.provenance import numbers
 from costmodel.hardware.quantity import ALLOWED
 from costmodel.mixer import Mixer, mixers
 from costmodel.report import data
 from costmodel.report.page import Page
-from costmodel.report.provenance import kinds as kinds_of
-from costmodel.report.provenance import numbers
 from costmodel.strategy import Strategy, strategies
 from costmodel.subject import MASKED
 from costmodel.units import format_bytes, format_rate, format_seconds

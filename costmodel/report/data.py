@@ -10,11 +10,11 @@ from typing import Any
 from costmodel import __version__
 from costmodel.advice import Advice
 from costmodel.hardware.cluster import Cluster
+from costmodel.hardware.provenance import kinds
 from costmodel.plan import Plan
 from costmodel.rates import usable_memory
 from costmodel.report import words
 from costmodel.report.answer import Answer
-from costmodel.report.provenance import kinds
 from costmodel.subject import Subject
 from costmodel.workload import Workload
 

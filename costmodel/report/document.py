@@ -9,12 +9,12 @@ from rich.text import Text
 from costmodel.advice import Advice, Change
 from costmodel.arrangement import Way
 from costmodel.hardware.cluster import Cluster
+from costmodel.hardware.provenance import kinds
 from costmodel.model import Model
 from costmodel.plan import Plan
 from costmodel.report import words
 from costmodel.report.answer import Answer
 from costmodel.report.page import Page
-from costmodel.report.provenance import kinds
 from costmodel.subject import Subject
 from costmodel.units import format_bytes, format_count, format_rate, format_seconds
 from costmodel.workload import LONGEST, Workload
@@ -72,8 +72,8 @@ def print_notes(page: Page, cluster: Cluster, workload: Workload, model: Model |
     """How far the numbers are to be trusted, and where they come from."""
     profile = cluster.profile
     page.note(
-        "The range has every rate of the profile first at the favourable and then at the unfavourable end of what its "
-        "sources support."
+        "The range is a 90% interval: what the ranges of the profile's numbers do to the prediction, those fitted "
+        "together with their correlation and all others as independent."
     )
     if not profile.calibrated:
         counted = kinds(profile)

@@ -1,0 +1,67 @@
+"""Times of single kernels and messages, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from costmodel.expression import lift
+from costmodel.masks import Mask
+from costmodel.ops.communication import AllReduce
+from costmodel.ops.mesh import Axis
+from costmodel.tensor import Tensor
+from costmodel.timing import times
+from costmodel.trace import Tracer, Widths, trace
+
+
+def seconds(run: Callable[..., Any], rates: Mapping[str, float], *shapes: tuple[int, ...]) -> float:
+    """Of what runs on inputs of these shapes, at 2 bytes an element."""
+    inputs = [Tensor.new(shape, 2) for shape in shapes]
+    program = trace(Tracer(Widths(2, 4, 4), 64), lambda ops, *xs: run(ops, *xs[:-1]), inputs, {})
+    return lift(times(program.forward).total).approximate(dict(rates))
+
+
+GEMM = {"launch:gemm": 1e-6, "matrix:gemm": 1e12, "memory:gemm": 1e9}
+
+
+@pytest.mark.parametrize("exposed", [0.0, 0.25, 1.0])
+def test_a_product_hides_part_of_its_shorter_side(exposed: float) -> None:
+    # 2 x 100 x 200 x 300 = 12e6 FLOP take 12 us, (100 x 200 + 200 x 300 + 100 x 300) x 2 = 220e3 bytes 220 us.
+    found = seconds(
+        lambda ops, a, b: ops.contract("mk,kn->mn", a, b), GEMM | {"exposed:gemm": exposed}, (100, 200), (200, 300)
+    )
+    assert found == pytest.approx(1e-6 + 220e-6 + exposed * 12e-6)
+
+
+@pytest.mark.parametrize("ramp", [0.0, 50.0])
+def test_queries_take_some_keys_until_full_rate(ramp: float) -> None:
+    # 2 heads x 128 queries x (256 + ramp) keys x 4 x 32 FLOP at 1e9 FLOP/s.
+    rates = {"launch": 1e-6, "matrix": 1e9, "vector": 1e15, "special": 1e15, "memory": 1e15, "ramp": ramp}
+    found = seconds(
+        lambda ops, q, k, v: ops.attention(q, k, v, Mask(), 1)[0],
+        {f"{name}:attention": rate for name, rate in rates.items()},
+        *((1, 2, 128, 32), (1, 2, 256, 32), (1, 2, 256, 32)),
+    )
+    assert found == pytest.approx(1e-6 + 2 * 128 * (256 + ramp) * 4 * 32 / 1e9)
+
+
+@pytest.mark.parametrize(("elements", "cached"), [(100, 400), (1000, 1000)])
+def test_bytes_in_the_cache_are_read_sooner(elements: int, cached: int) -> None:
+    # 4 bytes an element move, at 1 ns each, of which the first 1000 are 0.75 ns faster.
+    rates = {"launch:elementwise": 1e-6, "vector:elementwise": 1e15, "memory:elementwise": 1e9}
+    rates |= {"cache": 1000.0, "saved:elementwise": 0.75e-9}
+    found = seconds(lambda ops, x: ops.scale(x, 2), rates, (elements,))
+    assert found == pytest.approx(1e-6 + 4 * elements * 1e-9 - cached * 0.75e-9)
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"), [(40, 10e-6 + 6 * 1e-6 + 2 * 120e-9), (4 * 10**6, 10e-6 + 36e-6 + 12e-3)]
+)
+def test_the_faster_protocol_is_used(elements: int, expected: float) -> None:
+    # An all-reduce over 4 ranks takes 6 steps and sends 3/2 of its bytes, at 1 ns each.
+    rates = {"start:data": 10e-6, "latency:data": 6e-6, "small_latency:data": 1e-6, "small_cost:data": 2.0}
+    rates["seconds_per_byte:data:all_reduce"] = 1e-9
+    found = seconds(lambda ops, x: ops.apply(AllReduce(Axis("data", 4, 0)), x)[0], rates, (elements,))
+    assert found == pytest.approx(expected)
