@@ -243,7 +243,11 @@ def check_classes(case: Case, program: Program, outcomes: Sequence[Outcome]) -> 
     to sum, which a formula of that size does not know: its reductions are then an upper bound.
     """
     formulas = program.flops(Reading.DENSE)
-    bound = 1 in (*case.layer.sizes.values(), case.batch // case.mesh.get("data", 1), case.length // case.ranks)
+    tensor, ulysses = (case.mesh.get(name, 1) for name in ("tensor", "ulysses"))
+    cut = [case.layer.sizes[size.symbol] // tensor for size in case.layer.mixer.sizes.values() if size.cut]
+    heads = *cut, *(size // ulysses for size in cut)
+    tokens = case.batch // case.mesh.get("data", 1), case.length // case.ranks
+    bound = 1 in (*case.layer.sizes.values(), *heads, *tokens)
     for rank, outcome in enumerate(outcomes):
         for kind in formulas.keys() | outcome.classes.keys():
             counted, formula = outcome.classes.get(kind, 0), formulas.get(kind, 0)

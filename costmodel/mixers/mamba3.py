@@ -1,0 +1,180 @@
+"""Mamba-3: a state space with trapezoidal inputs and turning channels, without a short convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import pi
+from typing import Any, ClassVar, TypeVar
+
+from costmodel.carries.direct import Direct
+from costmodel.carries.state import State
+from costmodel.carry import Carry, Structure
+from costmodel.composite import rms_norm
+from costmodel.dims import Dim, Shape, divide
+from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.recurrences.trapezoid import KERNELS, Trapezoid, turned
+from costmodel.written import turned as complex_turned
+
+T = TypeVar("T")
+
+#: The least rate of decay.
+FLOOR = 1e-4
+
+
+class Mamba3(Mixer):
+    """Keys B and queries C are normed and shared by all heads but for biases; angles are sums of pi tanh(.) dt.
+
+    The single-input form (SISO), without a norm before the output projection; the multi-input form (MIMO) is left out.
+    The definition is that of the layer and the step kernel of state-spaces/mamba; but halves of the turned channels are
+    the pairs, not neighbours, which is another order of the channels and nothing else.
+    """
+
+    name: ClassVar[str] = "mamba3"
+    title: ClassVar[str] = "Mamba-3 (SISO: trapezoidal inputs, turning state)"
+    template: ClassVar[str] = (
+        "P_ij = exp(sum of A_t dt_t, j < t <= i) (R_i C_i)^T (R_j B_j) (u_j dt_j + [j < i] (1 - u_{j+1}) dt_{j+1}),  "
+        "Y = (P V + skip V) silu(X W_z)"
+    )
+    source: ClassVar[str] = (
+        "arXiv 2603.15569; state-spaces/mamba modules/mamba3.py, ops/triton/mamba3/mamba3_siso_step.py; "
+        "flash-linear-attention layers/mamba3.py"
+    )
+    structure: ClassVar[Structure] = Structure.SEMISEPARABLE
+    carry: ClassVar[type[Carry[Any]]] = State
+    kernels: ClassVar[tuple[str, ...]] = KERNELS
+    causality: ClassVar[str] = "causal"
+    sizes: ClassVar[Mapping[str, Hyperparameter]] = {
+        "heads": Hyperparameter("H", 64, "heads", cut=True),
+        "rope_dim": Hyperparameter("d_r", 64, "entries of the state that turn, two for an angle"),
+        "nope_dim": Hyperparameter("d_n", 64, "entries of the state that do not"),
+        "value_dim": Hyperparameter("e", 64, "head dimension of x"),
+        "chunk": Hyperparameter("C", 64, "tokens of a chunk"),
+    }
+
+    def weights(self, m: Sizes) -> dict[str, Shape]:
+        D, H, e, d = m["D"], m["H"], m["e"], m["d_r"] + m["d_n"]
+        read = {"w_z": (D, H, e), "w_x": (D, H, e), "w_b": (D, d), "w_c": (D, d), "w_r": (D, divide(m["d_r"], 2))}
+        steps = {"w_dt": (D, H, 1), "w_a": (D, H, 1), "w_u": (D, H, 1), "b_dt": (H,)}
+        norms = {"norm_b": (d,), "norm_c": (d,), "bias_b": (H, d), "bias_c": (H, d)}
+        return {**read, **steps, **norms, "skip": (H,), "w_o": (H, e, D)}
+
+    def inputs(self, m: Sizes) -> tuple[str, ...]:
+        return "w_z", "w_x", "w_b", "w_c", "w_r", "w_dt", "w_a", "w_u"
+
+    def project(
+        self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
+    ) -> tuple[Carry[T], tuple[T, ...]]:
+        z, v = read[:2]
+        k, q, turns, decay, own, following = self._read(ops, read[2:], w, at)
+        n = ops.shape(v)[2]
+        following = ops.slice(ops.halo(following, 2, 0, 1, at.line), 2, 1, n)
+        biases = w["bias_c"], w["bias_b"]
+        carry = Trapezoid(q, k, v, turns, decay, own, following, *biases, at.sizes["C"], at.kernel, aside=(z, v))
+        return carry, ()
+
+    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
+        z, v = read[:2]
+        k, q, turns, decay, own, following = self._read(ops, read[2:], w, at)
+        state, angle, last_k, last_v = at.cache
+        biases = (ops.reshape(w[name], (at.sizes["H"], 1, ops.shape(k)[3])) for name in ("bias_c", "bias_b"))
+        angles = ops.append(angle, ops.add(angle, turns), 0)
+        q, k = (ops.fused("turned", turned, y, bias, angles) for y, bias in zip((q, k), biases, strict=True))
+        before = ops.contract("bhnd,bhne->bhde", ops.mul(last_k, following), last_v)
+        now = ops.contract("bhnd,bhne->bhde", ops.mul(k, own), v)
+        after = ops.add(ops.mul(ops.add(state, before), ops.map("exp", decay)), now)
+        state = ops.append(state, after, 0)
+        ops.append(last_k, k, 0)
+        ops.append(last_v, v, 0)
+        return Direct(ops.contract("bhnd,bhde->bhne", q, state), aside=(z, v))
+
+    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
+        def body(ops: Vocabulary[Any], mixed: Any, z: Any, v: Any, skip: Any) -> Any:
+            return ops.mul(ops.add(mixed, ops.mul(v, skip)), ops.map("silu", z))
+
+        gated = ops.fused("skip and gate", body, mixed, *at.aside, ops.reshape(w["skip"], (at.sizes["H"], 1, 1)))
+        return ops.contract("bhle,hed->bld", gated, w["w_o"])
+
+    def usual_width(self, sizes: Mapping[str, int]) -> int:
+        return sizes["heads"] * sizes["value_dim"] // 2
+
+    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
+        H, e, d = m["H"], m["e"], m["d_r"] + m["d_n"]
+        angle = Kept((H, 1, divide(m["d_r"], 2)), "accumulate")
+        return Kept((H, d, e), "accumulate"), angle, Kept((H, 1, d)), Kept((H, 1, e))
+
+    def grain(self, m: Sizes) -> int:
+        return int(m["C"])
+
+    def overlap(self, m: Sizes) -> Dim:
+        return 1
+
+    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
+        return m["H"], m["H"]
+
+    def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
+        z, v, raw_dt, raw_a, raw_u = (
+            xp.einsum("bld,dhe->bhle", x, w[f"w_{name}"]) for name in ("z", "x", "dt", "a", "u")
+        )
+        dt = xp.log(1 + xp.exp(raw_dt + w["b_dt"].view(-1, 1, 1)))
+        kept = xp.exp(-xp.log(1 + xp.exp(raw_a)).clamp(min=FLOOR) * dt)
+        u = 1 / (1 + xp.exp(-raw_u))
+        angles = (xp.tanh(x @ w["w_r"])[:, None] * dt * pi).cumsum(2)
+        q, k = (self._written_key(xp, x, w, name, angles, at) for name in "cb")
+        matrix = _trapezoid_matrix(xp, q, k, (kept, kept * dt * (1 - u), u * dt))
+        matrix = (matrix + xp.diag_embed(w["skip"][:, None].expand(*v.shape[:3]))) @ v
+        return Written(matrix, v, xp.einsum("bhle,hed->bld", matrix * z / (1 + xp.exp(-z)), w["w_o"]))
+
+    def _written_key(self, xp: Any, x: Any, w: Weights, name: str, angles: Any, at: Site[Any]) -> Any:
+        """Queries or keys [B, H, n, d], normed, with their bias, and turned."""
+        y = x @ w[f"w_{name}"]
+        y = y * (y.square().mean(-1, True) + 1e-5) ** -0.5 * w[f"norm_{name}"]
+        y = y[:, None] + w[f"bias_{name}"][:, None]
+        turning = at.sizes["d_r"]
+        return xp.cat((complex_turned(xp, y[..., :turning], angles.cos(), angles.sin()), y[..., turning:]), -1)
+
+    def _read(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> tuple[T, ...]:
+        """k, q [B, 1, n, d], turns [B, H, n, d_r/2]; log decay, and what a token and the one before it count for."""
+        *keys, raw_turn, raw_dt, raw_a, raw_u = read
+        b, n, d = ops.shape(keys[0])
+        k, q = (
+            ops.reshape(rms_norm(ops, y, w[name]), (b, 1, n, d))
+            for y, name in zip(keys, ("norm_b", "norm_c"), strict=True)
+        )
+        bias = ops.reshape(w["b_dt"], (at.sizes["H"], 1, 1))
+        dt, *steps = ops.fused("steps", _steps, raw_dt, raw_a, raw_u, bias)
+        turn = ops.reshape(raw_turn, (b, 1, n, ops.shape(raw_turn)[2]))
+        return k, q, ops.fused("turns", _turns, dt, turn), *steps
+
+
+def _steps(ops: Vocabulary[Any], raw_dt: Any, raw_a: Any, raw_u: Any, bias: Any) -> Any:
+    """dt, the logarithm of decay, u dt and (1 - u) dt: [B, H, n, 1] each."""
+    dt = ops.map("softplus", ops.add(ops.cast(raw_dt, "accumulate"), bias))
+    rate = ops.shift(ops.map("relu", ops.shift(ops.map("softplus", raw_a), -FLOOR)), FLOOR)
+    u = ops.map("sigmoid", raw_u)
+    return dt, ops.map("neg", ops.mul(dt, rate)), ops.mul(dt, u), ops.mul(dt, ops.map("complement", u))
+
+
+def _turns(ops: Vocabulary[Any], dt: Any, raw: Any) -> Any:
+    return ops.scale(ops.mul(dt, ops.map("tanh", raw)), pi)
+
+
+def _trapezoid_matrix(xp: Any, q: Any, k: Any, steps: tuple[Any, Any, Any]) -> Any:
+    """P [B, H, n, n], token by token: the outputs for values that are unit vectors.
+
+    Args:
+        steps: what is kept of the state, and what the token before and this one count for: [B, H, n, 1] each.
+    """
+    b, h, n, d = k.shape
+    kept, before, now = steps
+    state, rows = xp.zeros((b, h, d, n), dtype=k.dtype), []
+    for t in range(n):
+        added = k[:, :, t, :, None] * (xp.arange(n) == t) * now[:, :, t, :, None]
+        if t:
+            added = added + k[:, :, t - 1, :, None] * (xp.arange(n) == t - 1) * before[:, :, t, :, None]
+        state = state * kept[:, :, t, :, None] + added
+        rows.append((q[:, :, t, :, None] * state).sum(2))
+    return xp.stack(rows, 2)
+
+
+mamba3 = Mamba3()
