@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.state import State
-from costmodel.carry import Carry, Structure
-from costmodel.dims import Dim, Shape
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.carry import Carry
+from costmodel.dims import Shape
+from costmodel.mixer import Hyperparameter, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.gated import KERNELS, Gated
+from costmodel.recurrences.gated import Gated
+from costmodel.recurrences.gated_mixer import GatedMixer
 from costmodel.recurrences.pieces import gated_norm, gated_step
 from costmodel.written import decayed, gated_normed
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 TEMPERATURE = 16
 
 
-class GatedLinearAttention(Mixer):
+class GatedLinearAttention(GatedMixer):
     """The gate is a low-rank projection of the input; the output has a norm for each head and a swish gate."""
 
     name: ClassVar[str] = "gla"
@@ -30,10 +30,6 @@ class GatedLinearAttention(Mixer):
         "P_ij = q_i^T diag(prod of a_t, j < t <= i) k_j / sqrt(d),  a = sigmoid(X W_a1 W_a2 + b)^(1/16)"
     )
     source: ClassVar[str] = "Yang et al. 2023, arXiv 2312.06635; flash-linear-attention layers/gla.py"
-    structure: ClassVar[Structure] = Structure.SEMISEPARABLE
-    carry: ClassVar[type[Carry[Any]]] = State
-    kernels: ClassVar[tuple[str, ...]] = KERNELS
-    causality: ClassVar[str] = "causal"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 4, "heads", cut=True),
         "head_dim": Hyperparameter("d", 256, "head dimension of queries and keys"),
@@ -67,15 +63,6 @@ class GatedLinearAttention(Mixer):
 
     def usual_width(self, sizes: Mapping[str, int]) -> int:
         return sizes["heads"] * sizes["value_dim"]
-
-    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
-        return (Kept((m["H"], m["d"], m["e"]), "accumulate"),)
-
-    def grain(self, m: Sizes) -> int:
-        return int(m["C"])
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         q, k, v, gate = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in ("w_q", "w_k", "w_v", "w_g"))

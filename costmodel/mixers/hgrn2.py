@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.state import State
-from costmodel.carry import Carry, Structure
+from costmodel.carry import Carry
 from costmodel.composite import rms_norm
-from costmodel.dims import Dim, Shape
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.dims import Shape
+from costmodel.mixer import Hyperparameter, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.gated import KERNELS, Gated
+from costmodel.recurrences.gated import Gated
+from costmodel.recurrences.gated_mixer import GatedMixer
 from costmodel.recurrences.pieces import gated_step
 from costmodel.written import decayed, gated_normed
 
 T = TypeVar("T")
 
 
-class Hgrn2(Mixer):
+class Hgrn2(GatedMixer):
     """The key is 1 - f, f the forget gate and decay of each channel, with a lower bound of 0 (as in the first layer).
 
     The output's norm is of each head, so that tensor parallelism needs no sum for it.
@@ -28,10 +28,6 @@ class Hgrn2(Mixer):
     title: ClassVar[str] = "HGRN2 (gated linear recurrence with state expansion)"
     template: ClassVar[str] = "P_ij = q_i^T diag(prod of f_t, j < t <= i) (1 - f_j),  f = sigmoid(X W_f),  V = X W_v"
     source: ClassVar[str] = "Qin et al. 2024, arXiv 2404.07904; flash-linear-attention layers/hgrn2.py"
-    structure: ClassVar[Structure] = Structure.SEMISEPARABLE
-    carry: ClassVar[type[Carry[Any]]] = State
-    kernels: ClassVar[tuple[str, ...]] = KERNELS
-    causality: ClassVar[str] = "causal"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 16, "heads", cut=True),
         "head_dim": Hyperparameter("d", 128, "expansion: head dimension of queries and forget gates"),
@@ -58,15 +54,6 @@ class Hgrn2(Mixer):
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
         return ops.contract("bhle,hed->bld", rms_norm(ops, mixed, w["norm"]), w["w_o"])
-
-    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
-        return (Kept((m["H"], m["d"], m["e"]), "accumulate"),)
-
-    def grain(self, m: Sizes) -> int:
-        return int(m["C"])
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         q, f, v = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in ("w_q", "w_f", "w_v"))

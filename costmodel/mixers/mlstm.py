@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.state import State
-from costmodel.carry import Carry, Structure
+from costmodel.carry import Carry
 from costmodel.dims import Dim, Shape
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.gated import KERNELS, Gated
+from costmodel.recurrences.gated import Gated
+from costmodel.recurrences.gated_mixer import GatedMixer
 from costmodel.recurrences.pieces import gated_norm, gated_step
 from costmodel.written import decayed, gated_normed
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 GATE_CAP = 15.0
 
 
-class Mlstm(Mixer):
+class Mlstm(GatedMixer):
     """Exponential input gates, sigmoid forget gates, and a normaliser, carried as one more column of V, of ones.
 
     The paper's running maximum cancels out of its result max(|normaliser|, 1); it only keeps exp in range. Here, as in
@@ -33,10 +33,6 @@ class Mlstm(Mixer):
     title: ClassVar[str] = "mLSTM (xLSTM's matrix memory)"
     template: ClassVar[str] = "P_ij = (prod of f_t, j < t <= i) exp(i_j) q_i^T k_j / sqrt(d) / max(|rowsum|, 1)"
     source: ClassVar[str] = "Beck et al. 2024, arXiv 2405.04517, equations 19-27; xLSTM 7B, arXiv 2503.13427"
-    structure: ClassVar[Structure] = Structure.SEMISEPARABLE
-    carry: ClassVar[type[Carry[Any]]] = State
-    kernels: ClassVar[tuple[str, ...]] = KERNELS
-    causality: ClassVar[str] = "causal"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 8, "heads", cut=True),
         "head_dim": Hyperparameter("d", 256, "head dimension of queries and keys"),
@@ -79,12 +75,6 @@ class Mlstm(Mixer):
 
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         return (Kept((m["H"], m["d"], m["e"] + 1), "accumulate"),)
-
-    def grain(self, m: Sizes) -> int:
-        return int(m["C"])
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         names = "w_q", "w_k", "w_v", "w_g", "w_i", "w_f"

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.state import State
-from costmodel.carry import Carry, Structure
+from costmodel.carry import Carry
 from costmodel.composite import rope
 from costmodel.dims import Dim, Shape
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.mixer import Hyperparameter, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.gated import KERNELS, Gated
+from costmodel.recurrences.gated import Gated
+from costmodel.recurrences.gated_mixer import GatedMixer
 from costmodel.recurrences.pieces import gated_norm, gated_step
 from costmodel.written import decayed, gated_normed, turned
 
 T = TypeVar("T")
 
 
-class RetNet(Mixer):
+class RetNet(GatedMixer):
     """Multi-scale retention.
 
     The decay of a head is a weight, exp(-softplus(decay)), so that it is below 1; the paper fixes it to 1 - 2^(-5 - h).
@@ -29,10 +29,6 @@ class RetNet(Mixer):
     title: ClassVar[str] = "RetNet (retention with a fixed decay per head)"
     template: ClassVar[str] = "P_ij = gamma^(i - j) q_i^T k_j / sqrt(d) for j <= i,  V = X W_v"
     source: ClassVar[str] = "Sun et al. 2023, arXiv 2307.08621; torchscale multiscale_retention.py"
-    structure: ClassVar[Structure] = Structure.SEMISEPARABLE
-    carry: ClassVar[type[Carry[Any]]] = State
-    kernels: ClassVar[tuple[str, ...]] = KERNELS
-    causality: ClassVar[str] = "causal"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 8, "heads", cut=True),
         "head_dim": Hyperparameter("d", 256, "head dimension of queries and keys"),
@@ -63,15 +59,6 @@ class RetNet(Mixer):
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
         return ops.contract("bhle,hed->bld", gated_norm(ops, mixed, at.aside[0]), w["w_o"])
-
-    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
-        return (Kept((m["H"], m["d"], m["e"]), "accumulate"),)
-
-    def grain(self, m: Sizes) -> int:
-        return int(m["C"])
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def rotary(self, m: Sizes) -> Dim:
         return m["d"]
