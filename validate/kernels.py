@@ -261,7 +261,7 @@ def expand(primitive: Expand, ops: Executor, x: Tensor) -> Tensor:
 
 @runs(Slice)
 def slice_(primitive: Slice, ops: Executor, x: Tensor) -> Tensor:
-    return x.narrow(primitive.axis, primitive.start, primitive.size)
+    return _entries(x, primitive, primitive.size)
 
 
 @runs(Pad)
@@ -269,8 +269,16 @@ def pad(primitive: Pad, ops: Executor, x: Tensor) -> Tensor:
     shape = list(x.shape)
     shape[primitive.axis] = primitive.size
     whole = x.new_zeros(shape)
-    whole.narrow(primitive.axis, primitive.start, x.shape[primitive.axis]).copy_(x)
+    _entries(whole, primitive, x.shape[primitive.axis]).copy_(x)
     return whole
+
+
+def _entries(x: Tensor, where: Slice | Pad, count: int) -> Tensor:
+    """A view of the places that a slice takes, and that its gradient is put back to."""
+    if where.step == 1 or count == 0:
+        return x.narrow(where.axis, where.start, count)
+    stretch = x.narrow(where.axis, where.start, (count - 1) * where.step + 1)
+    return stretch[(slice(None),) * where.axis + (slice(None, None, where.step),)]
 
 
 @runs(Concat)

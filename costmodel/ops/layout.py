@@ -87,11 +87,12 @@ class Expand(View):
 
 @dataclass(frozen=True)
 class Slice(View):
-    """``size`` entries of an axis, from ``start`` on."""
+    """``size`` entries of an axis, from ``start`` on, each ``step`` after the one before."""
 
     axis: int
     start: Dim
     size: Dim
+    step: Dim = 1
 
     def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
         return (Spec(replace(inputs[0].shape, self.axis, self.size), inputs[0].width, view_of=0),)
@@ -99,7 +100,7 @@ class Slice(View):
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
-        return ops.apply(Pad(self.axis, self.start, ops.shape(inputs[0])[self.axis]), gradients[0])
+        return ops.apply(Pad(self.axis, self.start, ops.shape(inputs[0])[self.axis], self.step), gradients[0])
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Pad(Primitive):
     axis: int
     start: Dim
     size: Dim
+    step: Dim = 1
 
     family = "copy"
 
@@ -118,7 +120,7 @@ class Pad(Primitive):
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
-        return (ops.slice(gradients[0], self.axis, self.start, ops.shape(inputs[0])[self.axis]),)
+        return (ops.slice(gradients[0], self.axis, self.start, ops.shape(inputs[0])[self.axis], self.step),)
 
 
 @dataclass(frozen=True)

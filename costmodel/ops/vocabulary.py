@@ -324,9 +324,9 @@ class Vocabulary(ABC, Generic[T]):
         """Axes of size 1 seen as if repeated; no memory moves."""
         return self.apply(Expand(shape), x)[0]
 
-    def slice(self, x: T, axis: int, start: Dim, size: Dim) -> T:
-        """A view of ``size`` entries of an axis."""
-        return self.apply(Slice(axis, start, size), x)[0]
+    def slice(self, x: T, axis: int, start: Dim, size: Dim, step: Dim = 1) -> T:
+        """A view of ``size`` entries of an axis, each ``step`` after the one before."""
+        return self.apply(Slice(axis, start, size, step), x)[0]
 
     def halves(self, x: T, axis: int) -> tuple[T, T]:
         """Views of the two halves of an axis."""

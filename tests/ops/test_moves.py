@@ -39,6 +39,9 @@ CASES = {
         rows,
     ),
     "slice": Case(lambda ops, x: ops.slice(x, 1, 1, ops.shape(x)[1] - 1), lambda x: x[:, 1:], rows),
+    "slice with a step": Case(
+        lambda ops, x: ops.slice(x, 1, 1, 2, 3), lambda x: x[:, 1::3], lambda s: ((s.B, 5, s.C),)
+    ),
     "concat": Case(
         lambda ops, x, y: ops.concat([x, y], 1),
         lambda x, y: torch.cat((x, y), 1),

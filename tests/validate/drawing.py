@@ -66,10 +66,10 @@ def meshes(draw: st.DrawFn, strategy: Strategy, cut: bool) -> dict[str, int]:
 
 
 @st.composite
-def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int) -> Layer:
-    """A small layer whose heads can be cut so many ways."""
+def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -> Layer:
+    """A small layer whose heads can be cut so many ways, and strides among so many ranks."""
     groups = cut * draw(st.integers(1, 2))
-    given = {"kv_heads": groups, "window": draw(st.integers(0, 6))}
+    given = {"kv_heads": groups, "window": draw(st.integers(0, 6)), "stride": context * draw(st.integers(1, 3))}
     given |= {name: groups * draw(st.integers(1, 3)) for name, size in mixer.sizes.items() if size.cut} | given
     sizes = {name: given[name] if name in given else _size(draw, name, mixer.sizes[name].least) for name in mixer.sizes}
     (layer,) = from_mixer(mixer.name, draw(st.integers(1, 9)), **sizes).layers
@@ -97,7 +97,7 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
     """A case to which the strategy applies."""
     mesh = draw(meshes(strategy, not mixer.indivisible))
     tensor, ulysses, context = (mesh.get(name, 1) for name in ("tensor", "ulysses", "context"))
-    layer = draw(layers(mixer, tensor * ulysses * strategy.groups, tensor))
+    layer = draw(layers(mixer, tensor * ulysses * strategy.groups, tensor, context))
     case = Case(
         layer,
         strategy,

@@ -130,7 +130,7 @@ def careless(draw: st.DrawFn, name: str) -> Case:
     mixer = draw(st.sampled_from([m for m in mixers.names() if issubclass(mixers.get(m).carry, strategy.carries)]))
     ranks = 2 ** len(mesh)
     return Case(
-        draw(layers(mixers.get(mixer), 1, 1)),
+        draw(layers(mixers.get(mixer), 1, 1, 1)),
         strategy,
         mesh,
         length=ranks * draw(st.integers(1, 4)),
