@@ -111,3 +111,10 @@ def low_rank_matrix(xp: Any, q: Any, k: Any, z: Any, b: Any, log_decay: Any) -> 
         state = state + k[:, :, t, :, None] * (xp.arange(n) == t)
         rows.append((q[:, :, t, :, None] * state).sum(2))
     return xp.stack(rows, 2)
+
+
+def toeplitz(xp: Any, taps: Any) -> Any:
+    """P [H, n, n] with P_ij = taps[H, i - j] for j <= i, else 0."""
+    n = taps.shape[-1]
+    lags = xp.arange(n)[:, None] - xp.arange(n)[None, :]
+    return taps[:, lags.clamp(min=0)] * (lags >= 0)

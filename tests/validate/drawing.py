@@ -42,6 +42,7 @@ MASKS = {"causal": [True], "full": [False], "either": [True, True, False]}
 #: Changes that make a strategy apply to more; each is tried on top of those before it.
 MENDING: tuple[Callable[[Case], Case], ...] = (
     lambda case: replace(case, length=2 * case.length),
+    lambda case: replace(case, length=case.length * case.mesh.get("context", 1)),
     lambda case: replace(case, layer=replace(case.layer, window=None)),
     lambda case: replace(case, causal=case.layer.mixer.causality != "full"),
     lambda case: replace(case, kernel=case.layer.mixer.kernels[0]),
