@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Recurrent
 from costmodel.carry import Carry
+from costmodel.dims import minimum
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Requirement, Situation, Strategy, equal_stretches
@@ -33,7 +35,7 @@ class StateSerial(Strategy):
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Recurrent[T]) -> T:
         turns = _Turns(axes["context"], carry)
-        mixed: T = ops.custom(turns.forward, turns.backward, *carry.streams(), *carry.parameters())
+        mixed: T = ops.custom(turns.forward, turns.backward, *carry.streams(), *carry.parameters(), *carry.initial(ops))
         return mixed
 
 
@@ -41,38 +43,38 @@ class _Turns:
     """The ranks' turns, and those of gradients the other way."""
 
     def __init__(self, axis: Axis, carry: Recurrent[Any]) -> None:
-        self.axis, self.carry, self.count = axis, carry, len(carry.streams())
+        self.axis, self.carry = axis, carry
+        self.streams = len(carry.streams())
+        self.count = self.streams + len(carry.parameters())
 
-    def _on(self, given: tuple[Any, ...]) -> Recurrent[Any]:
-        return self.carry.on(given[: self.count], given[self.count :])
+    def _run(self, ops: Vocabulary[T], *given: T) -> tuple[T, ...]:
+        """The mixed values and the state after this rank's tokens, from streams, parameters and the state before."""
+        own = self.carry.on(given[: self.streams], given[self.streams : self.count])
+        mixed, after = own.run(ops, given[self.count :])
+        return (mixed, *after)
 
     def forward(self, ops: Vocabulary[T], *given: T) -> tuple[T, tuple[T, ...]]:
-        carry, found = self._on(given), list[T]()
+        own, found = given[: self.count], list[T]()
 
         def body(state: tuple[T, ...]) -> tuple[T, ...]:
-            mixed, after = carry.run(ops, state)
+            mixed, *after = self._run(ops, *own, *state)
             found.append(mixed)
-            return after
+            return tuple(after)
 
-        state = ops.relay(self.axis, carry.initial(ops), body)
-        return found[0], (*given, *state)
+        state = ops.relay(self.axis, given[self.count :], body)
+        return found[0], (*own, *state)
 
-    def backward(self, ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
-        """A rank's gradients, given that of the state it handed on."""
-        count = len(self.carry.streams()) + len(self.carry.parameters())
-        found: list[T] = []
-
-        def run(*tensors: T) -> tuple[T, ...]:
-            mixed, after = self._on(tensors[:count]).run(ops, tensors[count:])
-            return (mixed, *after)
+    def backward(self, ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[Any, ...]:
+        """A rank's gradients, given that of the state it handed on; the first has that of the state of all too."""
+        found = list[T]()
 
         def body(later: tuple[T, ...]) -> tuple[T, ...]:
-            back = ops.pull_back(run, saved, (gradient, *later))
-            found.extend(back[:count])
-            return back[count:]
+            found.extend(ops.pull_back(partial(self._run, ops), saved, (gradient, *later)))
+            return tuple(found[self.count :])
 
-        ops.relay(self.axis, tuple(ops.zeros_like(x) for x in saved[count:]), body, reverse=True)
-        return tuple(found)
+        ops.relay(self.axis, tuple(ops.zeros_like(x) for x in saved[self.count :]), body, reverse=True)
+        first = 1 - minimum(self.axis.rank, 1)
+        return (*found[: self.count], *(partial(ops.scale, x, first) for x in found[self.count :]))
 
 
 state_serial = StateSerial()
