@@ -183,8 +183,10 @@ def _enough_tokens(layer: Layer, at: Situation) -> Iterator[Requirement]:
     mixer, ranks = layer.mixer, at.context * at.ulysses
     grain, overlap, shortest = mixer.grain(layer.sizes), mixer.overlap(layer.sizes), mixer.shortest(layer.sizes)
     if grain > 1:
-        reason = f"{{length}} tokens do not divide into pieces of {grain} over {{context}} ranks"
-        yield divides(at.length, at.context * grain, reason)
+        cut, names = (ranks, "{context} x {ulysses}") if mixer.grain_first else (at.context, "{context}")
+        yield divides(
+            at.length, cut * grain, f"{{length}} tokens do not divide into pieces of {grain} over {names} ranks"
+        )
     spread = "{length} tokens over {context} x {ulysses} ranks are less than the"
     if overlap:
         enough = np.equal(ranks, 1) | np.greater_equal(at.length, ranks * overlap)

@@ -116,6 +116,7 @@ class Mixer(ABC):
         causality: the masks it is defined for: ``"causal"``, ``"full"`` or ``"either"``.
         indivisible: why tensor parallelism cannot cut it; empty where it can.
         fixed: weights that are not trained, such as random projections.
+        grain_first: whether whole pieces (``grain``) are needed before heads are exchanged for sequence, too.
     """
 
     name: ClassVar[str]
@@ -129,6 +130,7 @@ class Mixer(ABC):
     causality: ClassVar[str] = "either"
     indivisible: ClassVar[str] = ""
     fixed: ClassVar[tuple[str, ...]] = ()
+    grain_first: ClassVar[bool] = False
 
     def carry_for(self, causal: bool) -> type[Carry[Any]]:
         """The kind of carry under a mask; the same under both unless a mixer says otherwise."""

@@ -26,6 +26,8 @@ MEANING: dict[str, str] = {
     "l": "stride between the tokens that a strided head sees, and tokens of the window of the other heads",
     "G": "global tokens: all see them, and they see all",
     "C": "tokens of a chunk",
+    "b": "tokens of a block that is chosen as one",
+    "S": "blocks that a query sees, its own included",
     "m": "random features",
     "L_max": "the longest sequence that positions are made for",
     "r_x": "rank of the projection to the token shift",

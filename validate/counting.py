@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.utils import flop_counter as torch_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from costmodel.ops.chosen_blocks import ChosenAttention, ChosenAttentionBackward
 from costmodel.ops.contraction import Contract
 from costmodel.ops.fused_attention import Attention, AttentionBackward
 from costmodel.ops.primitive import Primitive, Reading
 from costmodel.tensor import Tensor as Traced
 from validate.attention import kept
 from validate.executor import Executor
+from validate.kernels_chosen import seen
 
 _aten: Any = torch.ops.aten
 _torch_counter: Any = torch_counter
@@ -50,7 +52,7 @@ class Watched(Executor):
     Attributes:
         useful: useful FLOPs of products, over masks that it writes out, forward and backward.
         classes: dense FLOPs by class, of each primitive as it is applied to tensors of these sizes.
-        applying: primitives that are being applied at the moment.
+        applying: primitives that are being applied, and counted, at the moment.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,7 +62,6 @@ class Watched(Executor):
     def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
         self.applying += 1
         outputs = super().apply(primitive, *inputs)
-        self.applying -= 1
         shapes = [tuple(x.shape) for x in inputs]
         sizes = ([Traced.new(tuple(x.shape), x.itemsize) for x in tensors] for tensors in (inputs, outputs))
         self.classes.update(primitive.flops(*sizes, Reading.DENSE))
@@ -69,6 +70,10 @@ class Watched(Executor):
             pairs = int(kept(primitive.mask, n_q, n_k).sum())
             # forward q k^T and p v; backward q k^T, g v^T, ds k, ds^T q and p^T g
             self.useful += b * h * pairs * (2 * (d + e) if isinstance(primitive, Attention) else 6 * d + 4 * e)
+        elif isinstance(primitive, ChosenAttention | ChosenAttentionBackward):
+            d, e, chosen = inputs[0].shape[3], inputs[2].shape[3], inputs[3]
+            pairs = int(seen(primitive.placed, chosen)[1].sum()) * inputs[0].shape[1] // chosen.shape[1]
+            self.useful += pairs * (2 * (d + e) if isinstance(primitive, ChosenAttention) else 6 * d + 4 * e)
         elif isinstance(primitive, Contract):
             left, right, _ = primitive.terms()
             size = dict(zip(left + right, (*shapes[0], *shapes[1]), strict=True))
@@ -76,6 +81,7 @@ class Watched(Executor):
                 n_q, n_k = (size.pop(index) for index in primitive.pairs)
                 size["pairs"] = int(kept(primitive.mask, n_q, n_k).sum())
             self.useful += 2 * math.prod(size.values())
+        self.applying -= 1
         return outputs
 
 

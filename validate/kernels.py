@@ -365,4 +365,4 @@ def all_to_all(primitive: AllToAll, ops: Executor, x: Tensor) -> Tensor:
 
 
 # Families of primitives in files of their own register themselves when they are imported.
-from validate import kernels_convolution, kernels_fourier, kernels_selection, kernels_triangular  # noqa: E402, F401
+from validate import kernels_chosen, kernels_convolution, kernels_fourier, kernels_selection, kernels_triangular  # noqa: E402, F401

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from costmodel.dims import Dim, Shape, divide, is_number
 from costmodel.masks import Mask
+from costmodel.ops.chosen_blocks import ChosenAttention, ChosenAttentionBackward, Placed, VisibleBlocks
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter
 from costmodel.ops.contraction import Contract
 from costmodel.ops.convolution import Depthwise
@@ -305,6 +306,18 @@ class Vocabulary(ABC, Generic[T]):
     def scatter_add(self, x: T, indices: T, axis: int, size: Dim) -> T:
         """Entries summed up by index: x [*outer, *m, *inner], indices [*outer, *m] to [*outer, size, *inner]."""
         return self.apply(ScatterAdd(axis, size), x, indices)[0]
+
+    def visible_blocks(self, scores: T, placed: Placed) -> T:
+        """Scores of blocks [..., n, blocks]: -inf for blocks of the future, +inf for a query's own. No gradient."""
+        return self.apply(VisibleBlocks(placed), scores)[0]
+
+    def chosen_attention_backward(
+        self, inputs: Sequence[T], outputs: Sequence[T], gradient: T, forward: ChosenAttention
+    ) -> tuple[T, T, T]:
+        """Gradients of q, k, v, given the inputs (q, k, v, chosen) and outputs (out, lse) of ``forward``."""
+        primitive = ChosenAttentionBackward(forward.placed, forward.scale, forward.by_block)
+        dq, dk, dv = self.apply(primitive, *inputs, *outputs, gradient)
+        return dq, dk, dv
 
     # Layout -----------------------------------------------------------------------------------------------------
 

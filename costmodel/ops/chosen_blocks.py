@@ -1,0 +1,180 @@
+"""Attention of each query over a few blocks of keys chosen for it (NSA, arXiv 2502.11089; MoBA, arXiv 2502.13189).
+
+Keys and values are cut into blocks of b tokens, and each query sees S of them. A choice holds the query's own block, of
+which it sees the keys up to itself, and all blocks before it where these are fewer than S - 1; what else it holds lies
+in the future and is not seen. So how many pairs there are does not depend on what is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from costmodel.dims import Dim, clip, divide, floor_div, is_number, minimum, product, same
+from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
+from costmodel.tensor import Tensor
+
+if TYPE_CHECKING:
+    from costmodel.ops.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Queries among blocks of keys.
+
+    Attributes:
+        block: keys of a block.
+        start: position of the first query; whole blocks of queries begin at a block, a single query anywhere.
+    """
+
+    block: Dim
+    start: Dim
+
+    def pairs(self, queries: Dim, chosen: Dim, reading: Reading) -> Dim:
+        """Query-key pairs of one head: those seen; those in blocks that are not all future; or all of the choice.
+
+        >>> [Placed(2, 0).pairs(6, 2, reading) for reading in (Reading.USEFUL, Reading.EXECUTED, Reading.DENSE)]
+        [17, 20, 24]
+        >>> Placed(2, 4).pairs(1, 2, Reading.USEFUL)
+        3
+        """
+        if reading not in (Reading.USEFUL, Reading.EXECUTED):
+            return queries * chosen * self.block
+        own_too = reading is Reading.EXECUTED
+        first = floor_div(self.start, self.block)
+        if is_number(queries, 1):
+            own = self.block if own_too else self.start - first * self.block + 1
+            return minimum(first, chosen - 1) * self.block + own
+        pieces = divide(queries, self.block)
+        few = clip(chosen - 1 - first, 0, pieces)  # pieces of queries with fewer blocks before them than they may have
+        before = few * first + divide(few * (few - 1), 2) + (pieces - few) * (chosen - 1)
+        own = self.block**2 if own_too else divide(self.block * (self.block + 1), 2)
+        return before * self.block**2 + pieces * own
+
+
+@dataclass(frozen=True)
+class VisibleBlocks(Primitive):
+    """Scores of blocks [..., n, blocks] for queries: -inf for those of the future, +inf for the query's own.
+
+    So that the largest are the own block and the best before it; 1 FLOP a score, and no gradient.
+    """
+
+    placed: Placed
+
+    family = "elementwise"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width, differentiable=False),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        return {"elementwise": outputs[0].elements}
+
+
+def _widest(inputs: Sequence[Tensor]) -> Tensor:
+    """Of keys and choices, what has more heads: once for each of them a query's blocks are fetched."""
+    k, chosen = inputs[1], inputs[3]
+    return k if is_number(chosen.shape[1], 1) else chosen
+
+
+@dataclass(frozen=True)
+class ChosenAttention(Primitive):
+    """Softmax attention over chosen blocks, and its log-sum-exp; scores never leave the chip.
+
+    q [B, H, n, d], k [B, H_kv, m, d], v [B, H_kv, m, e], chosen [B, H_c, n, S] (numbers of blocks; H_c divides H) ->
+    out [B, H, n, e], lse [B, H, n] (accumulation width). FLOPs of a pair as in ``fused_attention.Attention``.
+
+    Attributes:
+        by_block: how memory is read. Otherwise each query fetches its S blocks, once for all query heads that share
+            both choice and keys. By block, each block fetches the queries that chose it, whose S partial results then
+            are written, read again and merged: S (d + e) elements a query in place of S b (d + e).
+    """
+
+    placed: Placed
+    scale: Dim
+    lse_width: Dim
+    by_block: bool = False
+
+    family = "attention"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        q, k, v, chosen = inputs
+        fits = same(q.shape[3], k.shape[3]) and same(k.shape[2], v.shape[2]) and same(q.shape[2], chosen.shape[2])
+        if not fits:
+            raise ValueError(f"queries {q.shape}, keys {k.shape}, values {v.shape}, choices {chosen.shape} do not fit")
+        return Spec((*q.shape[:3], v.shape[3]), q.width), Spec(q.shape[:3], self.lse_width)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        q, _, v, chosen = inputs
+        pairs = product(q.shape[:2]) * self.placed.pairs(q.shape[2], chosen.shape[3], reading)
+        rows, e = outputs[1].elements, v.shape[3]
+        parts = rows * chosen.shape[3] if self.by_block else 0
+        return {
+            "contraction": 2 * pairs * (q.shape[3] + e),
+            "elementwise": 2 * pairs + rows * (e + 1) + parts * (3 * e + 6),
+            "reduction": 2 * pairs,
+            "special": pairs + rows + 4 * parts,
+        }
+
+    def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
+        q, k, v, chosen = inputs
+        out, lse = outputs
+        times, written = chosen.shape[3], out.bytes + lse.bytes
+        if self.by_block:
+            partial = times * (out.elements + lse.elements) * self.lse_width
+            return times * q.bytes + k.bytes + v.bytes + chosen.bytes + partial, written + partial
+        return q.bytes + chosen.bytes + fetched(self.placed, inputs), written
+
+    def backward(
+        self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Sequence[Any]:
+        given = ops.chosen_attention_backward(inputs, outputs, gradients[0], self)
+        return (*given, None)
+
+
+def fetched(placed: Placed, inputs: Sequence[Tensor]) -> Dim:
+    """Bytes of keys and values that queries fetch, each its own blocks."""
+    q, k, v, chosen = inputs[:4]
+    heads = _widest(inputs).shape[1]
+    return q.shape[0] * heads * q.shape[2] * chosen.shape[3] * placed.block * (k.shape[3] + v.shape[3]) * k.width
+
+
+@dataclass(frozen=True)
+class ChosenAttentionBackward(Primitive):
+    """Gradients of q, k and v of ``ChosenAttention``; scores are computed again, in five products.
+
+    Inputs q, k, v, chosen, out, lse, out's gradient. Two kernels: queries fetch their blocks, as forward, for their own
+    gradient (unless ``by_block``); blocks fetch the S queries, gradients and sums that chose them, for theirs.
+    """
+
+    placed: Placed
+    scale: Dim
+    by_block: bool = False
+
+    family = "attention_backward"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return tuple(Spec(t.shape, t.width) for t in inputs[:3])
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        q, _, v, chosen, out = inputs[:5]
+        pairs = product(q.shape[:2]) * self.placed.pairs(q.shape[2], chosen.shape[3], reading)
+        d, e = q.shape[3], v.shape[3]
+        products = 4 * (d + e) if reading is Reading.MODEL else 6 * d + 4 * e
+        added = q.elements * chosen.shape[3] if self.by_block else 0  # the partial gradients of a query
+        return {
+            "contraction": pairs * products,
+            "elementwise": 4 * pairs + out.elements + added,  # scale, - lse, - delta, * p; out * g
+            "reduction": out.elements,
+            "special": pairs,
+        }
+
+    def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
+        q, k, v, chosen, out, lse, gradient = inputs
+        times, written = chosen.shape[3], sum(t.bytes for t in outputs)
+        visits = times * (q.bytes + gradient.bytes + 2 * lse.bytes)  # delta is as large as lse
+        read = visits + k.bytes + v.bytes + chosen.bytes + out.bytes + gradient.bytes
+        if self.by_block:
+            partial = times * q.elements * lse.width
+            return read + partial, written + partial
+        return read + q.bytes + gradient.bytes + 2 * lse.bytes + fetched(self.placed, inputs), written
