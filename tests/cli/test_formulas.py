@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
-from math import ceil
+from itertools import product
+from math import ceil, log2
 
 import pytest
 from hypothesis import assume, given, settings
@@ -58,6 +60,16 @@ def evaluator(found: LayerFormulas, ranking: Ranking, plan: Plan) -> dict[str, F
     return {key: Fraction(value) for key, value in values.items()}
 
 
+def of_the_busiest(found: LayerFormulas, values: Mapping[str, Fraction], axis: str) -> dict[str, Fraction]:
+    """Bytes and messages of the rank that sends most along an axis, by their units; work is given for the last rank."""
+    wire = {f.unit: f.value for f in found.formulas if (f.part, f.name) == ("wire", axis)}
+    ranks = [name for name in values if name.startswith("rank_")]
+    places = product(*(range(int(values[name]) + 1) for name in ranks))
+    at_each = [values | {name: Fraction(place) for name, place in zip(ranks, each, strict=True)} for each in places]
+    sent = [{unit: formula.evaluate(at) for unit, formula in wire.items()} for at in at_each]
+    return max(sent, key=lambda of_rank: of_rank["bytes"])
+
+
 @given(case=cases())
 @settings(max_examples=60)
 def test_formulas_at_numbers_are_the_numbers_of_predict(case: tuple[str, dict[str, int], Chosen, Workload]) -> None:
@@ -73,7 +85,7 @@ def test_formulas_at_numbers_are_the_numbers_of_predict(case: tuple[str, dict[st
     plan = ranking.plan(0)
     found = layer_formulas(name, way, workload)
     values = evaluator(found, ranking, plan)
-    functions = {"ceil": ceil, "max": max, "min": min}
+    functions = {"ceil": ceil, "log2": log2, "max": max, "min": min}
     counted = flops(ranking, 0)
     expected = {
         ("memory", "weights", "bytes"): plan.memory["parameters"],
@@ -88,6 +100,8 @@ def test_formulas_at_numbers_are_the_numbers_of_predict(case: tuple[str, dict[st
         value = eval(as_python(formula.value), functions, values)
         assert value == formula.value.evaluate(values)
         key = formula.part, formula.name, formula.unit
+        if formula.part == "wire":
+            value = of_the_busiest(found, values, formula.name)[formula.unit]
         if formula.part == "flop":
             for reading in formula.detail.split(", "):
                 assert float(value) == pytest.approx(counted[Reading(reading)].get(formula.name, 0.0), rel=1e-9)
