@@ -80,7 +80,7 @@ class GatedLinearAttention(GatedMixer):
         bias = ops.reshape(w["b_a"], (at.sizes["H"], 1, at.sizes["d"]))
 
         def body(ops: Vocabulary[Any], raw: Any, bias: Any) -> Any:
-            return ops.scale(ops.map("log_sigmoid", ops.add(raw, bias)), 1 / TEMPERATURE)
+            return ops.scale(ops.map("log_sigmoid", ops.add(ops.cast(raw, "accumulate"), bias)), 1 / TEMPERATURE)
 
         decay: T = ops.fused("gate", body, raw, bias)
         return decay

@@ -66,7 +66,7 @@ class Hgrn2(GatedMixer):
         q, f, v = read
 
         def body(ops: Vocabulary[Any], f: Any) -> Any:
-            return ops.map("complement", ops.map("sigmoid", f)), ops.map("log_sigmoid", f)
+            return ops.map("complement", ops.map("sigmoid", f)), ops.map("log_sigmoid", ops.cast(f, "accumulate"))
 
         k, decay = ops.fused("forget gate", body, f)
         return ops.map("silu", q), k, v, decay

@@ -11,13 +11,13 @@ from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.gated import Gated
 from costmodel.recurrences.gated_mixer import GatedMixer
-from costmodel.recurrences.pieces import gated_norm, gated_step
+from costmodel.recurrences.pieces import gated_layer_norm, gated_step
 from costmodel.written import decayed, gated_normed
 
 T = TypeVar("T")
 
 
-#: Input gates are exp(GATE_CAP tanh(x / GATE_CAP)).
+#: What gates are made of is capped smoothly: GATE_CAP tanh(x / GATE_CAP).
 GATE_CAP = 15.0
 
 
@@ -25,8 +25,8 @@ class Mlstm(GatedMixer):
     """Exponential input gates, sigmoid forget gates, and a normaliser, carried as one more column of V, of ones.
 
     The paper's running maximum cancels out of its result max(|normaliser|, 1); it only keeps exp in range. Here, as in
-    xLSTM 7B, input gates are capped smoothly, and the maximum is left out: exp(15) is within the range of float32 and
-    bfloat16.
+    xLSTM 7B, gates are capped smoothly, and the maximum is left out: exp(15) is within the range of float32 and
+    bfloat16. The output's norm is a layer norm of each head.
     """
 
     name: ClassVar[str] = "mlstm"
@@ -44,7 +44,7 @@ class Mlstm(GatedMixer):
         D, H, d, e = m["D"], m["H"], m["d"], m["e"]
         read = {"w_q": (D, H, d), "w_k": (D, H, d), "w_v": (D, H, e), "w_g": (D, H, e)}
         gates = {"w_i": (D, H, 1), "w_f": (D, H, 1), "b_i": (H,), "b_f": (H,)}
-        return {**read, **gates, "norm": (e,), "w_o": (H, e, D)}
+        return {**read, **gates, "norm": (H, e), "w_o": (H, e, D)}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return "w_q", "w_k", "w_v", "w_g", "w_i", "w_f"
@@ -67,7 +67,8 @@ class Mlstm(GatedMixer):
             return ops.map("div", values, least)
 
         divided = ops.fused("normaliser", body, ops.slice(mixed, 3, 0, e), ops.slice(mixed, 3, e, 1))
-        normed = gated_norm(ops, divided, at.aside[0], w["norm"], "sigmoid")
+        weight = ops.reshape(w["norm"], (at.sizes["H"], 1, e))
+        normed = gated_layer_norm(ops, divided, at.aside[0], weight, "sigmoid")
         return ops.contract("bhle,hed->bld", normed, w["w_o"])
 
     def usual_width(self, sizes: Mapping[str, int]) -> int:
@@ -79,11 +80,12 @@ class Mlstm(GatedMixer):
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         names = "w_q", "w_k", "w_v", "w_g", "w_i", "w_f"
         q, k, v, gate, i, f = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in names)
-        enter = xp.exp(GATE_CAP * xp.tanh((i + w["b_i"].view(-1, 1, 1)) / GATE_CAP))
-        log_forget = -xp.log(1 + xp.exp(-f - w["b_f"].view(-1, 1, 1)))
+        i, f = (GATE_CAP * xp.tanh((y + w[name].view(-1, 1, 1)) / GATE_CAP) for y, name in ((i, "b_i"), (f, "b_f")))
+        enter, log_forget = xp.exp(i), -xp.log(1 + xp.exp(-f))
         matrix = decayed(xp, q * q.shape[-1] ** -0.5, k * enter, log_forget)
         mixed = matrix @ v / matrix.sum(-1, True).abs().clamp(min=1)
-        normed = gated_normed(mixed, 1 / (1 + xp.exp(-gate)), w["norm"])
+        centred = mixed - mixed.mean(-1, True)
+        normed = gated_normed(centred, 1 / (1 + xp.exp(-gate)), w["norm"][:, None])
         values = xp.cat((v, xp.ones_like(v[..., :1])), -1)
         return Written(matrix, values, xp.einsum("bhle,hed->bld", normed, w["w_o"]))
 
@@ -94,15 +96,18 @@ class Mlstm(GatedMixer):
         bias_i, bias_f = (ops.reshape(w[name], (h, 1, 1)) for name in ("b_i", "b_f"))
 
         def enter(ops: Vocabulary[Any], k: Any, i: Any, bias: Any) -> Any:
-            capped = ops.scale(ops.map("tanh", ops.scale(ops.add(i, bias), 1 / GATE_CAP)), GATE_CAP)
-            return ops.mul(k, ops.map("exp", capped))
+            return ops.mul(k, ops.map("exp", _capped(ops, i, bias)))
 
         def forget(ops: Vocabulary[Any], f: Any, bias: Any) -> Any:
-            return ops.map("log_sigmoid", ops.add(ops.cast(f, "accumulate"), bias))
+            return ops.map("log_sigmoid", _capped(ops, ops.cast(f, "accumulate"), bias))
 
         keys = ops.fused("input gate", enter, k, i, bias_i)
         decay = ops.fused("forget gate", forget, f, bias_f)
         return ops.scale(q, at.sizes["d"] ** -0.5), keys, ops.concat([v, ops.ones((b, h, n, 1))], 3), decay
+
+
+def _capped(ops: Vocabulary[T], x: T, bias: T) -> T:
+    return ops.scale(ops.map("tanh", ops.scale(ops.add(x, bias), 1 / GATE_CAP)), GATE_CAP)
 
 
 mlstm = Mlstm()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from costmodel.carries.direct import Direct
+from costmodel.composite import mean
 from costmodel.mixer import Site
 from costmodel.ops.vocabulary import Vocabulary
 
@@ -16,13 +17,25 @@ def gated_norm(ops: Vocabulary[T], x: T, gate: T, weight: T | None = None, funct
 
     def body(ops: Vocabulary[Any], x: Any, gate: Any, *weight: Any) -> Any:
         shape = ops.shape(x)
-        mean = ops.scale(ops.sum(ops.map("square", x), (len(shape) - 1,)), 1 / shape[-1])
-        normed = ops.mul(x, ops.map("rsqrt_eps", mean))
+        normed = ops.mul(x, ops.map("rsqrt_eps", mean(ops, ops.map("square", x), (len(shape) - 1,))))
         for gain in weight:
             normed = ops.mul(normed, gain)
         return ops.mul(normed, ops.map(function, gate))
 
     result: T = ops.fused("gated norm", body, x, gate, *(() if weight is None else (weight,)))
+    return result
+
+
+def gated_layer_norm(ops: Vocabulary[T], x: T, gate: T, weight: T, function: str) -> T:
+    """layer norm(x) * weight * function(gate) over the last axis, as one kernel."""
+
+    def body(ops: Vocabulary[Any], x: Any, gate: Any, weight: Any) -> Any:
+        centred = ops.map("sub", x, mean(ops, x, (3,)))
+        variance = mean(ops, ops.map("square", centred), (3,))
+        normed = ops.mul(ops.mul(centred, ops.map("rsqrt_eps", variance)), weight)
+        return ops.mul(normed, ops.map(function, gate))
+
+    result: T = ops.fused("gated layer norm", body, x, gate, weight)
     return result
 
 
@@ -140,8 +153,7 @@ def gated_normed_first(ops: Vocabulary[T], mixed: T, x: T, skip: T, gate: T, wei
 
     def body(ops: Vocabulary[Any], mixed: Any, x: Any, skip: Any, gate: Any, weight: Any) -> Any:
         gated = ops.mul(ops.add(mixed, ops.mul(x, skip)), ops.map("silu", gate))
-        mean = ops.scale(ops.sum(ops.map("square", gated), (3,)), 1 / ops.shape(gated)[3])
-        return ops.mul(ops.mul(gated, ops.map("rsqrt_eps", mean)), weight)
+        return ops.mul(ops.mul(gated, ops.map("rsqrt_eps", mean(ops, ops.map("square", gated), (3,)))), weight)
 
     result: T = ops.fused("norm of gated values", body, mixed, x, skip, gate, weight)
     return result
