@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
+from costmodel.errors import InputError
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
@@ -214,6 +215,18 @@ class Mixer(ABC):
         """
         half = int(self.rotary(m)) // 2
         return [ROPE_BASE ** (-pair / half) for pair in range(half)]
+
+
+class Unmasked(Mixer):
+    """A mixer in which every token sees all others, so that it has no decoding and keeps no cache."""
+
+    causality: ClassVar[str] = "full"
+
+    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
+        raise InputError("pass", "decode", f"{self.name} is not causal, and cannot decode token by token")
+
+    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
+        return ()
 
 
 mixers: Registry[Mixer] = Registry("mixer", "costmodel.mixers", Mixer)

@@ -11,7 +11,7 @@ from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.pieces import remembered
+from costmodel.recurrences.pieces import by_channel, by_token, remembered
 from costmodel.written import banded
 
 T = TypeVar("T")
@@ -42,15 +42,13 @@ class ConvMixer(Mixer):
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
-        return Sliding(_channels(ops, read[0]), w["taps"], (at.sizes["K"], at.mask.causal)), ()
+        return Sliding(by_channel(ops, read[0]), w["taps"], (at.sizes["K"], at.mask.causal)), ()
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
-        return remembered(ops, _channels(ops, read[0]), w["taps"], at.cache[0])
+        return remembered(ops, by_channel(ops, read[0]), w["taps"], at.cache[0])
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        b, d, n, _ = ops.shape(mixed)
-        tokens = ops.permute(ops.reshape(mixed, (b, d, n)), (0, 2, 1))
-        return ops.contract("bld,df->blf", ops.map("gelu", tokens), w["w_o"])
+        return ops.contract("bld,df->blf", ops.map("gelu", by_token(ops, mixed)), w["w_o"])
 
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         return (Kept((m["D"], m["K"] - 1)),)
@@ -71,12 +69,6 @@ class ConvMixer(Mixer):
         mixed = (matrix @ values)[..., 0].transpose(1, 2)
         inner = (2 / xp.pi) ** 0.5 * (mixed + 0.044715 * mixed**3)
         return Written(matrix, values, mixed / 2 * (1 + xp.tanh(inner)) @ w["w_o"])
-
-
-def _channels(ops: Vocabulary[T], x: T) -> T:
-    """Tokens x [B, n, D] by channel: [B, D, n, 1]."""
-    b, n, d = ops.shape(x)
-    return ops.reshape(ops.permute(x, (0, 2, 1)), (b, d, n, 1))
 
 
 convmixer = ConvMixer()

@@ -108,6 +108,18 @@ def _slide(ops: Vocabulary[T], x: T, taps: T) -> T:
     return result
 
 
+def by_channel(ops: Vocabulary[T], x: T) -> T:
+    """Tokens x [B, n, D] by channel: [B, D, n, 1]."""
+    b, n, d = ops.shape(x)
+    return ops.reshape(ops.permute(x, (0, 2, 1)), (b, d, n, 1))
+
+
+def by_token(ops: Vocabulary[T], x: T) -> T:
+    """Channels x [B, D, n, 1] by token: [B, n, D]."""
+    b, d, n, _ = ops.shape(x)
+    return ops.permute(ops.reshape(x, (b, d, n)), (0, 2, 1))
+
+
 def decay_rows(ops: Vocabulary[T], log_decay: T) -> T:
     """What one token [B, H, 1, d or 1] leaves of the rows of a state: exp(log_decay) [B, H, d or 1, 1]."""
     b, h, _, d = ops.shape(log_decay)

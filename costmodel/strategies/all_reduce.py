@@ -22,6 +22,7 @@ class AllReduceSum(Strategy):
     source: ClassVar[str] = "Sun et al. 2025 (LASP-2), arXiv 2502.07563, section 3, without a mask"
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Total,)
     axes: ClassVar[tuple[str, ...]] = ("context",)
+    cuts_rows: ClassVar[bool] = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         return equal_stretches(at)

@@ -62,7 +62,9 @@ def _exchanged(ops: Vocabulary[T], x: T, axis: Axis) -> T:
 
 
 def _own_heads(ops: Vocabulary[T], x: T, axis: Axis) -> T:
-    """The part of a weight [heads, ...] that belongs to this rank's heads."""
+    """The part of a weight [heads, ...] that belongs to this rank's heads; one that all heads share, as it is."""
+    if is_number(ops.shape(x)[0], 1):
+        return x
     heads = divide(ops.shape(x)[0], axis.size)
     return ops.slice(x, 0, axis.rank * heads, heads)
 
