@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from costmodel.dims import Dim
+from costmodel.dims import Dim, is_number, same
 from costmodel.ops.mesh import Axis
 from costmodel.program import Seq
 from costmodel.tensor import Tensor
@@ -22,30 +24,44 @@ class Sharing(Enum):
 
 @dataclass(frozen=True)
 class Replicas:
-    """The ranks that hold the same weights: all that differ in data, context or Ulysses index."""
+    """The ranks that hold the same weights.
+
+    In the methods, ``rows`` are those of the parameters that are cut like the sequence.
+
+    Attributes:
+        size: all that differ in data, context or Ulysses index.
+        data: all that differ in data index, which hold the same rows of weights that are cut like the sequence.
+    """
 
     size: Dim
+    data: Dim
     widths: Widths
 
-    def gather(self, parameters: Dim) -> Seq:
+    def gather(self, parameters: Dim, rows: Dim) -> Seq:
         """Each rank's part of the weights, to all."""
-        part = Tensor.new((parameters / self.size,), self.widths.model, "parameter")
-        return self._traced(lambda ops, x, _: ops.all_gather(x, self._axis, 0), part)
+        return self._traced(lambda ops, x, axis: ops.all_gather(x, axis, 0), parameters, rows, part=True)
 
-    def reduce(self, parameters: Dim) -> Seq:
+    def reduce(self, parameters: Dim, rows: Dim) -> Seq:
         """The sum of all gradients, to all."""
-        return self._traced(lambda ops, x, _: ops.all_reduce(x, self._axis), self._whole(parameters))
+        return self._traced(lambda ops, x, axis: ops.all_reduce(x, axis), parameters, rows)
 
-    def scatter(self, parameters: Dim) -> Seq:
+    def scatter(self, parameters: Dim, rows: Dim) -> Seq:
         """The sum of all gradients, each rank its part."""
-        return self._traced(lambda ops, x, _: ops.reduce_scatter(x, self._axis, 0), self._whole(parameters))
+        return self._traced(lambda ops, x, axis: ops.reduce_scatter(x, axis, 0), parameters, rows)
 
-    @property
-    def _axis(self) -> Axis:
-        return Axis("replicas", self.size, 0)
+    def _traced(
+        self, method: Callable[[Tracer, Tensor, Axis], Tensor], parameters: Dim, rows: Dim, part: bool = False
+    ) -> Seq:
+        """The method for what all replicas have copies of, and for the rows."""
+        kind = "parameter" if part else "gradient"
+        sent = {} if same(parameters, rows) and not is_number(rows, 0) else {("replicas", self.size): parameters - rows}
+        if not is_number(rows, 0):
+            sent["data", self.data] = rows
+        axes = [Axis(name, size, 0) for name, size in sent]
+        shapes = [count / axis.size if part else count for count, axis in zip(sent.values(), axes, strict=True)]
+        given = [Tensor.new((shape,), self.widths.model, kind) for shape in shapes]  # type: ignore[arg-type]
 
-    def _whole(self, parameters: Dim) -> Tensor:
-        return Tensor.new((parameters,), self.widths.model, "gradient")
+        def every(ops: Tracer, *inputs: Any) -> tuple[Tensor, ...]:
+            return tuple(method(ops, x, axis) for x, axis in zip(inputs[:-1], axes, strict=True))
 
-    def _traced(self, method: object, x: Tensor) -> Seq:
-        return trace(Tracer(self.widths, 1), method, [x], {}).forward  # type: ignore[arg-type]
+        return trace(Tracer(self.widths, 1), every, given, {}).forward

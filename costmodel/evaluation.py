@@ -71,7 +71,7 @@ class Evaluator:
         self.subject, self.workload, self.cluster = subject, workload, cluster
         self.widths = Widths(workload.width, max(4, workload.width), max(4, workload.width))
         self.train = workload.phase == "train"
-        self.replicas = Replicas(symbol("P_d") * symbol("P_c") * symbol("P_u"), self.widths)
+        self.replicas = Replicas(symbol("P_d") * symbol("P_c") * symbol("P_u"), symbol("P_d"), self.widths)
         self._layers: dict[tuple[int, Way], Formulas] = {}
         self._ends: dict[tuple[tuple[str, ...], bool], list[Formulas]] = {}
 
@@ -326,6 +326,7 @@ class Group:
             self.choices.recompute.astype(np.float64),
             self.choices.shares,
             self.choices.replicas,
+            self.choices.mesh.sizes["data"],
         )
 
     def _piece(self, formulas: Formulas, times: bool, given: Mapping[str, Value]) -> dict[str, Array]:

@@ -6,14 +6,14 @@ are symbols, so that one trace serves every candidate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from costmodel.arrangement import AXES, Way
 from costmodel.block import Share
 from costmodel.data_parallel import Replicas
-from costmodel.dims import Dim, minimum, product
+from costmodel.dims import Dim, Shape, minimum, product, same
 from costmodel.head import embed, logits, loss
 from costmodel.liveness import Memory, memory
 from costmodel.ops.mesh import Axis
@@ -36,6 +36,7 @@ class Piece:
     Attributes:
         count: how often the step runs it.
         parameters: weights of one run, on one rank.
+        rows: those of them with a row for each token that are cut like the sequence.
         sets: how many such sets of weights there are.
         cache: bytes kept for decoding by all runs.
     """
@@ -46,6 +47,7 @@ class Piece:
     parameters: Dim
     sets: Dim
     cache: Dim = 0
+    rows: Dim = 0
 
     @cached_property
     def held(self) -> Memory:
@@ -59,7 +61,8 @@ class Piece:
 
     def sizes(self) -> dict[str, Dim]:
         """Formulas of counts, parameters and bytes, by name."""
-        counted = {"count": self.count, "sets": self.sets, "parameters": self.parameters, "cache": self.cache}
+        counted = {"count": self.count, "sets": self.sets, "cache": self.cache}
+        counted |= {"parameters": self.parameters, "rows": self.rows}
         return counted | {"saved": self.held.saved, "peak": self.held.peak, "given": self.given}
 
     def times(self, replicas: Replicas | None) -> dict[str, Dim]:
@@ -67,7 +70,7 @@ class Piece:
         found = named("forward", times(self.program.forward)) | named("backward", times(self.program.backward))
         if replicas is not None:
             for name in ("gather", "reduce", "scatter"):
-                found |= named(name, times(getattr(replicas, name)(self.parameters)))
+                found |= named(name, times(getattr(replicas, name)(self.parameters, self.rows)))
         return found
 
 
@@ -157,7 +160,17 @@ class Pieces:
             widths = [width(k.precision) if asked is None or not k.tokens else asked for k in kept]
             held = sum((product(k.shape) * each for k, each in zip(kept, widths, strict=True)), 0)
             stored = held * self.batch * layer.count
-        return Piece(layer.mixer.name, program, layer.count, parameters, layer.count, stored)
+        rows = self._rows(layer, way, block.weights())
+        return Piece(layer.mixer.name, program, layer.count, parameters, layer.count, stored, rows)
+
+    def _rows(self, layer: Layer, way: Way, weights: Mapping[str, Shape]) -> Dim:
+        """Elements of the weights that are cut like the sequence."""
+        if not way.strategy.cuts_rows:
+            return 0
+        uncut = Share(self.cut, symbol("L"), 1).block(layer, way, way.axes, self.workload.phase, self.workload.causal)
+        whole = uncut.weights()
+        cut = [name for name, shape in weights.items() if not all(map(same, shape, whole[name]))]
+        return sum((product(weights[name]) for name in cut), 0)
 
     def _kept(self, layer: Layer) -> Dim:
         """Tokens of a sequence that one rank keeps."""

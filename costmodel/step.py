@@ -49,6 +49,11 @@ class Costs:
         """Parameters of all sets of the piece."""
         return self.values["parameters"] * self.values["sets"]
 
+    @property
+    def rows(self) -> Array:
+        """Those of them that are cut like the sequence."""
+        return self.values["rows"] * self.values["sets"]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -59,6 +64,7 @@ class Step:
         recompute: 1 where only a layer's input is kept and its forward pass run again before the backward pass.
         shares: for each kind of sharing, 1 where replicas share out just that.
         replicas: ranks that hold the same weights.
+        data: ranks that hold the same rows of weights that are cut like the sequence.
         update: seconds of the optimizer for a number of parameters, by ``named("update", ...)``.
     """
 
@@ -69,6 +75,7 @@ class Step:
     recompute: Array
     shares: Mapping[Sharing, Array]
     replicas: Array
+    data: Array
 
     @property
     def parameters(self) -> Array:
@@ -78,13 +85,14 @@ class Step:
     @property
     def updated(self) -> Array:
         """Parameters whose optimizer state one rank holds."""
-        return self.parameters * self.part(Sharing.OPTIMIZER, Sharing.EVERYTHING)
+        return self.held(Sharing.OPTIMIZER, Sharing.EVERYTHING)
 
-    def part(self, *shared_by: Sharing) -> Array:
-        """The part of a state that each rank holds, where these kinds of sharing share it out."""
+    def held(self, *shared_by: Sharing) -> Array:
+        """Parameters of which each rank holds a state, where these kinds of sharing share it out."""
         some = _sum([self.shares[sharing] for sharing in shared_by])
-        part: Array = 1 - some + some / self.replicas
-        return part
+        rows = _sum([piece.rows for piece in (*self.layers, *self.ends)])
+        shared: Array = (self.parameters - rows) / self.replicas + rows / self.data
+        return (1 - some) * self.parameters + some * shared
 
     def seconds(self, update: Times) -> Times:
         """Seconds of the step, given those of the optimizer."""
@@ -106,7 +114,7 @@ class Step:
         kinds |= {"parameters": weights, "working": reduce(np.maximum, working)}
         kinds["cache"] = _sum([piece["cache"] for piece in self.layers])
         if self.train:
-            kinds["parameters"] = kinds["gradients"] = weights * self.part(Sharing.EVERYTHING)
+            kinds["parameters"] = kinds["gradients"] = self.held(Sharing.EVERYTHING) * self.widths.model
             kinds["optimizer"] = self.updated * AdamStep.STATE_BYTES
             kinds["activations"] = _sum([piece["count"] * self._kept(piece) for piece in self.layers])
             kinds["working"] = kinds["working"] + self._fetched()
@@ -187,7 +195,7 @@ class Parts:
         yield from self.model(self.recompute)
         if self.train:
             for piece in (*self.layers, *self.ends):
-                for sent, count in self._exchanged(piece.parameters):
+                for sent, count in self._exchanged(piece.parameters, piece.rows):
                     yield sent, count * piece.sets
             yield optimizer(self.widths, self.updated), 1
 
@@ -199,12 +207,12 @@ class Parts:
         for piece in self.ends:
             yield piece.program.whole, piece.count
 
-    def _exchanged(self, parameters: Dim) -> Iterator[tuple[Seq, Dim]]:
+    def _exchanged(self, parameters: Dim, rows: Dim) -> Iterator[tuple[Seq, Dim]]:
         if self.sharing is Sharing.NOTHING:
-            yield self.replicas.reduce(parameters), 1
+            yield self.replicas.reduce(parameters, rows), 1
             return
-        yield self.replicas.scatter(parameters), 1
-        yield self.replicas.gather(parameters), 2 if self.sharing is Sharing.EVERYTHING else 1
+        yield self.replicas.scatter(parameters, rows), 1
+        yield self.replicas.gather(parameters, rows), 2 if self.sharing is Sharing.EVERYTHING else 1
 
     def wire(self) -> dict[str, Wire]:
         """What a rank sends, by axis of the mesh."""

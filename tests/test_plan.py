@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.candidates import factorisations, meshes
+from costmodel.data_parallel import Sharing
 from costmodel.estimate import Chosen, estimate
 from costmodel.hardware import load_profile, parse_cluster
 from costmodel.hardware.cluster import Cluster
@@ -192,3 +193,15 @@ def test_ranks_of_a_nonlinear_recurrence_wait(phase: str) -> None:
     workload = Workload(2**17, phase=phase)  # type: ignore[arg-type]
     (plan,) = rank(from_mixer("lstm"), workload, parse_cluster("8xh100")).best(1)
     assert plan.seconds == pytest.approx(8 * plan.breakdown["recurrence"], rel=0.01)
+
+
+@pytest.mark.parametrize("sharing", [Sharing.NOTHING, Sharing.OPTIMIZER])
+def test_weights_cut_like_the_sequence_have_no_copies_on_its_ranks(sharing: Sharing) -> None:
+    """MLP-Mixer's 2 L S weights are cut over 8 context ranks: nothing to exchange, and all optimizer state is own."""
+    workload, cluster = Workload(2**20, phase="train", causal=False), parse_cluster("8xh100")
+    chosen = Chosen(("all-reduce",), {"context": 8}, sharing=sharing)
+    (plan,) = estimate(from_mixer("mlp-mixer", hidden=384), workload, cluster, chosen).best(1)
+    weights = 2 * 2**20 * 384 / 8
+    assert plan.memory["optimizer"] == 12 * weights
+    assert plan.memory["gradients"] == 2 * weights
+    assert plan.wire.keys() == {"context"}
