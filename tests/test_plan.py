@@ -197,7 +197,7 @@ def test_ranks_of_a_nonlinear_recurrence_wait(phase: str) -> None:
 
 @pytest.mark.parametrize("sharing", [Sharing.NOTHING, Sharing.OPTIMIZER])
 def test_weights_cut_like_the_sequence_have_no_copies_on_its_ranks(sharing: Sharing) -> None:
-    """MLP-Mixer's 2 L S weights are cut over 8 context ranks: nothing to exchange, and all optimizer state is own."""
+    """MLP-Mixer's 2 L D_S weights are cut over 8 context ranks: nothing to exchange, and all optimizer state is own."""
     workload, cluster = Workload(2**20, phase="train", causal=False), parse_cluster("8xh100")
     chosen = Chosen(("all-reduce",), {"context": 8}, sharing=sharing)
     (plan,) = estimate(from_mixer("mlp-mixer", hidden=384), workload, cluster, chosen).best(1)

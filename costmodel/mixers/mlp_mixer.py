@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TokenMlp(Total[T]):
-    """W_2 gelu(W_1^T X) for each channel: x [B, D, n, 1]; inward and outward [n, S], rows of this rank's tokens."""
+    """W_2 gelu(W_1^T X) for each channel: x [B, D, n, 1]; inward and outward [n, D_S], rows of this rank's tokens."""
 
     x: T
     inward: T
@@ -53,11 +53,11 @@ class MlpMixer(Unmasked):
     kernels: ClassVar[tuple[str, ...]] = ("direct",)
     indivisible: ClassVar[str] = "there is no projection of channels that could be cut"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
-        "hidden": Hyperparameter("S", 384, "hidden width of the MLP along the sequence")
+        "hidden": Hyperparameter("D_S", 384, "hidden width of the MLP along the sequence")
     }
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        return {"w_1": (m["rows"], m["S"]), "w_2": (m["rows"], m["S"])}
+        return {"w_1": (m["rows"], m["D_S"]), "w_2": (m["rows"], m["D_S"])}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return (INPUT,)
