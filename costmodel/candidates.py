@@ -187,6 +187,10 @@ def _enough_tokens(layer: Layer, at: Situation) -> Iterator[Requirement]:
         yield divides(
             at.length, cut * grain, f"{{length}} tokens do not divide into pieces of {grain} over {names} ranks"
         )
+    segments = mixer.segments(layer.sizes)
+    if segments:
+        yield divides(at.length, segments, f"{{length}} tokens do not divide into {segments} segments")
+        yield divides(segments, at.context, f"{segments} segments do not divide over {{context}} ranks")
     spread = "{length} tokens over {context} x {ulysses} ranks are less than the"
     if overlap:
         enough = np.equal(ranks, 1) | np.greater_equal(at.length, ranks * overlap)

@@ -184,6 +184,10 @@ class Mixer(ABC):
         """Tokens that stay together on a rank, because they are worked on as one chunk or block."""
         return 1
 
+    def segments(self, m: Sizes) -> int:
+        """Equal parts of the whole sequence that are summed up each by itself, so that none is cut; 0 without any."""
+        return 0
+
     def overlap(self, m: Sizes) -> Dim:
         """Tokens of the rank before that a rank's own read, as under a short convolution, so that it needs as many."""
         return 0

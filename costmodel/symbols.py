@@ -28,7 +28,7 @@ MEANING: dict[str, str] = {
     "C": "tokens of a chunk",
     "b": "tokens of a block that is chosen as one",
     "S": "blocks that a query sees, its own included",
-    "m": "random features",
+    "m": "random features, or landmarks",
     "L_max": "the longest sequence that positions are made for",
     "r_x": "rank of the projection to the token shift",
     "r_g": "rank of the projection to a gate",

@@ -81,15 +81,20 @@ def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -
 
 
 def _size(draw: st.DrawFn, name: str, least: int) -> int:
-    """Dimensions of heads are even, for rotary positions; no sequence drawn is longer than the longest."""
+    """Dimensions of heads are even, for rotary positions; no sequence drawn is longer than the longest; landmarks
+    divide over some numbers of ranks.
+    """
+    if name == "landmarks":
+        return draw(st.sampled_from([4, 6, 12]))
     if name == "longest":
         return draw(st.integers(1000, 2000))
     return 2 * draw(st.integers(1, 4)) if name.endswith("dim") else draw(st.integers(least, 6))
 
 
 def _piece(layer: Layer) -> int:
-    """Tokens that a rank needs at least: whole chunks, and as many as the mixer or the next rank reads."""
-    grain, read = layer.mixer.grain(layer.sizes), int(layer.mixer.overlap(layer.sizes))
+    """Tokens that a rank needs at least: whole chunks and segments, and as many as the mixer or the next rank reads."""
+    grain = layer.mixer.grain(layer.sizes) * max(1, layer.mixer.segments(layer.sizes))
+    read = int(layer.mixer.overlap(layer.sizes))
     return grain * -(-max(read, layer.mixer.shortest(layer.sizes)) // grain)
 
 
