@@ -19,9 +19,9 @@ T = TypeVar("T")
 class StateSerial(Strategy):
     """A nonlinear recurrence cannot be cut in time, so ranks wait for each other; memory is spread all the same.
 
-    One message a rank. The last rank ends after the work of all; what needs no state (projections, feed-forward) is
+    One hand-over a rank. The last rank ends after the work of all; what needs no state (projections, feed-forward) is
     done at the same time. A rank keeps the state it starts from and its tokens, and goes through them again on the way
-    back.
+    back. Layers are timed one after the other; that first ranks could begin the next meanwhile is not counted.
     """
 
     name: ClassVar[str] = "state-serial"
