@@ -30,6 +30,8 @@ MEANING: dict[str, str] = {
     "S": "blocks that a query sees, its own included",
     "m": "random features, or landmarks",
     "L_max": "the longest sequence that positions are made for",
+    "f": "width of the network that makes filters",
+    "n_f": "frequencies among the features of a place",
     "r_x": "rank of the projection to the token shift",
     "r_g": "rank of the projection to a gate",
     "D_i": "inner channels",
