@@ -47,7 +47,8 @@ class Placed:
             own = self.block if own_too else self.start - first * self.block + 1
             return minimum(first, chosen - 1) * self.block + own
         pieces = divide(queries, self.block)
-        few = clip(chosen - 1 - first, 0, pieces)  # pieces of queries with fewer blocks before them than they may have
+        # Pieces of queries with fewer blocks before them than they may have.
+        few = minimum(chosen - 1, pieces) if is_number(self.start, 0) else clip(chosen - 1 - first, 0, pieces)
         before = few * first + divide(few * (few - 1), 2) + (pieces - few) * (chosen - 1)
         own = self.block**2 if own_too else divide(self.block * (self.block + 1), 2)
         return before * self.block**2 + pieces * own

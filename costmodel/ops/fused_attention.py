@@ -33,7 +33,8 @@ class Attention(Primitive):
 
     q [B, H, n_q, d], k [B, H_kv, n_k, d], v [B, H_kv, n_k, e] -> out [B, H, n_q, e], lse [B, H, n_q] (accumulation
     width). A pair costs 2 (d + e) in the two products; scale and subtract; maximum and sum; one exponential. Every
-    operand crosses device memory once: keys and values that a query tile reads again come from cache.
+    operand crosses device memory once: keys and values that a query tile reads again come from cache, as do values that
+    are a part of their keys (absorbed MLA).
     """
 
     mask: Mask
@@ -59,6 +60,12 @@ class Attention(Primitive):
             "reduction": 2 * pairs,
             "special": pairs + rows,
         }
+
+    def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
+        read, written = super().traffic(inputs, outputs)
+        _, k, v = inputs
+        within = v.storage is k.storage and same(k.bytes, k.storage.bytes)  # keys are all there is in that memory
+        return (read - v.bytes if within else read), written
 
     def front(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dim:
         q, _, v = inputs
