@@ -42,6 +42,7 @@ MEANING: dict[str, str] = {
     "K": "taps of a short convolution",
     "D_S": "hidden width of an MLP along the sequence (MLP-Mixer)",
     "k": "rows that keys and values are projected to (Linformer)",
+    "r_p": "rank of the position biases (AFT)",
     "r_q": "rank of the query latent (MLA)",
     "r_kv": "rank of the key-value latent (MLA)",
     "d_n": "head dimension without position (MLA), or that does not turn (Mamba-3)",
