@@ -41,6 +41,8 @@ MEANING: dict[str, str] = {
     "r_dt": "rank of the projection to a step",
     "K": "taps of a short convolution",
     "D_S": "hidden width of an MLP along the sequence (MLP-Mixer)",
+    "Z": "channels of a gate along the sequence (gMLP)",
+    "r": "rank of a projection",
     "k": "rows that keys and values are projected to (Linformer)",
     "r_p": "rank of the position biases (AFT)",
     "r_q": "rank of the query latent (MLA)",

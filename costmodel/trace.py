@@ -149,6 +149,9 @@ class Tracer(Vocabulary[Tensor]):
             self._sink.append(Loop(step, body) if isinstance(step, Step) else body)
             blocks = following
 
+    def visiting(self, axis: Axis, step: Any) -> Dim:
+        return axis.rank  # one stands for all: where a slice starts costs nothing
+
     def relay(
         self,
         axis: Axis,

@@ -118,3 +118,8 @@ def toeplitz(xp: Any, taps: Any) -> Any:
     n = taps.shape[-1]
     lags = xp.arange(n)[:, None] - xp.arange(n)[None, :]
     return taps[:, lags.clamp(min=0)] * (lags >= 0)
+
+
+def gelu(xp: Any, x: Any) -> Any:
+    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): Hendrycks & Gimpel 2016, arXiv 1606.08415, equation 2."""
+    return x / 2 * (1 + xp.tanh((2 / xp.pi) ** 0.5 * (x + 0.044715 * x**3)))

@@ -76,6 +76,10 @@ class Executor(Vocabulary[Tensor]):
     def when(self, condition: bool, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
         return then() if condition else otherwise()
 
+    def visiting(self, axis: Axis, step: int) -> int:
+        place: int = (axis.rank - step) % axis.size
+        return place
+
     def relay(
         self,
         axis: Axis,

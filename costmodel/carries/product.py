@@ -1,4 +1,4 @@
-"""The product carry: a matrix of weights, with a row and a column for each token, times values."""
+"""The product carry: a matrix over all tokens, of which each token knows its row, times values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
 from costmodel.carry import Carry
-from costmodel.dims import is_number
 from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -15,52 +14,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Product(Carry[T]):
-    """P V where P does not depend on the input, so that only V crosses a cut.
+    """P V of values [B, H, n, e]: a row of P does not depend on other tokens, but the product needs all values.
 
     Attributes:
-        matrix: P [H, n, L], or [1, n, L] for one that all heads share: the rows of this rank's tokens.
-        values: V [B, H, n, e].
+        matrix: rows of P for this rank's tokens: ``"ij"`` [n, L], the same for all heads, ``"hij"`` [H, n, L], or
+            ``"bhij"`` [B, H, n, L].
+        axes: which of these.
     """
 
     matrix: T
     values: T
+    axes: str
 
-    kind: ClassVar[str] = "values of a weight matrix"
+    kind: ClassVar[str] = "values"
 
     def streams(self) -> tuple[T, ...]:
-        return (self.values,)
+        return (self.values, self.matrix) if self.axes == "bhij" else (self.values,)
 
     def parameters(self) -> tuple[T, ...]:
-        return (self.matrix,)
+        return (self.matrix,) if self.axes == "hij" else ()
 
     def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Product[T]:
-        return replace(self, values=streams[0], matrix=parameters[0])
+        values, *matrix = (*streams, *parameters)
+        return replace(self, values=values, matrix=matrix[0] if matrix else self.matrix)
 
     def whole(self, ops: Vocabulary[T]) -> T:
-        return times(ops, self.matrix, self.values)
+        return self.times(ops, self.matrix, self.values)
 
+    def times(self, ops: Vocabulary[T], matrix: T, values: T) -> T:
+        """Columns of P by the values [B, H, m, e] that belong to them: [B, H, n, e]."""
+        return ops.contract(f"{self.axes},bhje->bhie", matrix, values)
 
-def times(ops: Vocabulary[T], matrix: T, values: T) -> T:
-    """P V [B, H, n, e], of P [H or 1, n, m] and V [B, H, m, e]."""
-    matrix, head = _drop_head(ops, matrix)
-    return ops.contract(f"{head}ij,bhje->bhie", matrix, values)
-
-
-def values_gradient(ops: Vocabulary[T], matrix: T, gradient: T) -> T:
-    """The gradient of V [B, H, m, e], given that of P V."""
-    matrix, head = _drop_head(ops, matrix)
-    return ops.contract(f"{head}ij,bhie->bhje", matrix, gradient)
-
-
-def matrix_gradient(ops: Vocabulary[T], heads: T, values: T, gradient: T) -> T:
-    """The gradient of P [H or 1, n, m], given that of P V; ``heads`` is a matrix of as many heads."""
-    h = ops.shape(heads)[0]
-    if is_number(h, 1):
-        found = ops.contract("bhie,bhje->ij", gradient, values)
-        return ops.reshape(found, (1, *ops.shape(found)))
-    return ops.contract("bhie,bhje->hij", gradient, values)
-
-
-def _drop_head(ops: Vocabulary[T], matrix: T) -> tuple[T, str]:
-    h, n, m = ops.shape(matrix)
-    return (ops.reshape(matrix, (n, m)), "") if is_number(h, 1) else (matrix, "h")
+    def back(self, ops: Vocabulary[T], matrix: T, values: T, gradient: T) -> tuple[T, T]:
+        """The gradients of both, given the product's [B, H, n, e]."""
+        of_matrix = ops.contract(f"bhie,bhje->{self.axes}", gradient, values)
+        return of_matrix, ops.contract(f"{self.axes},bhie->bhje", matrix, gradient)

@@ -12,7 +12,7 @@ from costmodel.dims import Dim, Shape
 from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.pieces import by_channel, by_token, remembered
-from costmodel.written import banded
+from costmodel.written import banded, gelu
 
 T = TypeVar("T")
 
@@ -67,8 +67,7 @@ class ConvMixer(Mixer):
         matrix = banded(xp, w["taps"][:, 0], x.shape[1], left)[None]
         values = x.transpose(1, 2)[..., None]
         mixed = (matrix @ values)[..., 0].transpose(1, 2)
-        inner = (2 / xp.pi) ** 0.5 * (mixed + 0.044715 * mixed**3)
-        return Written(matrix, values, mixed / 2 * (1 + xp.tanh(inner)) @ w["w_o"])
+        return Written(matrix, values, gelu(xp, mixed) @ w["w_o"])
 
 
 convmixer = ConvMixer()

@@ -12,6 +12,7 @@ from costmodel.dims import Dim, Shape
 from costmodel.mixer import INPUT, Hyperparameter, Site, Sizes, Unmasked, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.pieces import by_channel, by_token
+from costmodel.written import gelu
 
 T = TypeVar("T")
 
@@ -78,8 +79,7 @@ class MlpMixer(Unmasked):
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         hidden = w["w_1"].transpose(0, 1) @ x
-        inner = (2 / xp.pi) ** 0.5 * (hidden + 0.044715 * hidden**3)
-        return Written(None, None, w["w_2"] @ (hidden / 2 * (1 + xp.tanh(inner))))
+        return Written(None, None, w["w_2"] @ gelu(xp, hidden))
 
 
 mlp_mixer = MlpMixer()

@@ -41,8 +41,7 @@ class ResMlp(Unmasked):
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
-        matrix = ops.reshape(w["mixing"], (1, *ops.shape(w["mixing"])))
-        return Product(matrix, by_channel(ops, read[0])), ()
+        return Product(w["mixing"], by_channel(ops, read[0]), "ij"), ()
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
         return by_token(ops, mixed)

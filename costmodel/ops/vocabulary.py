@@ -100,6 +100,10 @@ class Vocabulary(ABC, Generic[T]):
         """
 
     @abstractmethod
+    def visiting(self, axis: Axis, step: Any) -> Dim:
+        """The rank whose blocks are at hand at a step of ``rotate``; only for where a slice starts."""
+
+    @abstractmethod
     def relay(
         self,
         axis: Axis,

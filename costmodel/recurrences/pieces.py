@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from costmodel.carries.direct import Direct
 from costmodel.composite import mean
+from costmodel.dims import Dim, same
 from costmodel.mixer import Site
 from costmodel.ops.vocabulary import Vocabulary
 
@@ -106,6 +107,13 @@ def _slide(ops: Vocabulary[T], x: T, taps: T) -> T:
 
     result: T = ops.fused("short convolution", body, x, taps)
     return result
+
+
+def own_rows(ops: Vocabulary[T], weight: T, n: Dim, at: Site[T]) -> T:
+    """Of a weight with a row for each token, those of this rank's n tokens, which lie on the ranks in order."""
+    if at.line is None or same(ops.shape(weight)[0], n):
+        return weight
+    return ops.slice(weight, 0, at.line.rank * n, n)
 
 
 def by_channel(ops: Vocabulary[T], x: T) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.product import Product, matrix_gradient, times, values_gradient
+from costmodel.carries.product import Product
 from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
@@ -35,13 +35,12 @@ class GatherValues(Strategy):
         axis = axes["context"]
 
         def forward(ops: Vocabulary[T], matrix: T, values: T) -> tuple[T, tuple[T, ...]]:
-            return times(ops, matrix, ops.all_gather(values, axis, 2)), (matrix, values)
+            return carry.times(ops, matrix, ops.all_gather(values, axis, 2)), (matrix, values)
 
         def backward(ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
             matrix, values = saved
-            of_all = ops.cast(values_gradient(ops, matrix, gradient), "gradient")
-            of_own = ops.cast(ops.reduce_scatter(of_all, axis, 2), "model")
-            return matrix_gradient(ops, matrix, ops.all_gather(values, axis, 2), gradient), of_own
+            of_matrix, of_all = carry.back(ops, matrix, ops.all_gather(values, axis, 2), gradient)
+            return of_matrix, ops.cast(ops.reduce_scatter(ops.cast(of_all, "gradient"), axis, 2), "model")
 
         result: T = ops.custom(forward, backward, carry.matrix, carry.values)
         return result

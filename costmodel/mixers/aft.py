@@ -1,0 +1,131 @@
+"""Attention-free transformers: in each channel, averages of values weighted by keys and by learned biases of places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+from costmodel.carries.product import Product
+from costmodel.carries.total import Total
+from costmodel.carry import Carry, Structure
+from costmodel.dims import Dim, Shape
+from costmodel.mixer import Hyperparameter, Site, Sizes, Unmasked, Weights, Written
+from costmodel.ops.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+
+class _Free(Unmasked):
+    """Y = sigmoid(Q) * (sum of w_ij exp(K_j) V_j) / (sum of w_ij exp(K_j)), then an output projection.
+
+    Numerator and denominator are carried as values of twice the width. The largest key, which implementations subtract
+    against overflow, cancels and is left out.
+    """
+
+    kernels: ClassVar[tuple[str, ...]] = ("direct",)
+    sizes: ClassVar[Mapping[str, Hyperparameter]] = {
+        "heads": Hyperparameter("H", 8, "groups of channels, which only say how ranks may cut them", cut=True),
+        "value_dim": Hyperparameter("e", 64, "channels of a group"),
+    }
+
+    def weights(self, m: Sizes) -> dict[str, Shape]:
+        D, H, e = m["D"], m["H"], m["e"]
+        return {**dict.fromkeys(("w_q", "w_k", "w_v"), (D, H, e)), "w_o": (H, e, D)}
+
+    def inputs(self, m: Sizes) -> tuple[str, ...]:
+        return "w_q", "w_k", "w_v"
+
+    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
+        def body(ops: Vocabulary[Any], q: Any, top: Any, bottom: Any) -> Any:
+            return ops.mul(ops.map("sigmoid", q), ops.map("div", top, bottom))
+
+        gated = ops.fused("gated average", body, at.aside[0], *ops.halves(mixed, 3))
+        return ops.contract("bhle,hed->bld", gated, w["w_o"])
+
+    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
+        return m["H"], m["H"]
+
+    def _weighed(self, ops: Vocabulary[T], k: T, v: T) -> T:
+        """[exp(K) V, exp(K)] [B, H, n, 2 e], as one kernel."""
+
+        def body(ops: Vocabulary[Any], k: Any, v: Any) -> Any:
+            weight = ops.map("exp", k)
+            return ops.concat([ops.mul(weight, v), weight], 3)
+
+        result: T = ops.fused("weighed values", body, k, v)
+        return result
+
+    def _written(self, xp: Any, x: Any, w: Weights, places: Any) -> Written:
+        q, k, v = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in ("w_q", "w_k", "w_v"))
+        values = xp.cat((xp.exp(k) * v, xp.exp(k)), -1)
+        top, bottom = (places @ values).chunk(2, -1)
+        gated = top / bottom / (1 + xp.exp(-q))
+        return Written(places[None, None], values, xp.einsum("bhle,hed->bld", gated, w["w_o"]))
+
+
+class AftFull(_Free):
+    """w_ij = exp of a learned bias for every pair of places."""
+
+    name: ClassVar[str] = "aft-full"
+    title: ClassVar[str] = "AFT-full (attention-free transformer)"
+    template: ClassVar[str] = "P_ij = exp(w_ij) exp(K_j) / rowsum, for each channel,  V = X W_v,  Y = sigmoid(Q) * P V"
+    source: ClassVar[str] = "Zhai et al. 2021, arXiv 2105.14103, equation 2"
+    structure: ClassVar[Structure] = Structure.DENSE
+    carry: ClassVar[type[Carry[Any]]] = Product
+
+    def weights(self, m: Sizes) -> dict[str, Shape]:
+        return {**super().weights(m), "bias": (m["rows"], m["L"])}
+
+    def project(
+        self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
+    ) -> tuple[Carry[T], tuple[T, ...]]:
+        q, k, v = read
+        return Product(ops.map("exp", w["bias"]), self._weighed(ops, k, v), "ij", aside=(q,)), ()
+
+    def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
+        return self._written(xp, x, w, xp.exp(w["bias"]))
+
+
+@dataclass(frozen=True)
+class Everywhere(Total[T]):
+    """The sum of values [B, H, n, e] over all tokens, for each of them."""
+
+    values: T
+
+    def streams(self) -> tuple[T, ...]:
+        return (self.values,)
+
+    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Everywhere[T]:
+        return replace(self, values=streams[0])
+
+    def partial(self, ops: Vocabulary[T]) -> tuple[T, ...]:
+        return (ops.cast(ops.sum(self.values, (2,)), "accumulate"),)
+
+    def finish(self, ops: Vocabulary[T], totals: tuple[T, ...]) -> T:
+        return ops.expand(ops.cast(totals[0], "model"), ops.shape(self.values))
+
+
+class AftSimple(_Free):
+    """w_ij = 1: the same average for every token."""
+
+    name: ClassVar[str] = "aft-simple"
+    title: ClassVar[str] = "AFT-simple (attention-free transformer)"
+    template: ClassVar[str] = "P_ij = exp(K_j) / sum, for each channel,  V = X W_v,  Y = sigmoid(Q) * P V"
+    source: ClassVar[str] = "Zhai et al. 2021, arXiv 2105.14103, equation 5"
+    structure: ClassVar[Structure] = Structure.LOW_RANK
+    carry: ClassVar[type[Carry[Any]]] = Total
+
+    def project(
+        self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
+    ) -> tuple[Carry[T], tuple[T, ...]]:
+        q, k, v = read
+        return Everywhere(self._weighed(ops, k, v), aside=(q,)), ()
+
+    def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
+        n = x.shape[1]
+        return self._written(xp, x, w, xp.ones((n, n), dtype=x.dtype))
+
+
+aft_full = AftFull()
+aft_simple = AftSimple()
