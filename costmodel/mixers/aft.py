@@ -65,7 +65,7 @@ class _Free(Unmasked):
 
 
 class AftFull(_Free):
-    """w_ij = exp of a learned bias for every pair of places."""
+    """w = exp(U V^T), a bias for every pair of places; U V^T is of low rank, its exponential is not."""
 
     name: ClassVar[str] = "aft-full"
     title: ClassVar[str] = "AFT-full (attention-free transformer)"
@@ -74,17 +74,23 @@ class AftFull(_Free):
     structure: ClassVar[Structure] = Structure.DENSE
     carry: ClassVar[type[Carry[Any]]] = Product
 
+    sizes: ClassVar[Mapping[str, Hyperparameter]] = {
+        **_Free.sizes,
+        "bias_rank": Hyperparameter("r_p", 128, "rank of the biases of places"),
+    }
+
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        return {**super().weights(m), "bias": (m["rows"], m["L"])}
+        return {**super().weights(m), "left": (m["rows"], m["r_p"]), "right": (m["L"], m["r_p"])}
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
         q, k, v = read
-        return Product(ops.map("exp", w["bias"]), self._weighed(ops, k, v), "ij", aside=(q,)), ()
+        places = ops.map("exp", ops.contract("ir,jr->ij", w["left"], w["right"]))
+        return Product(places, self._weighed(ops, k, v), "ij", aside=(q,)), ()
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
-        return self._written(xp, x, w, xp.exp(w["bias"]))
+        return self._written(xp, x, w, xp.exp(w["left"] @ w["right"].mT))
 
 
 @dataclass(frozen=True)
