@@ -205,7 +205,7 @@ class Mixer(ABC):
         return sizes["heads"] * sizes.get("head_dim", sizes.get("value_dim", 1))
 
     def reach(self, m: Sizes) -> Dim:
-        """How many tokens away, to one side, a token sees at most; only for the halo carry."""
+        """How many tokens away, to one side, a token sees at most (in one exchange); only for the halo carry."""
         return 0
 
     def rotary(self, m: Sizes) -> Dim:

@@ -40,6 +40,7 @@ MEANING: dict[str, str] = {
     "r_a": "rank of the projection to a removal rate",
     "r_dt": "rank of the projection to a step",
     "K": "taps of a short convolution",
+    "J": "levels of a tree of convolutions (MultiresConv)",
     "D_S": "hidden width of an MLP along the sequence (MLP-Mixer)",
     "Z": "channels of a gate along the sequence (gMLP)",
     "r": "rank of a projection",

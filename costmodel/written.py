@@ -123,3 +123,8 @@ def toeplitz(xp: Any, taps: Any) -> Any:
 def gelu(xp: Any, x: Any) -> Any:
     """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): Hendrycks & Gimpel 2016, arXiv 1606.08415, equation 2."""
     return x / 2 * (1 + xp.tanh((2 / xp.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def glu(xp: Any, value: Any, gate: Any) -> Any:
+    """value sigmoid(gate)."""
+    return value / (1 + xp.exp(-gate))

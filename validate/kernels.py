@@ -183,12 +183,17 @@ def masked(primitive: Masked, ops: Executor, pairs: Tensor) -> Tensor:
 
 @runs(Depthwise)
 def depthwise(primitive: Depthwise, ops: Executor, x: Tensor, taps: Tensor) -> Tensor:
-    return (x.unfold(2, taps.shape[1], 1) * taps[:, None]).sum(-1)
+    return (_under_taps(x, taps.shape[1], primitive.apart) * taps[:, None]).sum(-1)
 
 
 @runs(TapsGradient)
 def taps_gradient(primitive: TapsGradient, ops: Executor, x: Tensor, gradient: Tensor) -> Tensor:
-    return (x.unfold(2, primitive.taps, 1) * gradient[..., None]).sum((0, 2))
+    return (_under_taps(x, primitive.taps, primitive.apart) * gradient[..., None]).sum((0, 2))
+
+
+def _under_taps(x: Tensor, taps: int, apart: int) -> Tensor:
+    """What each place has under its taps: [B, C, n, K] of x [B, C, n + (K - 1) apart]."""
+    return x.unfold(2, (taps - 1) * apart + 1, 1)[..., ::apart]
 
 
 @runs(Softmax)

@@ -14,10 +14,21 @@ from costmodel.ops.vocabulary import Vocabulary
 T = TypeVar("T")
 
 
-class Neighbours(Carry[T]):
-    """P is banded: row i is zero outside i - left ... i + right."""
+class Near(Carry[T]):
+    """P is banded, so that ranks need rows of their neighbours only."""
 
     kind: ClassVar[str] = "halo"
+
+    @abstractmethod
+    def beside(self, ops: Vocabulary[T], line: Axis | None) -> T:
+        """The mixed values [B, H, n, e], with the rows of neighbours on a line of ranks; zeros beyond its ends."""
+
+    def whole(self, ops: Vocabulary[T]) -> T:
+        return self.beside(ops, None)
+
+
+class Neighbours(Near[T]):
+    """All rows of neighbours are exchanged at once: row i of P is zero outside i - left ... i + right."""
 
     @property
     @abstractmethod
@@ -33,9 +44,5 @@ class Neighbours(Carry[T]):
         return self.streams()
 
     def beside(self, ops: Vocabulary[T], line: Axis | None) -> T:
-        """The mixed values, with the rows of neighbours on a line of ranks; zeros beyond its ends."""
         left, right = self.reach
         return self.local(ops, [ops.halo(x, 2, left, right, line) for x in self.seen()])
-
-    def whole(self, ops: Vocabulary[T]) -> T:
-        return self.beside(ops, None)

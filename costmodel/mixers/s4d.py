@@ -12,8 +12,8 @@ from costmodel.dims import Dim, Shape
 from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.diagonal import PARAMETERS, DiagonalFilter, diagonal_step, filter_weights, written_taps
-from costmodel.recurrences.pieces import by_channel
-from costmodel.written import toeplitz
+from costmodel.recurrences.pieces import by_channel, gated_unit
+from costmodel.written import gelu, glu, toeplitz
 
 T = TypeVar("T")
 
@@ -60,12 +60,7 @@ class S4D(Mixer):
 
         skip = ops.reshape(w["skip"], (at.sizes["D"], 1, 1))
         y = ops.fused("skip and gelu", activated, mixed, at.aside[0], skip)
-        value, gate = (ops.contract("bhle,hed->bld", y, w[name]) for name in ("w_o", "w_g"))
-
-        def gated(ops: Vocabulary[Any], value: Any, gate: Any) -> Any:
-            return ops.mul(value, ops.map("sigmoid", gate))
-
-        result: T = ops.fused("gated linear unit", gated, value, gate)
+        result: T = gated_unit(ops, y, w["w_o"], w["w_g"])
         return result
 
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
@@ -79,9 +74,8 @@ class S4D(Mixer):
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         matrix, values = toeplitz(xp, written_taps(xp, w, x.shape[1]))[None], x.transpose(1, 2)[..., None]
-        y = (matrix @ values)[..., 0].transpose(1, 2) + w["skip"] * x
-        y = xp.nn.functional.gelu(y, approximate="tanh")
-        return Written(matrix, values, y @ w["w_o"][:, 0] / (1 + xp.exp(-(y @ w["w_g"][:, 0]))))
+        y = gelu(xp, (matrix @ values)[..., 0].transpose(1, 2) + w["skip"] * x)
+        return Written(matrix, values, glu(xp, y @ w["w_o"][:, 0], y @ w["w_g"][:, 0]))
 
 
 s4d = S4D()

@@ -1,4 +1,4 @@
-"""Depthwise convolution along the sequence, short enough to be done by sliding."""
+"""Depthwise convolution along the sequence, of few enough taps to be done by sliding."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Depthwise(Primitive):
-    """y[b, c, i] = sum over j < K of x[b, c, i + j] taps[c, j]: x [B, C, n + K - 1], taps [C, K] -> [B, C, n].
+    """y[b, c, i] = sum over j < K of x[b, c, i + j a] taps[c, j]: x [B, C, n + (K - 1) a], taps [C, K] -> [B, C, n].
 
     2 K elementwise FLOP an output: one channel at a time, it is no work for matrix units.
+
+    Attributes:
+        apart: a, the distance of the places under neighbouring taps (dilation).
     """
+
+    apart: Dim = 1
 
     family = "convolution"
 
@@ -28,7 +33,7 @@ class Depthwise(Primitive):
         x, taps = inputs
         if not same(x.shape[1], taps.shape[0]):
             raise ValueError(f"taps {taps.shape} are not those of the channels of {x.shape}")
-        return (Spec((*x.shape[:2], x.shape[2] - taps.shape[1] + 1), x.width),)
+        return (Spec((*x.shape[:2], x.shape[2] - self.apart * (taps.shape[1] - 1)), x.width),)
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"elementwise": 2 * inputs[1].shape[1] * outputs[0].elements}
@@ -40,17 +45,19 @@ class Depthwise(Primitive):
 
         def of_input() -> Any:
             k, n = ops.shape(taps)[1], ops.shape(gradients[0])[2]
-            padded = ops.apply(Pad(2, k - 1, n + 2 * (k - 1)), gradients[0])[0]
-            return ops.apply(Depthwise(), padded, ops.apply(Flip(1), taps)[0])[0]
+            around = self.apart * (k - 1)
+            padded = ops.apply(Pad(2, around, n + 2 * around), gradients[0])[0]
+            return ops.apply(self, padded, ops.apply(Flip(1), taps)[0])[0]
 
-        return of_input, lambda: ops.apply(TapsGradient(ops.shape(taps)[1]), x, gradients[0])[0]
+        return of_input, lambda: ops.apply(TapsGradient(ops.shape(taps)[1], self.apart), x, gradients[0])[0]
 
 
 @dataclass(frozen=True)
 class TapsGradient(Primitive):
-    """The gradient [C, K] of a depthwise convolution's taps: x [B, C, n + K - 1], output's gradient [B, C, n]."""
+    """The gradient [C, K] of a depthwise convolution's taps: x [B, C, n + (K - 1) a], output's gradient [B, C, n]."""
 
     taps: Dim
+    apart: Dim = 1
 
     family = "convolution"
 

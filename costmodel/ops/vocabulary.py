@@ -208,9 +208,9 @@ class Vocabulary(ABC, Generic[T]):
         """Pairs [..., n_q, n_k] where the mask leaves them (strict: without the diagonal), ``fill`` elsewhere."""
         return self.apply(Masked(mask, fill, strict), pairs)[0]
 
-    def depthwise(self, x: T, taps: T) -> T:
-        """Sliding sums of x [B, C, n + K - 1] weighted by taps [C, K]: [B, C, n]."""
-        return self.apply(Depthwise(), x, taps)[0]
+    def depthwise(self, x: T, taps: T, apart: Dim = 1) -> T:
+        """Sliding sums of x [B, C, n + (K - 1) apart] weighted by taps [C, K], so far apart: [B, C, n]."""
+        return self.apply(Depthwise(apart), x, taps)[0]
 
     def dynamic_depthwise(self, x: T, taps: T) -> T:
         """As ``depthwise`` of rows x [B, H, n + K - 1, e], with taps [B, H, n, K] of each position's own."""

@@ -177,3 +177,14 @@ def gated_normed_first(ops: Vocabulary[T], mixed: T, x: T, skip: T, gate: T, wei
 
     result: T = ops.fused("norm of gated values", body, mixed, x, skip, gate, weight)
     return result
+
+
+def gated_unit(ops: Vocabulary[T], y: T, value: T, gate: T) -> T:
+    """The gated linear unit (y value) sigmoid(y gate) [B, n, D], of y [B, H, n, e] and weights [H, e, D]."""
+
+    def gated(ops: Vocabulary[Any], value: Any, gate: Any) -> Any:
+        return ops.mul(value, ops.map("sigmoid", gate))
+
+    both = (ops.contract("bhle,hed->bld", y, weight) for weight in (value, gate))
+    result: T = ops.fused("gated linear unit", gated, *both)
+    return result

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from costmodel.carries.neighbours import Neighbours
+from costmodel.carries.neighbours import Near
 from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
@@ -22,7 +22,7 @@ class Halo(Strategy):
     name: ClassVar[str] = "halo"
     title: ClassVar[str] = "halo exchange with the neighbours"
     source: ClassVar[str] = "stencil codes; for convolutions, Dryden et al. 2019, arXiv 1903.06681"
-    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Neighbours,)
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Near,)
     axes: ClassVar[tuple[str, ...]] = ("context",)
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
@@ -32,7 +32,7 @@ class Halo(Strategy):
             "tokens see {reach} others to one side, more than {length} / {context} ranks has",
         )
 
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Neighbours[T]) -> T:
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Near[T]) -> T:
         return carry.beside(ops, axes["context"])
 
 

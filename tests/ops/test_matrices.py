@@ -60,6 +60,13 @@ CASES = {
         lambda s: {"elementwise": 2 * s.w * s.B * s.H * s.C},
         lambda s: {"elementwise": 2 * s.w * s.B * s.H * (s.C + s.w - 1 + s.C)},
     ),
+    "depthwise, taps apart": Case(
+        lambda ops, x, taps: ops.depthwise(x, taps, 3),
+        lambda x, taps: torch.nn.functional.conv1d(x, taps[:, None], dilation=3, groups=x.shape[1]),
+        lambda s: ((s.B, s.H, s.C + 3 * (s.w - 1)), (s.H, s.w)),
+        lambda s: {"elementwise": 2 * s.w * s.B * s.H * s.C},
+        lambda s: {"elementwise": 2 * s.w * s.B * s.H * (s.C + 3 * (s.w - 1) + s.C)},
+    ),
     "dynamic_depthwise": Case(
         lambda ops, x, taps: ops.dynamic_depthwise(x, taps),
         slid_by_place,

@@ -82,10 +82,12 @@ def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -
 
 def _size(draw: st.DrawFn, name: str, least: int) -> int:
     """Dimensions of heads are even, for rotary positions; no sequence drawn is longer than the longest; landmarks
-    divide over some numbers of ranks.
+    divide over some numbers of ranks; few levels, as tokens see twice as far with each.
     """
     if name == "landmarks":
         return draw(st.sampled_from([4, 6, 12]))
+    if name == "levels":
+        return draw(st.integers(1, 3))
     if name == "longest":
         return draw(st.integers(1000, 2000))
     return 2 * draw(st.integers(1, 4)) if name.endswith("dim") else draw(st.integers(least, 6))
