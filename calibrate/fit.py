@@ -20,6 +20,7 @@ from scipy.optimize import least_squares
 from calibrate.cases import axis, program
 from calibrate.measurement import Measurement
 from costmodel.compiled import Compiled
+from costmodel.errors import UnknownNameError
 from costmodel.expression import Expression, lift
 from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.profile import Profile, look_up, placed
@@ -97,6 +98,7 @@ class Block:
         keys: numbers that every fit has, as far as measurements depend on them.
         terms: numbers of which a fit has those that improve predictions, in the order in which they are tried; those
             of one entry belong together.
+        cards: whether what differs between its sources is what differs between cards.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Block:
     families: tuple[str, ...]
     keys: tuple[str, ...]
     terms: tuple[tuple[str, ...], ...] = ()
+    cards: bool = False
 
     def chosen(self, measurements: Iterable[Measurement]) -> list[Measurement]:
         """Those that it is fitted to."""
@@ -136,6 +139,7 @@ BLOCKS = (
         ("gemm",),
         _kernel("gemm", "compute", "memory"),
         (_kernel("gemm", "exposed"), _kernel("gemm", "launch_s")),
+        cards=True,
     ),
     Block(
         "attention",
@@ -155,10 +159,30 @@ BLOCKS = (
         "link",
         ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ring_shift"),
         ("links[0]",),
-        ("links[0].latency_s", "links[0].bytes_per_s", *(f"links[0].collectives.{name}" for name in BUS)),
+        (
+            "links[0].latency_s",
+            "links[0].bytes_per_s",
+            *(f"links[0].collectives.{name}" for name in BUS),
+        ),
         (("links[0].start_s",), ("links[0].small_latency_s", "links[0].small_cost")),
     ),
 )
+
+
+def blocks(names: Iterable[str]) -> tuple[Block, ...]:
+    """Blocks by name, in the order in which they are fitted; all without names.
+
+    Raises:
+        UnknownNameError: for a name that is none.
+    """
+    known, chosen = [block.name for block in BLOCKS], set(names)
+    for name in chosen - set(known):
+        raise UnknownNameError("block of numbers", name, known)
+    return tuple(block for block in BLOCKS if not chosen or block.name in chosen)
+
+
+#: What a profile says of a number that it did not have and the measurements do not tell.
+START = "where the fit starts, of the usual size; the measured runs do not say it"
 
 #: Where numbers that a profile does not have start; a term that is left out is as if it were not there.
 STARTS = {
@@ -191,6 +215,7 @@ class Fit:
         offsets: of each source, in logarithms of predicted over measured seconds.
         covariance: of logarithms of the numbers, then of the offsets in order of sources.
         unidentified: keys that the measurements say too little of: they are as they were.
+        rejected: terms that do not improve predictions: the profile is without them.
     """
 
     block: Block
@@ -201,6 +226,7 @@ class Fit:
     variances: Variances
     measurements: tuple[Measurement, ...] = field(repr=False)
     unidentified: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
 
     @property
     def values(self) -> dict[str, float]:
@@ -217,11 +243,9 @@ class Fit:
 
         What is known of a source's offset is used for other runs of that source.
         """
-        predictor = Predictor(measurements, self.profile)
+        jacobian = np.hstack([self._slopes(measurements), np.zeros((len(measurements), len(self.offsets)))])
+        mean = np.log(Predictor(measurements, self.profile)(self.profile))
         place = {source: len(self.keys) + number for number, source in enumerate(self.offsets)}
-        jacobian = np.zeros((len(measurements), len(self.covariance)))
-        jacobian[:, : len(self.keys)] = _slopes(predictor, self.profile, self.keys)
-        mean = np.log(predictor(self.profile))
         fresh = np.zeros(len(measurements))
         for number, row in enumerate(measurements):
             if row.source in place:
@@ -229,8 +253,22 @@ class Fit:
                 mean[number] -= self.offsets[row.source]
             else:
                 fresh[number] = self.variances.between**2
-        known = np.einsum("ij,jk,ik->i", jacobian, self.covariance, jacobian)
+        known = np.einsum("ij,jk,ik->i", jacobian, self.covariance, jacobian) + self._kept(measurements)
         return mean, np.sqrt(known + fresh + self.variances.within**2)
+
+    def errors_of_numbers(self, measurements: Sequence[Measurement]) -> Floats:
+        """Standard deviations of logarithms of the seconds of runs, from errors of the numbers alone."""
+        jacobian, size = self._slopes(measurements), len(self.keys)
+        known = np.einsum("ij,jk,ik->i", jacobian, self.covariance[:size, :size], jacobian)
+        return np.asarray(np.sqrt(known + self._kept(measurements)))
+
+    def _slopes(self, measurements: Sequence[Measurement]) -> Floats:
+        return slopes(Predictor(measurements, self.profile), self.profile, self.keys)
+
+    def _kept(self, measurements: Sequence[Measurement]) -> Floats:
+        """Variances from the ranges of numbers that are as they were."""
+        moving = slopes(Predictor(measurements, self.profile), self.profile, self.unidentified)
+        return np.asarray(moving**2 @ _ranges(self.profile, self.unidentified))
 
 
 def _values(profile: Profile, keys: Iterable[str]) -> dict[str, float]:
@@ -238,7 +276,14 @@ def _values(profile: Profile, keys: Iterable[str]) -> dict[str, float]:
     return {key: quantity.value for key, quantity in quantities.items() if isinstance(quantity, Quantity)}
 
 
-def _slopes(predictor: Predictor, profile: Profile, keys: Sequence[str], step: float = 1e-5) -> Floats:
+def _ranges(profile: Profile, keys: Iterable[str]) -> Floats:
+    """Variances of logarithms of numbers, of which the range is taken for a 90 % interval."""
+    found = [quantity for quantity in (look_up(profile, key) for key in keys) if isinstance(quantity, Quantity)]
+    halves = np.array([np.log(quantity.hi / quantity.lo) / 2 for quantity in found])
+    return np.square(halves / HALF_90)
+
+
+def slopes(predictor: Predictor, profile: Profile, keys: Sequence[str], step: float = 1e-5) -> Floats:
     """Derivatives of logarithms of seconds by logarithms of numbers."""
     here = np.log(predictor(profile))
     columns = []
@@ -252,9 +297,12 @@ def started(profile: Profile, keys: Iterable[str]) -> Profile:
     """The profile with a number at each key: its own where it has one."""
     for key in keys:
         if look_up(profile, key) is None:
-            name = key.rpartition(".")[2]
-            value = STARTS.get(name) or _values(profile, ["links[0].bytes_per_s"])["links[0].bytes_per_s"]
-            profile = placed(profile, key, Quantity(value, "where the fit starts", "assumed"))
+            value = STARTS.get(key.rpartition(".")[2])
+            if value is None:  # of a collective: as the link's
+                number = Quantity(_values(profile, ["links[0].bytes_per_s"])["links[0].bytes_per_s"], START, "assumed")
+            else:
+                number = Quantity(value, START, "assumed", low=value / 2, high=value * 2)
+            profile = placed(profile, {key: number})
     return profile
 
 
@@ -264,7 +312,7 @@ def fit(
     """Fit a block's numbers, terms chosen by cross-validation; ``None`` without measurements.
 
     Args:
-        variances: what is known of other blocks, for a block with fewer than ``SOURCES`` sources.
+        variances: what is known from other blocks, for a block with fewer than ``SOURCES`` sources.
 
     Raises:
         InputError: for a measurement that cannot be predicted.
@@ -273,22 +321,23 @@ def fit(
     if not rows:
         return None
     (keys, *terms) = _relevant(block, rows, profile)
-    for key in (key for term in terms for key in term):
-        profile = placed(profile, key, None)
+    profile = placed(profile, {key: None for term in terms for key in term})
     best = validation_error(block, rows, profile, keys)
     for term in terms:
         tried = validation_error(block, rows, profile, keys + term)
         if tried < (1 - WORTH) * best:
             keys, best = keys + term, tried
-    return fit_keys(block, rows, profile, keys, variances)
+    rejected = tuple(key for term in terms for key in term if key not in keys)
+    return replace(fit_keys(block, rows, profile, keys, variances), rejected=rejected)
 
 
 def _relevant(block: Block, rows: Sequence[Measurement], profile: Profile) -> list[tuple[str, ...]]:
     """Keys, and keys of each term, that some measurement depends on; a profile that has others keeps them."""
-    groups = (block.keys, *block.terms)
+    held = tuple(key for key in block.keys if look_up(profile, key) is not None or ".collectives." in key)
+    groups = (held, *block.terms)
     every = [key for group in groups for key in group]
     base = started(profile, every)
-    moving = dict(zip(every, np.any(_slopes(Predictor(rows, base), base, every) != 0, axis=0), strict=True))
+    moving = dict(zip(every, np.any(slopes(Predictor(rows, base), base, every) != 0, axis=0), strict=True))
     found = [tuple(key for key in group if moving[key]) for group in groups]
     return [found[0], *(group for group in found[1:] if group)]
 
@@ -344,12 +393,12 @@ def _fit_all(
     for _ in range(rounds):
         at = problem.solve(at, variances)
         covariance = problem.covariance(at, variances)
-        variances = problem.variances(at, covariance, variances, given)
+        variances = problem.variances(at, covariance, given)
     offsets = dict(zip(problem.sources, at[len(keys) :], strict=True))
     return Fit(block, problem.profile(at), keys, offsets, problem.covariance(at, variances), variances, tuple(rows))
 
 
-def _limits(profile: Profile, key: str) -> tuple[float, float]:
+def limits(profile: Profile, key: str) -> tuple[float, float]:
     """Between what a number may lie; a link's rates below its line rate, or twice that for a sum in the switch."""
     name = key.rpartition(".")[2]
     allowed = ALLOWED[name]
@@ -369,10 +418,10 @@ class _Problem:
         self.sources = tuple(dict.fromkeys(row.source for row in rows))
         self.of_source = np.array([[row.source == source for source in self.sources] for row in rows], float)
         numbers = np.log(list(_values(profile, keys).values()))
-        limits = np.log([_limits(profile, key) for key in keys]).reshape(-1, 2)
+        ends = np.log([limits(profile, key) for key in keys]).reshape(-1, 2)
         free = np.full(len(self.sources), np.inf)
-        self.low = np.concatenate([limits[:, 0] + MARGIN, -free])
-        self.high = np.concatenate([limits[:, 1] - MARGIN, free])
+        self.low = np.concatenate([ends[:, 0] + MARGIN, -free])
+        self.high = np.concatenate([ends[:, 1] - MARGIN, free])
         start = np.concatenate([numbers, np.zeros(len(self.sources))])
         self.start = np.clip(start, self.low + MARGIN, self.high - MARGIN)
 
@@ -387,7 +436,7 @@ class _Problem:
 
     def jacobian(self, at: Floats) -> Floats:
         """Derivatives of the residuals."""
-        return np.hstack([_slopes(self.predictor, self.profile(at), self.keys), -self.of_source])
+        return np.hstack([slopes(self.predictor, self.profile(at), self.keys), -self.of_source])
 
     def solve(self, at: Floats, variances: Variances) -> Floats:
         """The point of least squares."""
@@ -396,11 +445,11 @@ class _Problem:
         def weighted(x: Floats) -> Floats:
             return np.concatenate([self.residuals(x) / variances.within, (scale * x)[len(self.keys) :]])
 
-        def slopes(x: Floats) -> Floats:
+        def derivatives(x: Floats) -> Floats:
             return np.vstack([self.jacobian(x) / variances.within, np.diag(scale)[len(self.keys) :]])
 
         found = least_squares(
-            weighted, at, slopes, (self.low, self.high), loss="soft_l1", f_scale=OUTLYING, xtol=1e-6, ftol=1e-8
+            weighted, at, derivatives, (self.low, self.high), loss="soft_l1", f_scale=OUTLYING, xtol=1e-6, ftol=1e-8
         )
         solution: Floats = found.x
         return solution
@@ -413,32 +462,37 @@ class _Problem:
         inverse: Floats = np.linalg.inv(jacobian.T @ (weights[:, None] * jacobian) + np.diag(known))
         return inverse
 
-    def variances(self, at: Floats, covariance: Floats, now: Variances, given: Variances | None) -> Variances:
-        """Expected squares of residuals and of offsets at the point (one step of expectation-maximisation)."""
-        used = max(1.0, len(self.measured) - len(self.keys))
-        within = float(np.sqrt(max(np.sum(self.residuals(at) ** 2) / used, LEAST**2)))
-        if len(self.sources) < SOURCES:
-            return Variances(given.between if given else now.between, within)
+    def variances(self, at: Floats, covariance: Floats, given: Variances | None) -> Variances:
+        """Of sources, the expected square of their offsets (one step of expectation-maximisation); of runs, what holds
+        nine in ten residuals in a 90 % interval.
+        """
+        freedom = len(self.measured) / max(1.0, len(self.measured) - len(self.keys))
+        within = np.quantile(np.abs(self.residuals(at)), 0.9) / HALF_90 * np.sqrt(freedom)
         places = slice(len(self.keys), None)
-        squares = at[places] ** 2 + np.diag(covariance)[places]
-        return Variances(float(np.sqrt(max(np.mean(squares), LEAST**2))), within)
+        between = np.sqrt(np.mean(at[places] ** 2 + np.diag(covariance)[places]))
+        if len(self.sources) < SOURCES and given is not None:
+            between = max(between, given.between) if len(self.sources) > 1 else given.between
+        return Variances(float(max(between, LEAST)), float(max(within, LEAST)))
 
 
-def fit_profile(profile: Profile, measurements: Sequence[Measurement]) -> tuple[Profile, list[Fit]]:
-    """Every block fitted in turn, each with what the ones before found; first matrix products, for what differs
-    between cards.
+def fit_profile(
+    profile: Profile, measurements: Sequence[Measurement], blocks: Sequence[Block] = BLOCKS
+) -> tuple[Profile, list[Fit]]:
+    """Every block fitted in turn, each with what the ones before found.
+
+    What differs between sources is, for a block with few, what differs between cards.
 
     Raises:
         InputError: for a measurement that cannot be predicted.
     """
     fits: list[Fit] = []
     variances: Variances | None = None
-    for block in BLOCKS:
+    for block in blocks:
         found = fit(block, measurements, profile, variances)
         if found is None:
             continue
         profile = found.profile
         fits.append(found)
-        if len(found.offsets) >= SOURCES and variances is None:
+        if block.cards and len(found.offsets) >= SOURCES:
             variances = found.variances
     return profile, fits

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from calibrate.cases import case
 from calibrate.measurement import Measurement, write_measurements
-from costmodel.errors import InputError
+from costmodel.errors import InputError, UnknownNameError
 from costmodel.hardware.quantity import Plain
 
 DATA = Path(__file__).parent / "data" / "published"
@@ -209,6 +209,13 @@ CHECKED = {
 }
 
 
+#: Cards of a machine that lets them reach each other over PCIe.
+PEERS = 4
+
+#: Sources that time on the host: what takes less than this many seconds has much of the host's in it.
+HOST_TIMED = {"LLMCompass real hardware": 1e-3}
+
+
 def read_table(path: Path) -> Iterator[Measurement]:
     """Measurements in one table of hw-*.csv or of rtx4090_llmservingsim.csv, of the devices and kernels known here.
 
@@ -269,23 +276,28 @@ def _measurement(
     name = row["kernel_or_collective"]
     if not row["shape_or_bytes"][:1].isdigit() and "=" not in row["shape_or_bytes"]:
         notes.append(f"size as printed: {row['shape_or_bytes'] or 'none'}")
-    if name in CHECKED:
-        notes.append(CHECKED[name])
+    why = CHECKED.get(name)
+    device, transport = DEVICES[row["hardware"]], _transport(row)
+    if transport == "peer to peer" and sizes["P"] > PEERS:
+        why = f"more than the {PEERS} cards of the profile's machine"
+    if timed[0] < HOST_TIMED.get(row["source"], 0):
+        why = "timed on the host, whose 47 us are much of it"
+    notes.append(why or "")
     try:
         found = Measurement(
-            device=DEVICES[row["hardware"]],
+            device=f"{device}_p2p" if transport == "peer to peer" else device,
             kernel=kernel,
             implementation=name,
             dtype=DTYPES[row["dtype"]],
             sizes=sizes,
             seconds=timed[0],
             quantity=timed[1],
-            transport=_transport(row),
+            transport=transport,
             source=source,
             url=row["url"],
             date="",
             command="",
-            use="check" if name in CHECKED else "fit",
+            use="check" if why else "fit",
             notes="; ".join(filter(None, notes)),
         )
         case(found)
@@ -337,6 +349,21 @@ def read_attention_labels(path: Path) -> Iterator[Measurement]:
 def _figure(row: Row) -> str:
     """Each figure was made at another time."""
     return f"FlashAttention repository, {row['table_or_figure']}"
+
+
+def published(name: str) -> Path | None:
+    """The shipped measurements called ``published/DEVICE``; ``None`` for another name.
+
+    Raises:
+        UnknownNameError: for a device of which there are none.
+    """
+    folder, _, device = name.partition("/")
+    if folder != "published" or "." in device:
+        return None
+    known = [path.stem for path in DATA.glob("*.csv")]
+    if device not in known:
+        raise UnknownNameError("published measurements of", device, known)
+    return DATA / f"{device}.csv"
 
 
 TABLES = (

@@ -266,6 +266,21 @@ class Group:
             found[label] = found.get(label, 0.0) + lift(seconds).approximate(values) * lift(count).approximate(values)
         return found
 
+    def extrapolated(self) -> dict[str, float]:
+        """How many times beyond the sizes that a profile was fitted to the kernels or messages of one candidate are.
+
+        By what is kept busy; the largest or smallest operation counts. Families that were not fitted are not told of.
+        """
+        found: dict[str, float] = {}
+        sizes = list(self._parts.sizes(self.evaluator.cluster.profile))
+        values = self._numbers(frozenset().union(*(lift(amount).symbols() for _, amount, _ in sizes)))
+        for label, amount, (least, most) in sizes:
+            number = lift(amount).approximate(values)
+            factor = max(number / most, least / number) if number > 0 else 1.0
+            if factor > 1:
+                found[label] = max(found.get(label, 1.0), factor)
+        return found
+
     def wire(self) -> dict[str, Wire]:
         """Bytes and messages that the rank of one candidate sends which sends most, by axis."""
         sent = self._parts.wire()

@@ -60,6 +60,11 @@ class Plan:
         return self.interval[1]
 
     @cached_property
+    def extrapolated(self) -> dict[str, float]:
+        """How many times beyond measured sizes its kernels and messages are, where the profile was fitted to some."""
+        return self.alone.extrapolated()
+
+    @cached_property
     def breakdown(self) -> dict[str, float]:
         """Seconds by what is kept busy, as if nothing overlapped."""
         return self.alone.breakdown()
@@ -80,7 +85,9 @@ class Plan:
 
     @property
     def exposed(self) -> float:
-        return max(0.0, self.seconds - self.compute)
+        """Seconds of communication that no computation hides; differences of rounding are none."""
+        exposed = self.seconds - self.compute
+        return exposed if exposed > 1e-12 * self.seconds else 0.0
 
     @property
     def bytes(self) -> float:

@@ -14,12 +14,13 @@ import numpy as np
 from costmodel.compiled import Array, Value
 from costmodel.data_parallel import Replicas, Sharing
 from costmodel.dims import Dim
-from costmodel.expression import symbol_named
+from costmodel.expression import symbol_named, total
+from costmodel.hardware.profile import Profile
 from costmodel.ops.communication import Communication
 from costmodel.ops.model_ends import AdamStep
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, named
-from costmodel.program import Leaf, Program, Seq, Wire, operations, total_flops
+from costmodel.program import Leaf, Operation, Program, Seq, Wire, operations, total_flops
 from costmodel.tensor import Tensor
 from costmodel.timing import COLLECTIVES, Times, operation_times, times
 from costmodel.trace import Tracer, Widths, trace
@@ -234,9 +235,33 @@ class Parts:
         """Each operation: what it keeps busy (kernel family, or link and collective), for how long, and how often."""
         for part, often in self:
             for operation, count in operations(part):
-                if operation.family == "view":
-                    continue
-                label = operation.family
+                if operation.family != "view":
+                    yield _label(operation), operation_times(operation).total, count * often
+
+    def sizes(self, profile: Profile) -> Iterator[tuple[str, Dim, tuple[float, float]]]:
+        """Sizes of operations that a profile was fitted to: what is kept busy, the size, the least and most measured.
+
+        Messages are held against those of the innermost link.
+        """
+        for part, _ in self:
+            for operation, _ in operations(part):
                 if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
-                    label = f"{operation.primitive.axis.name} {COLLECTIVES[type(operation.primitive)]}"
-                yield label, operation_times(operation).total, count * often
+                    measured = profile.links[0].measured if profile.links else None
+                    amounts = {"bytes": operation.primitive.busy_bytes(operation.inputs)}
+                elif operation.family in profile.device.kernels:
+                    measured = profile.device.kernels[operation.family].measured
+                    flop = operation.flops(Reading.EXECUTED).get("contraction", 0)
+                    amounts = {"flop": flop, "bytes": total(operation.traffic())}
+                else:
+                    continue
+                for name, amount in amounts.items():
+                    ends = getattr(measured, name, None)
+                    if ends is not None:
+                        yield _label(operation), amount, ends
+
+
+def _label(operation: Operation) -> str:
+    """What an operation keeps busy."""
+    if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
+        return f"{operation.primitive.axis.name} {COLLECTIVES[type(operation.primitive)]}"
+    return operation.family

@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 
 from costmodel.compiled import Array
-from costmodel.hardware.profile import Profile, placed
+from costmodel.hardware.profile import Profile, look_up, placed
 from costmodel.hardware.provenance import numbers
+from costmodel.hardware.quantity import Quantity
 
 #: Numbers that no time depends on.
 WITHOUT_TIME = ("memory_bytes", "reserved_bytes", "peak_bytes_per_s")
@@ -85,9 +86,10 @@ def moved(profile: Profile, to: Mapping[str, float]) -> Profile:
     Raises:
         InputError: for a value that the number may not have.
     """
-    quantities = dict(numbers(profile))
+    found: dict[str, Quantity | None] = {}
     for key, value in to.items():
-        held = quantities[key]
-        low, high = min(held.lo, value), max(held.hi, value)
-        profile = placed(profile, key, msgspec.structs.replace(held, value=value, low=low, high=high))
-    return profile
+        held = look_up(profile, key)
+        if isinstance(held, Quantity):
+            low, high = min(held.lo, value), max(held.hi, value)
+            found[key] = msgspec.structs.replace(held, value=value, low=low, high=high)
+    return placed(profile, found)

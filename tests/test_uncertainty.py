@@ -20,8 +20,8 @@ COMPUTE, MEMORY = "device.kernels.gemm.compute", "device.kernels.gemm.memory"
 def certain() -> Profile:
     """A profile of which no number has a range."""
     profile = load_profile("h100")
-    for key, held in numbers(profile):
-        profile = placed(profile, key, Quantity(held.value, held.source, held.kind))
+    points = {key: Quantity(held.value, held.source, held.kind) for key, held in numbers(profile)}
+    profile = placed(profile, points)
     return msgspec.structs.replace(profile, correlations=())
 
 
@@ -30,7 +30,7 @@ def uncertain(*correlations: Correlation) -> Profile:
     for key, factor in ((COMPUTE, 1.1), (MEMORY, 1.2)):
         value = 0.5
         held = Quantity(value, "for the test", "assumed", low=value / factor, high=value * factor)
-        profile = placed(profile, key, held)
+        profile = placed(profile, {key: held})
     return msgspec.structs.replace(profile, correlations=correlations)
 
 

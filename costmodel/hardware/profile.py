@@ -6,7 +6,7 @@ Nothing here computes a time. Numbers are in SI base units (bytes, seconds, FLOP
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -327,24 +327,29 @@ def look_up(noun: object, path: str) -> object:
     return noun
 
 
-def placed(profile: Profile, path: str, quantity: Quantity | None) -> Profile:
-    """The profile with another number at a path, where it may have one.
+def placed(profile: Profile, quantities: Mapping[str, Quantity | None]) -> Profile:
+    """The profile with other numbers at some paths, where it may have one.
 
     Raises:
         InputError: for a number that may not stand there.
     """
-    found: Profile = _placed(profile, _parts(path), quantity)
+    tree: dict[str, Any] = {}
+    for path, quantity in quantities.items():
+        *above, last = _parts(path)
+        inside = tree
+        for part in above:
+            inside = inside.setdefault(part, {})
+        inside[last] = quantity
+    found: Profile = _placed(profile, tree)
     return found
 
 
-def _placed(noun: Any, path: list[str], quantity: Quantity | None) -> Any:
-    if not path:
-        return quantity
-    first, rest = path[0], path[1:]
+def _placed(noun: Any, tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
     if isinstance(noun, tuple):
-        place = int(first)
-        return (*noun[:place], _placed(noun[place], rest, quantity), *noun[place + 1 :])
-    return msgspec.structs.replace(noun, **{first: _placed(getattr(noun, first), rest, quantity)})
+        return tuple(_placed(child, tree.get(str(place), child)) for place, child in enumerate(noun))
+    return msgspec.structs.replace(noun, **{key: _placed(getattr(noun, key), inside) for key, inside in tree.items()})
 
 
 def _parts(path: str) -> list[str]:

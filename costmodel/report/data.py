@@ -88,6 +88,7 @@ def plan(found: Plan, asked: Workload, capacity: float) -> dict[str, Any]:
         "seconds": found.seconds,
         "seconds_favourable": found.fastest,
         "seconds_unfavourable": found.slowest,
+        "extrapolated": dict(found.extrapolated),
         "tokens_per_second": tokens / found.seconds,
         "compute_seconds": found.compute,
         "communication_seconds": found.communication,

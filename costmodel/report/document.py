@@ -75,11 +75,11 @@ def print_notes(page: Page, cluster: Cluster, workload: Workload, model: Model |
         "The range is a 90% interval: what the ranges of the profile's numbers do to the prediction, those fitted "
         "together with their correlation and all others as independent."
     )
-    if not profile.calibrated:
-        counted = kinds(profile)
-        number = ", ".join(f"{count} {kind}" for kind, count in counted.items())
-        page.note(f"{profile.name} is not calibrated: {sum(counted.values())} numbers, {number}. Each with its source:")
-        page.indented(f"costmodel list profiles {profile.name}", 2)
+    counted = kinds(profile)
+    number = ", ".join(f"{count} {kind}" for kind, count in counted.items())
+    fitted = "has numbers fitted to published runs" if profile.calibrated else "is not calibrated"
+    page.note(f"{profile.name} {fitted}: {sum(counted.values())} numbers, {number}. Each with its source:")
+    page.indented(f"costmodel list profiles {profile.name}", 2)
     if model and model.max_positions and workload.length > model.max_positions:
         page.note(f"{model.name} was made for {format_count(model.max_positions)} positions.")
 
@@ -102,11 +102,18 @@ def plan_facts(plan: Plan, workload: Workload, capacity: float) -> Iterator[tupl
             format_rate(tokens / plan.seconds, "token"),
         ),
     )
+    if plan.extrapolated:
+        yield "", f"extrapolated beyond what was measured: {', '.join(_extrapolated(plan))}"
     share = plan.breakdown[plan.bottleneck] / plan.seconds
     seconds = format_seconds(plan.breakdown[plan.bottleneck])
     yield "Bottleneck", f"{words.busy(plan.bottleneck)}, busy for {seconds} ({share:.0%} of the time)"
     yield "Sent", _sent(plan)
     yield "Memory", memory(plan, capacity)
+
+
+def _extrapolated(plan: Plan) -> Iterator[str]:
+    for label, factor in sorted(plan.extrapolated.items(), key=lambda item: -item[1]):
+        yield f"{words.busy(label)} {factor:.3g}x"
 
 
 def memory(plan: Plan, capacity: float) -> Text:

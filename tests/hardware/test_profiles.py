@@ -11,7 +11,7 @@ from costmodel.errors import InputError, UnknownNameError
 from costmodel.hardware import Profile, Quantity, load_profile, profiles
 from costmodel.hardware.profile import STAND_INS, Kernels
 
-BUILT_IN = ["a100", "cpu", "h100", "h200", "rtx4090"]
+BUILT_IN = ["a100", "cpu", "h100", "h200", "rtx4090", "rtx4090_p2p"]
 GPUS = ["a100", "h100", "h200", "rtx4090"]
 
 # TFLOP/s, dense. RTX 4090: hmc-tech, rows fp16_acc32, bf16_acc32, tf32, fp8_acc32, fp32 (the rows that
@@ -58,9 +58,10 @@ def test_name_in_file_is_file_name(name: str) -> None:
 
 
 def test_walk_finds_every_quantity() -> None:
-    # Device: 7 single numbers, 5 dense rates and 7 families of 2; two links of 3, one shared and one uplink
-    # total; the host's 2. 7 + 5 + 14 + 8 + 2 = 36.
-    assert len(quantities(load_profile("rtx4090"))) == 36
+    # Device: 7 single numbers, 2 of the cache, 5 dense rates and 7 families of 2, of which 5 state their spread and
+    # matrix products and attention a launch and a term each; two links of 3, one shared, one spread and one uplink
+    # total; the host's 2. 7 + 2 + 5 + 14 + 5 + 4 + 9 + 2 = 48.
+    assert len(quantities(load_profile("rtx4090"))) == 48
 
 
 def test_every_number_has_source_and_range(profile: Profile) -> None:
@@ -76,8 +77,16 @@ def test_assumed_numbers_have_a_wide_range_and_name_a_reason(profile: Profile) -
             assert len(quantity.source) >= 20, path
 
 
-def test_no_profile_claims_to_be_calibrated(profile: Profile) -> None:
-    assert profile.calibrated is False
+def test_a_profile_is_calibrated_if_it_has_fitted_numbers(profile: Profile) -> None:
+    fitted = [
+        path for path, quantity in quantities(profile) if "costmodel calibrate --from published/" in quantity.source
+    ]
+    assert profile.calibrated is bool(fitted)
+    assert profile.calibrated is (profile.name in ("a100", "rtx4090", "rtx4090_p2p"))
+
+
+def test_the_card_is_the_same_with_peer_to_peer_transfers() -> None:
+    assert load_profile("rtx4090_p2p").device == load_profile("rtx4090").device
 
 
 @pytest.mark.parametrize("name", GPUS)
