@@ -5,10 +5,12 @@ Sizes are counts (heads, channels, tokens), never bytes. Nothing here knows how 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from costmodel.errors import InputError, UnknownNameError
+from costmodel.mixer import mixers
 
 
 class _Params(Mapping[str, int]):
@@ -44,7 +46,8 @@ class MixerSpec:
     - ``heads``, ``kv_heads`` (divides ``heads``), ``head_dim`` (channels of one head);
     - ``window``: keys a query sees, itself included; absent means all of them;
     - ``bias``, ``out_bias``: biases on the query, key and value projections, and on the output projection;
-    - ``qk_norm``: an RMSNorm over each query and key head; ``sinks``: one learned sink logit per head.
+    - ``qk_norm``: an RMSNorm over each query and key head; ``gate``: a gate on each head's values;
+    - ``sinks``: one learned sink logit per head.
 
     ``mla`` (multi-head latent attention, DeepSeek-V2, arXiv:2405.04434, section 2.1) takes ``heads``,
     ``q_rank`` (0 means that queries are not compressed), ``kv_rank``, ``nope_dim`` and ``rope_dim`` (channels
@@ -83,11 +86,18 @@ class MixerSpec:
     def parameters(self, width: int) -> int:
         """Learned parameters of the mixer's projections, biases and norms, for ``width`` channels in and out.
 
-        Raises ``UnknownNameError`` for a mixer whose count is not known here.
+        Of other mixers than ``attention`` and ``mla``, of the weights that the mixer states.
+
+        Raises ``UnknownNameError`` for a mixer that does not exist, and ``InputError`` for a missing hyperparameter.
         """
-        if self.name not in _MIXERS:
-            raise UnknownNameError("mixer with a known parameter count", self.name, _MIXERS)
-        return _MIXERS[self.name].parameters(self.params, width)
+        if self.name in _MIXERS:
+            return _MIXERS[self.name].parameters(self.params, width)
+        mixer = mixers.get(self.name)
+        missing = [key for key in mixer.sizes if key not in self.params]
+        if missing:
+            raise InputError(f"{self.name} {missing[0]}", None, "is required", f"give {', '.join(mixer.sizes)}")
+        sizes = {size.symbol: self.params[key] for key, size in mixer.sizes.items()}
+        return sum(math.prod(shape) for shape in mixer.weights({"D": width, **sizes}).values())
 
 
 @dataclass(frozen=True)
@@ -239,7 +249,8 @@ def _attention_parameters(params: Mapping[str, int], width: int) -> int:
     projected = queries + 2 * keys
     biases = projected * params.get("bias", 0) + width * params.get("out_bias", 0)
     norms = 2 * params["head_dim"] * params.get("qk_norm", 0)
-    return (projected + queries) * width + biases + norms + params["heads"] * params.get("sinks", 0)
+    gates = queries * width * params.get("gate", 0)
+    return (projected + queries) * width + gates + biases + norms + params["heads"] * params.get("sinks", 0)
 
 
 def _mla_parameters(params: Mapping[str, int], width: int) -> int:
@@ -257,7 +268,7 @@ _MIXERS: dict[str, _KnownMixer] = {
     "attention": _KnownMixer(
         required={"heads": 1, "kv_heads": 1, "head_dim": 1},
         optional={"window": 1},
-        flags=frozenset({"bias", "out_bias", "qk_norm", "sinks"}),
+        flags=frozenset({"bias", "out_bias", "qk_norm", "gate", "sinks"}),
         parameters=_attention_parameters,
     ),
     "mla": _KnownMixer(

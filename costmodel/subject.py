@@ -107,6 +107,10 @@ def at_width(name: str, width: int) -> Subject:
     return from_mixer(name, width, **{key: int(value) for key, value in scaled.items()})
 
 
+#: Parts of a mixer that a model's config switches on, and that are no hyperparameters.
+SWITCHES = ("qk_norm", "gate")
+
+
 def _layer(name: str, params: Mapping[str, int], width: int, mlp: MlpSpec | None, count: int) -> Layer:
     mixer = mixers.get(name)
     sizes = {"D": width}
@@ -116,8 +120,7 @@ def _layer(name: str, params: Mapping[str, int], width: int, mlp: MlpSpec | None
             rule = f"must be at least {parameter.least}"
             raise InputError(f"{name}.{key}", value, rule, f"usual: {parameter.usual}")
         sizes[parameter.symbol] = value
-    if params.get("qk_norm"):
-        sizes["qk_norm"] = 1
+    sizes |= {switch: 1 for switch in SWITCHES if params.get(switch)}
     if sizes.get("H_kv") and sizes["H"] % sizes["H_kv"]:
         raise InputError(f"{name}.kv_heads", sizes["H_kv"], f"must divide the {sizes['H']} heads")
     return Layer(mixer, sizes, sizes.pop("w", 0) or None, mlp, count)

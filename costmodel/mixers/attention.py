@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pairs import Pairs
@@ -17,7 +18,11 @@ T = TypeVar("T")
 
 
 class Attention(Mixer):
-    """P(X) = softmax(mask + Q K^T / sqrt(d)) per head, V(X) = X W_v; queries and keys carry rotary positions."""
+    """P(X) = softmax(mask + Q K^T / sqrt(d)) per head, V(X) = X W_v; queries and keys carry rotary positions.
+
+    Models switch on a norm of queries and keys (``qk_norm``) and a gate on the values (``gate``; Qiu et al. 2025, arXiv
+    2505.06708).
+    """
 
     name: ClassVar[str] = "attention"
     title: ClassVar[str] = "softmax attention: MHA, GQA, MQA; full, causal, sliding window"
@@ -39,26 +44,29 @@ class Attention(Mixer):
     def weights(self, m: Sizes) -> dict[str, Shape]:
         D, H, H_kv, d = m["D"], m["H"], m["H_kv"], m["d"]
         shapes = {"w_q": (D, H, d), "w_k": (D, H_kv, d), "w_v": (D, H_kv, d), "w_o": (H, d, D)}
+        shapes |= {"w_g": (D, H, d)} if m.get("gate") else {}
         return shapes | ({"q_norm": (d,), "k_norm": (d,)} if m.get("qk_norm") else {})
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
-        return "w_q", "w_k", "w_v"
+        return ("w_q", "w_k", "w_v", *(["w_g"] if m.get("gate") else []))
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Pairs[T], tuple[T, ...]]:
-        q, k, v = read
+        q, k, v, *gate = read
         if at.sizes.get("qk_norm"):
             q, k = rms_norm(ops, q, w["q_norm"]), rms_norm(ops, k, w["k_norm"])
         q, k = rope(ops, q, *at.tables), rope(ops, k, *at.tables)
-        return Pairs(q, k, v, at.mask, at.sizes["d"] ** -0.5, at.kernel), (k, v)
+        return Pairs(q, k, v, at.mask, at.sizes["d"] ** -0.5, at.kernel, aside=tuple(gate)), (k, v)
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Pairs[T]:
         new, kept = self.project(ops, read, w, at)
         k, v = (ops.append(past, x, 2, at.cache_axis) for past, x in zip(at.cache, kept, strict=True))
-        return Pairs(new.q, k, v, at.mask, new.scale, at.kernel)
+        return replace(new, k=k, v=v)
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
+        for gate in at.aside:
+            mixed = _gated(ops, mixed, gate)
         return ops.contract("bhle,hed->bld", mixed, w["w_o"])
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
@@ -69,7 +77,10 @@ class Attention(Mixer):
         groups = q.shape[1] // k.shape[1]
         k, v = (xp.repeat_interleave(y, groups, 1) for y in (k, v))
         matrix = softmax_matrix(xp, xp.einsum("bhid,bhjd->bhij", q, k) * q.shape[-1] ** -0.5, at.mask)
-        return Written(matrix, v, xp.einsum("bhij,bhje,hed->bid", matrix, v, w["w_o"]))
+        mixed = matrix @ v
+        if at.sizes.get("gate"):
+            mixed = mixed / (1 + xp.exp(-xp.einsum("bld,dhe->bhle", x, w["w_g"])))
+        return Written(matrix, v, xp.einsum("bhie,hed->bid", mixed, w["w_o"]))
 
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         return (Kept((m["H_kv"], tokens, m["d"]), tokens=True),) * 2
@@ -79,6 +90,16 @@ class Attention(Mixer):
 
     def rotary(self, m: Sizes) -> Dim:
         return m["d"]
+
+
+def _gated(ops: Vocabulary[T], mixed: T, gate: T) -> T:
+    """mixed * sigmoid(gate), as one kernel."""
+
+    def body(ops: Vocabulary[Any], mixed: Any, gate: Any) -> Any:
+        return ops.mul(mixed, ops.map("sigmoid", gate))
+
+    result: T = ops.fused("output gate", body, mixed, gate)
+    return result
 
 
 attention = Attention()

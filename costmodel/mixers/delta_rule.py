@@ -12,6 +12,7 @@ from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.delta import KERNELS, Delta, step
+from costmodel.recurrences.gated import spread
 from costmodel.recurrences.pieces import convolution_step, short_convolution, unit
 from costmodel.written import causal_convolution, delta_matrix
 
@@ -64,8 +65,9 @@ class DeltaRule(Mixer):
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
         D, H, d, e, K = (m[name] for name in ("D", "H", "d", "e", "K"))
-        read = {"w_q": (D, H, d), "w_k": (D, H, d), "w_v": (D, H, e)}
-        taps = {"taps_q": (H, d, K), "taps_k": (H, d, K), "taps_v": (H, e, K)}
+        G = _groups(m)
+        read = {"w_q": (D, G, d), "w_k": (D, G, d), "w_v": (D, H, e)}
+        taps = {"taps_q": (G, d, K), "taps_k": (G, d, K), "taps_v": (H, e, K)}
         return {**read, **self.gate_weights(m), **taps, "norm": (e,), "w_o": (H, e, D)}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
@@ -91,7 +93,7 @@ class DeltaRule(Mixer):
 
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         before = m["K"] - 1
-        keys, values = Kept((m["H"] * m["d"], before)), Kept((m["H"] * m["e"], before))
+        keys, values = Kept((_groups(m) * m["d"], before)), Kept((m["H"] * m["e"], before))
         return Kept((m["H"], m["d"], m["e"]), "accumulate"), keys, keys, values
 
     def grain(self, m: Sizes) -> int:
@@ -101,12 +103,13 @@ class DeltaRule(Mixer):
         return m["K"] - 1
 
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
+        return m["H"], _groups(m)
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         streams = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in STREAMS)
         q, k, v = (causal_convolution(xp, y, w[name]) for y, name in zip(streams, TAPS, strict=True))
         q, k = (y * (y.square().sum(-1, True) + 1e-5) ** -0.5 for y in (q, k))
+        q, k = (y.repeat_interleave(at.sizes["H"] // y.shape[1], 1) for y in (q, k))
         matrix = delta_matrix(xp, q * q.shape[-1] ** -0.5, k, *self.written_gates(xp, x, w))
         normed = self.written_norm(xp, matrix @ v, x, w)
         return Written(matrix, v, xp.einsum("bhle,hed->bld", normed, w["w_o"]))
@@ -124,7 +127,15 @@ def exponential_decay(ops: Vocabulary[T], raw: T, bias: T, rate: T) -> T:
 
 
 def _units(ops: Vocabulary[T], q: T, k: T, at: Site[T]) -> tuple[T, T]:
-    return ops.scale(unit(ops, q), at.sizes["d"] ** -0.5), unit(ops, k)
+    """Queries and keys of unit length, for each head."""
+    heads = at.sizes["H"]
+    q, k = ops.scale(unit(ops, q), at.sizes["d"] ** -0.5), unit(ops, k)
+    return spread(ops, q, heads), spread(ops, k, heads)
+
+
+def _groups(m: Sizes) -> Dim:
+    """Heads of queries and keys, each of which serves a group of heads of values."""
+    return m.get("H_kv", m["H"])
 
 
 def _one(ops: Vocabulary[T], x: T) -> T:

@@ -16,7 +16,10 @@ T = TypeVar("T")
 
 
 class GatedDeltaNet(DeltaRule):
-    """Short convolutions, keys and queries of unit length, decay exp(-exp(A) softplus(.)) a head, gated norm."""
+    """Short convolutions, keys and queries of unit length, decay exp(-exp(A) softplus(.)) a head, gated norm.
+
+    In Qwen3-Next each head of queries and keys serves two of values (transformers modeling_qwen3_next.py).
+    """
 
     name: ClassVar[str] = "gated-deltanet"
     title: ClassVar[str] = "gated DeltaNet (delta rule with scalar decay)"
@@ -24,7 +27,10 @@ class GatedDeltaNet(DeltaRule):
         "P_ij = b_j q_i^T (prod of a_t (I - b_t k_t k_t^T), j < t <= i) k_j / sqrt(d),  V = silu(conv(X W_v))"
     )
     source: ClassVar[str] = "Yang et al. 2024, arXiv 2412.06464; flash-linear-attention layers/gated_deltanet.py"
-    sizes: ClassVar[Mapping[str, Hyperparameter]] = delta_sizes(heads=6, head_dim=256, value_dim=512)
+    sizes: ClassVar[Mapping[str, Hyperparameter]] = {
+        **delta_sizes(heads=6, head_dim=256, value_dim=512),
+        "kv_heads": Hyperparameter("H_kv", 6, "heads of queries and keys: as many as heads, or fewer", cut=True),
+    }
 
     def gate_weights(self, m: Sizes) -> dict[str, Shape]:
         D, H = m["D"], m["H"]

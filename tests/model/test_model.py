@@ -101,10 +101,14 @@ def test_shared_experts_default_to_the_size_of_the_routed() -> None:
     assert MlpSpec(20, shared_hidden=7) == MlpSpec(20)
 
 
-def test_a_mixer_defined_elsewhere_is_kept_but_not_counted() -> None:
-    spec = MixerSpec("mamba2", {"state": 128})
-    with pytest.raises(UnknownNameError, match="no mixer with a known parameter count named 'mamba2'"):
-        spec.parameters(16)
+def test_other_mixers_have_the_weights_that_they_state() -> None:
+    sizes = {"heads": 2, "head_dim": 3, "value_dim": 5, "chunk": 64}
+    # Queries and keys 2 x 16 x 6, values and output 2 x 16 x 10.
+    assert MixerSpec("linear-attention", sizes).parameters(16) == 2 * 16 * 6 + 2 * 16 * 10
+    with pytest.raises(InputError, match="linear-attention chunk: None is not valid: is required"):
+        MixerSpec("linear-attention", {"heads": 2, "head_dim": 3, "value_dim": 5}).parameters(16)
+    with pytest.raises(UnknownNameError, match="no mixer named 'linear'"):
+        MixerSpec("linear", sizes).parameters(16)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def _runs(case: Case) -> bool:
 
 
 #: Sizes that switch a part of a mixer on or off, and that ``from_mixer`` does not take.
-OPTIONS = {"attention": {"qk_norm": 1}}
+OPTIONS = {"attention": {"qk_norm": 1, "gate": 1}}
 
 #: Whether masks are causal, by what a mixer is defined for.
 MASKS = {"causal": [True], "full": [False], "either": [True, True, False]}

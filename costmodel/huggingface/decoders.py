@@ -1,0 +1,148 @@
+"""Decoders whose layers all have attention: one small function per family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from costmodel.huggingface.family import (
+    after_dense,
+    always,
+    attention,
+    dense,
+    every,
+    family,
+    latent_attention,
+    routed,
+    sparse_steps,
+    stack,
+)
+from costmodel.huggingface.fields import Fields
+from costmodel.model import LayerSpec, MlpSpec
+
+
+@family("llama", attention_bias=False, mlp_bias=False)
+def _llama(fields: Fields) -> tuple[LayerSpec, ...]:
+    bias = fields.flag("attention_bias")
+    mixer = attention(fields, bias=bias, out_bias=bias)
+    return stack(fields, mixer, dense(fields, bias=fields.flag("mlp_bias")))
+
+
+@family("mistral", num_key_value_heads=8, sliding_window=4096)
+@family("phi3", sliding_window=None)
+def _mistral(fields: Fields) -> tuple[LayerSpec, ...]:
+    slides = fields.raw("sliding_window") is not None
+    return stack(fields, attention(fields, bias=False), dense(fields), lambda layer: slides)
+
+
+@family("mixtral", num_key_value_heads=8, sliding_window=None, num_experts_per_tok=2)
+def _mixtral(fields: Fields) -> tuple[LayerSpec, ...]:
+    slides = fields.raw("sliding_window") is not None
+    experts = routed(fields, fields.pick("num_local_experts", "num_experts"), "intermediate_size")
+    return stack(fields, attention(fields, bias=False), always(experts), lambda layer: slides)
+
+
+def _upper_layers_slide(fields: Fields) -> Callable[[int], bool]:
+    """Qwen's rule: with ``use_sliding_window``, the layers from ``max_window_layers`` on have a window."""
+    if not fields.flag("use_sliding_window"):
+        return lambda layer: False
+    first = fields.integer("max_window_layers", low=0)
+    return lambda layer: layer >= first
+
+
+@family("qwen2", use_sliding_window=False, max_window_layers=28, sliding_window=4096)
+def _qwen2(fields: Fields) -> tuple[LayerSpec, ...]:
+    return stack(fields, attention(fields, bias=True), dense(fields), _upper_layers_slide(fields))
+
+
+@family(
+    "qwen3",
+    attention_bias=False,
+    head_dim=128,
+    use_sliding_window=False,
+    max_window_layers=28,
+    sliding_window=4096,
+)
+def _qwen3(fields: Fields) -> tuple[LayerSpec, ...]:
+    bias = fields.flag("attention_bias")
+    mixer = attention(fields, bias=bias, out_bias=bias, qk_norm=True)
+    return stack(fields, mixer, dense(fields), _upper_layers_slide(fields))
+
+
+@family(
+    "qwen3_moe",
+    attention_bias=False,
+    num_key_value_heads=4,
+    use_sliding_window=False,
+    sliding_window=4096,
+    decoder_sparse_step=1,
+    mlp_only_layers=None,
+)
+def _qwen3_moe(fields: Fields) -> tuple[LayerSpec, ...]:
+    bias, slides = fields.flag("attention_bias"), fields.flag("use_sliding_window")
+    mixer = attention(fields, bias=bias, out_bias=bias, qk_norm=True)
+    experts = routed(fields, fields.pick("num_experts", "num_local_experts"), "moe_intermediate_size")
+    return stack(fields, mixer, sparse_steps(fields, experts), lambda layer: slides)
+
+
+@family(
+    "gemma2",
+    attention_bias=False,
+    num_key_value_heads=4,
+    head_dim=256,
+    sliding_window=4096,
+    tie_word_embeddings=True,
+)
+def _gemma2(fields: Fields) -> tuple[LayerSpec, ...]:
+    bias = fields.flag("attention_bias")
+    return stack(fields, attention(fields, bias=bias, out_bias=bias), dense(fields), every(2), norms=4)
+
+
+@family(
+    "gemma3_text",  # Google's own files leave out whatever equals these
+    attention_bias=False,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=256,
+    vocab_size=262_208,
+    max_position_embeddings=131_072,
+    sliding_window=4096,
+    tie_word_embeddings=True,
+)
+def _gemma3(fields: Fields) -> tuple[LayerSpec, ...]:
+    bias = fields.flag("attention_bias")
+    mixer = attention(fields, bias=bias, out_bias=bias, qk_norm=True)
+    pattern = fields.optional_integer(fields.pick("sliding_window_pattern", "_sliding_window_pattern")) or 6
+    return stack(fields, mixer, dense(fields), every(pattern), norms=4)
+
+
+@family("gpt_oss", attention_bias=True, num_key_value_heads=8, head_dim=64, sliding_window=128)
+def _gpt_oss(fields: Fields) -> tuple[LayerSpec, ...]:
+    bias = fields.flag("attention_bias")
+    mixer = attention(fields, bias=bias, out_bias=bias, sinks=True)
+    count = fields.pick("num_local_experts", "num_experts")
+    experts = routed(fields, count, "intermediate_size", biases="all")
+    return stack(fields, mixer, always(experts), every(2))
+
+
+@family("deepseek_v2", attention_bias=False, mlp_bias=False, first_k_dense_replace=0, moe_layer_freq=1)
+def _deepseek_v2(fields: Fields) -> tuple[LayerSpec, ...]:
+    if fields.flag("mlp_bias"):
+        raise fields.error("mlp_bias", True, "must be false: no DeepSeek model has biases there")
+    return _deepseek(fields, biases="")
+
+
+@family("deepseek_v3", attention_bias=False, first_k_dense_replace=3, moe_layer_freq=1)
+def _deepseek_v3(fields: Fields) -> tuple[LayerSpec, ...]:
+    return _deepseek(fields, biases="router")  # e_score_correction_bias, arXiv:2412.19437 equation 16
+
+
+def _deepseek(fields: Fields, biases: str) -> tuple[LayerSpec, ...]:
+    """Latent attention; experts from layer ``first_k_dense_replace`` on, in every ``moe_layer_freq``-th."""
+    plain = MlpSpec(fields.integer("intermediate_size"))
+    count = fields.pick("n_routed_experts", "num_experts", "num_local_experts")
+    if fields.optional(count) is None:
+        return stack(fields, latent_attention(fields), always(plain))
+    shared = fields.optional_integer("n_shared_experts", low=0) or 0
+    experts = routed(fields, count, "moe_intermediate_size", shared, biases)
+    first, step = fields.integer("first_k_dense_replace", low=0), fields.integer("moe_layer_freq")
+    return stack(fields, latent_attention(fields), after_dense(plain, experts, first, step))

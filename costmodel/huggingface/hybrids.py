@@ -1,0 +1,229 @@
+"""Models of whose layers some have attention and others a recurrence: one small function per family."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from costmodel.huggingface.family import (
+    FULL,
+    after_dense,
+    always,
+    attention,
+    dense,
+    family,
+    latent_attention,
+    layer_types,
+    routed,
+    sparse_steps,
+)
+from costmodel.huggingface.fields import LARGEST_DEPTH, Fields
+from costmodel.mixer import mixers
+from costmodel.model import LayerSpec, MixerSpec, MlpSpec
+
+LINEAR = "linear_attention"
+
+
+def _mixed(
+    fields: Fields,
+    full: MixerSpec,
+    linear: MixerSpec,
+    mlp: Callable[[int], MlpSpec],
+    rule: Callable[[int], bool],
+    names: tuple[str, str] = (FULL, LINEAR),
+) -> tuple[LayerSpec, ...]:
+    """All layers: with attention where the file's ``layer_types`` say so, or else the family's rule."""
+    depth = fields.integer("num_hidden_layers", high=LARGEST_DEPTH)
+    types = layer_types(fields, depth, tuple(dict.fromkeys((FULL, LINEAR, *names))), fields.pick(*TYPES))
+    attends = [rule(layer) for layer in range(depth)] if types is None else [t in (FULL, names[0]) for t in types]
+    return tuple(LayerSpec(full if attend else linear, mlp(layer)) for layer, attend in enumerate(attends))
+
+
+#: What the list of the layers' kinds is called.
+TYPES = ("layer_types", "layers_block_type")
+
+
+def _spec(name: str, **sizes: int) -> MixerSpec:
+    """A mixer with its usual sizes where none is given."""
+    usual = {key: size.usual for key, size in mixers.get(name).sizes.items()}
+    return MixerSpec(name, usual | sizes)
+
+
+@family(
+    "qwen3_next",
+    attention_bias=False,
+    head_dim=256,
+    linear_conv_kernel_dim=4,
+    full_attention_interval=4,
+    decoder_sparse_step=1,
+    mlp_only_layers=None,
+)
+def _qwen3_next(fields: Fields) -> tuple[LayerSpec, ...]:
+    """Three layers of Gated DeltaNet for each of gated attention; the gate of the shared expert is left out."""
+    bias = fields.flag("attention_bias")
+    full = attention(fields, bias=bias, out_bias=bias, qk_norm=True, gate=True)
+    linear = _spec(
+        "gated-deltanet",
+        heads=fields.integer("linear_num_value_heads"),
+        kv_heads=fields.integer("linear_num_key_heads"),
+        head_dim=fields.integer("linear_key_head_dim"),
+        value_dim=fields.integer("linear_value_head_dim"),
+        taps=fields.integer("linear_conv_kernel_dim"),
+    )
+    experts = routed(fields, fields.pick("num_experts", "num_local_experts"), "moe_intermediate_size", shared=1)
+    experts = replace(experts, shared_hidden=fields.integer("shared_expert_intermediate_size"))
+    interval = fields.integer("full_attention_interval")
+    return _mixed(fields, full, linear, sparse_steps(fields, experts), lambda layer: (layer + 1) % interval == 0)
+
+
+@family(
+    "jamba",
+    num_key_value_heads=8,
+    mamba_d_state=16,
+    mamba_d_conv=4,
+    mamba_expand=2,
+    mamba_dt_rank="auto",
+    attn_layer_period=8,
+    attn_layer_offset=4,
+    expert_layer_period=2,
+    expert_layer_offset=1,
+    num_experts_per_tok=2,
+)
+def _jamba(fields: Fields) -> tuple[LayerSpec, ...]:
+    """Mamba with attention and experts now and then; its norms of the step, keys and queries are left out."""
+    width = fields.integer("hidden_size")
+    auto = fields.raw("mamba_dt_rank") == "auto"
+    linear = _spec(
+        "mamba1",
+        channels=fields.integer("mamba_expand") * width,
+        state_dim=fields.integer("mamba_d_state"),
+        step_rank=math.ceil(width / 16) if auto else fields.integer("mamba_dt_rank"),
+        taps=fields.integer("mamba_d_conv"),
+    )
+    plain = MlpSpec(fields.integer("intermediate_size"))
+    experts = routed(fields, fields.pick("num_experts", "num_local_experts"), "intermediate_size")
+    period, offset = _period(fields, "expert")
+
+    def mlp(layer: int) -> MlpSpec:
+        return experts if layer % period == offset and experts.experts > 1 else plain
+
+    every, first = _period(fields, "attn")
+    return _mixed(fields, attention(fields, bias=False), linear, mlp, lambda layer: layer % every == first)
+
+
+def _period(fields: Fields, what: str) -> tuple[int, int]:
+    return fields.integer(f"{what}_layer_period"), fields.integer(f"{what}_layer_offset", low=0)
+
+
+def _mamba2(fields: Fields) -> MixerSpec:
+    """Mamba-2 by the fields that Bamba and Granite share."""
+    heads, width = fields.integer("mamba_n_heads"), fields.integer("hidden_size")
+    inner = fields.integer("mamba_expand") * width
+    auto = fields.raw("mamba_d_head") == "auto"
+    if auto and inner % heads:
+        raise fields.error("mamba_n_heads", heads, f"must divide the {inner} inner channels")
+    return _spec(
+        "mamba2",
+        heads=heads,
+        kv_heads=fields.integer("mamba_n_groups"),
+        head_dim=fields.integer("mamba_d_state"),
+        value_dim=inner // heads if auto else fields.integer("mamba_d_head"),
+        taps=fields.integer("mamba_d_conv"),
+        chunk=fields.integer("mamba_chunk_size"),
+    )
+
+
+MAMBA2 = {
+    "mamba_n_heads": 128,
+    "mamba_d_head": "auto",
+    "mamba_n_groups": 1,
+    "mamba_d_state": 256,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 256,
+}
+
+
+@family("bamba", num_key_value_heads=8, attention_bias=False, mlp_bias=False, attn_layer_indices=None, **MAMBA2)
+def _bamba(fields: Fields) -> tuple[LayerSpec, ...]:
+    bias = fields.flag("attention_bias")
+    full = attention(fields, bias=bias, out_bias=bias)
+    chosen = fields.raw("attn_layer_indices") or []
+    if not isinstance(chosen, list) or not all(type(layer) is int for layer in chosen):
+        raise fields.error("attn_layer_indices", chosen, "must be a list of layer numbers, counted from 0")
+    mlp = dense(fields, bias=fields.flag("mlp_bias"))
+    return _mixed(fields, full, _mamba2(fields), mlp, lambda layer: layer in chosen, ("attention", "mamba"))
+
+
+@family(
+    "granitemoehybrid",
+    attention_bias=False,
+    num_local_experts=8,
+    num_experts_per_tok=2,
+    shared_intermediate_size=1024,
+    **MAMBA2,
+)
+def _granite(fields: Fields) -> tuple[LayerSpec, ...]:
+    """Mamba-2 and attention, each with routed experts beside a shared network, or with the latter alone."""
+    bias = fields.flag("attention_bias")
+    shared = fields.integer("shared_intermediate_size")
+    mlp = MlpSpec(shared)
+    if fields.integer("num_local_experts", low=0):
+        mlp = replace(routed(fields, "num_local_experts", "intermediate_size", shared=1), shared_hidden=shared)
+    full = attention(fields, bias=bias, out_bias=bias)
+    return _mixed(fields, full, _mamba2(fields), always(mlp), lambda layer: False, ("attention", "mamba"))
+
+
+@family("minimax", num_key_value_heads=8, num_local_experts=8, num_experts_per_tok=2, block_size=256)
+def _minimax(fields: Fields) -> tuple[LayerSpec, ...]:
+    full = attention(fields, bias=False)
+    size = full.params["head_dim"]
+    linear = _spec(
+        "lightning", heads=full.params["heads"], head_dim=size, value_dim=size, chunk=fields.integer("block_size")
+    )
+    experts = routed(fields, fields.pick("num_local_experts", "num_experts"), "intermediate_size")
+    return _mixed(fields, full, linear, always(experts), lambda layer: layer % 2 == 0)
+
+
+@family(
+    "kimi_linear",
+    q_lora_rank=None,
+    kv_lora_rank=512,
+    qk_rope_head_dim=64,
+    qk_nope_head_dim=128,
+    v_head_dim=128,
+    attention_bias=False,
+    first_k_dense_replace=1,
+    linear_attn_config=None,
+    linear_num_heads=32,
+    linear_head_dim=128,
+    linear_conv_kernel_dim=4,
+)
+def _kimi_linear(fields: Fields) -> tuple[LayerSpec, ...]:
+    """Three layers of Kimi delta attention for each of latent attention; published files nest the former's sizes."""
+    nested = fields.raw("linear_attn_config") or {}
+    if not isinstance(nested, dict):
+        raise fields.error("linear_attn_config", nested, "must be an object")
+    inner = Fields(f"{fields.where}: linear_attn_config", nested, {})
+    heads, size, taps = (
+        inner.integer(short) if short in nested else fields.integer(long)
+        for short, long in (
+            ("num_heads", "linear_num_heads"),
+            ("head_dim", "linear_head_dim"),
+            ("short_conv_kernel_size", "linear_conv_kernel_dim"),
+        )
+    )
+    linear = _spec("kda", heads=heads, head_dim=size, value_dim=size, taps=taps, gate_rank=size)
+    experts = fields.pick("num_experts", "num_local_experts", "n_routed_experts")
+    shared = fields.optional_integer(fields.pick("num_shared_experts", "n_shared_experts"), low=0) or 0
+    mlp = after_dense(
+        MlpSpec(fields.integer("intermediate_size")),
+        routed(fields, experts, "moe_intermediate_size", shared, "router"),
+        fields.integer("first_k_dense_replace", low=0),
+    )
+    full = nested.get("full_attn_layers")
+    attends = (
+        (lambda layer: layer + 1 in full) if isinstance(full, list) else (lambda layer: layer > 0 and layer % 4 == 0)
+    )
+    return _mixed(fields, latent_attention(fields), linear, mlp, attends)

@@ -1,0 +1,159 @@
+"""Hybrids from their configs: which layers, and how many parameters.
+
+Counts are of transformers 5.24, building the model on torch's meta device, and differ by what each comment says.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from costmodel.errors import InputError
+from costmodel.hardware import parse_cluster
+from costmodel.huggingface import read_config, supported_model_types
+from costmodel.model import Model
+from costmodel.plan import rank
+from costmodel.subject import from_model
+from costmodel.workload import Workload
+from tests.model.test_huggingface import FAMILIES
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+Config = dict[str, object]
+
+BASE: Config = {
+    "vocab_size": 2000,
+    "hidden_size": 256,
+    "intermediate_size": 320,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 8,
+}
+MAMBA2: Config = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 32}
+EXPERTS: Config = {"num_experts_per_tok": 2, "moe_intermediate_size": 96}
+GRANITE = ["linear_attention"] * 5 + ["full_attention"] + ["linear_attention"] * 2
+HYBRIDS: dict[str, Config] = {
+    "jamba": BASE | {"num_experts": 4},
+    "bamba": BASE | MAMBA2 | {"attn_layer_indices": [3, 7]},
+    "granitemoehybrid": BASE
+    | MAMBA2
+    | {"num_local_experts": 4, "shared_intermediate_size": 200, "layer_types": GRANITE},
+    "qwen3_next": BASE
+    | EXPERTS
+    | {
+        "head_dim": 64,
+        "linear_num_value_heads": 8,
+        "linear_num_key_heads": 4,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 64,
+    },
+    "minimax": BASE | {"head_dim": 64, "num_local_experts": 4},
+    "kimi_linear": BASE
+    | EXPERTS
+    | {
+        "linear_num_heads": 4,
+        "linear_head_dim": 32,
+        "num_local_experts": 4,
+        "n_shared_experts": 1,
+        "kv_lora_rank": 64,
+    },
+}
+COUNTED = {
+    # 7 layers of Mamba: the convolution's bias 512, norms of step, keys and queries 16 each
+    "jamba": 9_208_912 - 7 * (512 + 3 * 16),
+    # 6 layers of Mamba-2: the convolution's bias 576; a norm of 64 for every head, not 512
+    "bamba": 5_878_032 - 6 * (576 + 512 - 64),
+    "granitemoehybrid": 13_231_720 - 7 * (576 + 512 - 64),
+    # the gate of the shared expert, 256 in each layer
+    "qwen3_next": 5_925_664 - 8 * 256,
+    # 4 layers of lightning attention: decays of 4 heads are constants; a norm of 64 for every head, not 256
+    "minimax": 10_999_040 - 4 * (256 - 64 - 4),
+    # 7 layers of KDA: the output gate's bias of 128, as in flash-linear-attention; 7 of experts: 4 router biases, which
+    # transformers keeps as buffers
+    "kimi_linear": 5_396_412 + 7 * 128 + 7 * 4,
+}
+
+
+def read(folder: Path, values: Config) -> Model:
+    path = folder / "config.json"
+    path.write_text(json.dumps(values))
+    return read_config(path)
+
+
+def test_every_family_is_tested() -> None:
+    assert sorted({*FAMILIES, *HYBRIDS}) == list(supported_model_types())
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_parameters_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+    model = read(tmp_path, HYBRIDS[name] | {"model_type": name})
+    assert model.parameters() == COUNTED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "places"),
+    [
+        ("jamba", "attention", [4]),
+        ("bamba", "attention", [3, 7]),
+        ("granitemoehybrid", "attention", [5]),
+        ("qwen3_next", "attention", [3, 7]),
+        ("minimax", "attention", [0, 2, 4, 6]),
+        ("kimi_linear", "mla", [4]),
+    ],
+)
+def test_which_layers_attend(tmp_path: Path, name: str, full: str, places: list[int]) -> None:
+    model = read(tmp_path, HYBRIDS[name] | {"model_type": name})
+    assert [layer for layer, spec in enumerate(model.layers) if spec.mixer.name == full] == places
+
+
+def test_layer_types_of_the_file_go_first(tmp_path: Path) -> None:
+    types = ["full_attention"] * 7 + ["linear_attention"]
+    model = read(tmp_path, HYBRIDS["qwen3_next"] | {"model_type": "qwen3_next", "layer_types": types})
+    assert [spec.mixer.name for spec in model.layers] == ["attention"] * 7 + ["gated-deltanet"]
+
+
+def test_the_nested_sizes_of_kimi_linear(tmp_path: Path) -> None:
+    nested = {"num_heads": 2, "head_dim": 16, "short_conv_kernel_size": 3, "full_attn_layers": [1, 8], "kda_layers": []}
+    model = read(tmp_path, HYBRIDS["kimi_linear"] | {"model_type": "kimi_linear", "linear_attn_config": nested})
+    assert [layer for layer, spec in enumerate(model.layers) if spec.mixer.name == "mla"] == [0, 7]
+    assert dict(model.layers[1].mixer.params) | {"heads": 2, "head_dim": 16, "taps": 3} == dict(
+        model.layers[1].mixer.params
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("bamba", {"attn_layer_indices": "3"}, "attn_layer_indices: .* must be a list"),
+        (
+            "bamba",
+            {"mamba_d_head": "auto", "mamba_n_heads": 7},
+            "mamba_n_heads: 7 .* must divide the 512",
+        ),
+        ("kimi_linear", {"linear_attn_config": 3}, "linear_attn_config: 3 .* must be an object"),
+        ("jamba", {"mamba_dt_rank": "all"}, "mamba_dt_rank: .* must be a whole number"),
+        (
+            "qwen3_next",
+            {"layer_types": ["mamba"] * 8},
+            r"layer_types\[0\]: .* must be full_attention or ",
+        ),
+    ],
+)
+def test_bad_fields(tmp_path: Path, name: str, changes: Config, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, HYBRIDS[name] | {"model_type": name} | changes)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode", "train"])
+def test_a_hybrid_is_planned(phase: str) -> None:
+    """Each kind of layer has a strategy of its own; all spread the sequence alike."""
+    model = read_config(EXAMPLES / "qwen3-next-80b-a3b.json")
+    assert model.parameters() == pytest.approx(80e9, rel=0.01)
+    ranking = rank(from_model(model), Workload(2**17, 8, phase), parse_cluster("16xh200"))  # type: ignore[arg-type]
+    assert len(ranking.places)
+    plan = ranking.plan(0)
+    assert [layer.mixer.name for layer in ranking.subject.layers] == ["gated-deltanet", "attention"]
+    assert plan.seconds > 0
