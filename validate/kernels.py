@@ -233,8 +233,7 @@ def fused_attention_backward(primitive: AttentionBackward, ops: Executor, *input
 def merge(
     primitive: Merge, ops: Executor, out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    place = primitive.axis, primitive.start, block_lse.shape[primitive.axis]
-    running = out.narrow(*place), lse.narrow(*place)
+    running = [_entries(x, primitive, block_lse.shape[primitive.axis]) for x in (out, lse)]
     for old, new in zip(running, attention.merge(*running, block_out, block_lse), strict=True):
         old.copy_(new)
     return out, lse
@@ -278,8 +277,8 @@ def pad(primitive: Pad, ops: Executor, x: Tensor) -> Tensor:
     return whole
 
 
-def _entries(x: Tensor, where: Slice | Pad, count: int) -> Tensor:
-    """A view of the places that a slice takes, and that its gradient is put back to."""
+def _entries(x: Tensor, where: Slice | Pad | Merge, count: int) -> Tensor:
+    """A view of the places that a slice takes, that its gradient is put back to, or that more is merged into."""
     if where.step == 1 or count == 0:
         return x.narrow(where.axis, where.start, count)
     stretch = x.narrow(where.axis, where.start, (count - 1) * where.step + 1)
@@ -370,4 +369,11 @@ def all_to_all(primitive: AllToAll, ops: Executor, x: Tensor) -> Tensor:
 
 
 # Families of primitives in files of their own register themselves when they are imported.
-from validate import kernels_chosen, kernels_convolution, kernels_fourier, kernels_selection, kernels_triangular  # noqa: E402, F401
+from validate import (  # noqa: E402
+    kernels_chosen,  # noqa: F401
+    kernels_convolution,  # noqa: F401
+    kernels_fourier,  # noqa: F401
+    kernels_selection,  # noqa: F401
+    kernels_thinning,  # noqa: F401
+    kernels_triangular,  # noqa: F401
+)

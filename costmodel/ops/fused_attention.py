@@ -116,7 +116,7 @@ class AttentionBackward(Primitive):
 
 @dataclass(frozen=True)
 class Merge(Primitive):
-    """Partial attention over more keys taken into a running output, in place, along a slice of the queries.
+    """Partial attention over more keys taken into a running output, in place, along a slice of the queries or heads.
 
     Inputs: out [B, H, n, e] and lse [B, H, n] at accumulation width, block_out [B, H, m, e], block_lse [B, H, m].
     lse' = log(exp(lse) + exp(block_lse)) and out' = exp(lse - lse') out + exp(block_lse - lse') block_out, the
@@ -125,6 +125,7 @@ class Merge(Primitive):
 
     axis: int
     start: Dim
+    step: Dim = 1
 
     family = "elementwise"
 

@@ -27,6 +27,7 @@ from costmodel.ops.pointwise import Cast, CumSum, Map, Masked, Max, Scale, Shift
 from costmodel.ops.primitive import Primitive
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.selection import Gather, ScatterAdd, Sort, TopK
+from costmodel.ops.thinning import Numbers, Spread, Thin
 from costmodel.ops.triangular import TriangularInverse
 
 T = TypeVar("T")
@@ -241,6 +242,11 @@ class Vocabulary(ABC, Generic[T]):
         out, lse = self.apply(Merge(2, start), out, lse, block_out, block_lse)
         return out, lse
 
+    def merge_heads(self, out: T, lse: T, part: tuple[T, T], start: Dim, step: Dim) -> tuple[T, T]:
+        """Take output and lse of some heads, every ``step``-th from ``start`` on, into those of all, in place."""
+        out, lse = self.apply(Merge(1, start, step), out, lse, *part)
+        return out, lse
+
     def cast(self, x: T, precision: str) -> T:
         """The tensor at ``"model"``, ``"accumulate"`` or ``"gradient"`` precision."""
         return self.apply(Cast(precision, self.width(precision)), x)[0]
@@ -310,6 +316,18 @@ class Vocabulary(ABC, Generic[T]):
     def scatter_add(self, x: T, indices: T, axis: int, size: Dim) -> T:
         """Entries summed up by index: x [*outer, *m, *inner], indices [*outer, *m] to [*outer, size, *inner]."""
         return self.apply(ScatterAdd(axis, size), x, indices)[0]
+
+    def numbers(self, start: Dim, size: Dim) -> T:
+        """``start``, ``start`` + 1 and so on: indices [size]."""
+        return self.apply(Numbers(start, size))[0]
+
+    def thin(self, x: T, heads: T, step: Dim) -> T:
+        """Every ``step``-th row of x [B, H, n, ...], in head number h [H] those that are h mod step."""
+        return self.apply(Thin(step), x, heads)[0]
+
+    def spread(self, x: T, heads: T, step: Dim, fill: float = 0.0) -> T:
+        """Rows put back where ``thin`` takes them from, and ``fill`` between them."""
+        return self.apply(Spread(step, fill), x, heads)[0]
 
     def visible_blocks(self, scores: T, placed: Placed) -> T:
         """Scores of blocks [..., n, blocks]: -inf for blocks of the future, +inf for a query's own. No gradient."""

@@ -31,6 +31,12 @@ def ordered(x: Tensor, descending: bool) -> Tensor:
     return torch.stack(rows).view(x.shape)
 
 
+def thinned(heads: Tensor, rows: int) -> Tensor:
+    """[H, rows, 3 rows] with ones where a row is taken: each third, from the head's number on."""
+    first = heads.remainder(3)[:, None] + 3 * torch.arange(rows)
+    return one_hot(first, 3 * rows)
+
+
 CASES = {
     "top_k": Case(
         lambda ops, x: ops.top_k(x, ops.shape(x)[-1] - 3)[0],
@@ -87,6 +93,22 @@ CASES = {
         # read: elements, indices, the places that are added to; written: zeros, then those places
         lambda s: (s.B * s.L * s.k * (8 * s.C + 8), 4 * s.B * s.C * (5 + s.L * s.k)),
     ),
+    "thin": Case(
+        lambda ops, x, i: ops.thin(x, i, 3),
+        lambda x, i: torch.einsum("hmn,bhnc->bhmc", thinned(i, x.shape[2] // 3).to(x), x),
+        lambda s: ((s.B, s.L, 3 * s.k, s.C), Index((s.L,), 50)),
+        lambda s: {"gather": s.B * s.L * s.k * s.C},
+        lambda s: {"gather": s.B * s.L * s.k * s.C},
+        lambda s: (s.L * (4 * s.B * s.k * s.C + 8), 4 * s.B * s.L * s.k * s.C),
+    ),
+    "spread": Case(
+        lambda ops, x, i: ops.spread(x, i, 3),
+        lambda x, i: torch.einsum("hmn,bhm->bhn", thinned(i, x.shape[2]).to(x), x),
+        lambda s: ((s.B, s.L, s.k), Index((s.L,), 50)),
+        lambda s: {"gather": s.B * s.L * s.k},
+        lambda s: {"gather": s.B * s.L * s.k},
+        lambda s: (s.L * (4 * s.B * s.k + 8), 12 * s.B * s.L * s.k),
+    ),
 }
 
 
@@ -104,6 +126,26 @@ def test_indices_say_where_values_come_from(sizes: Sizes) -> None:
     for values, indices in (ops.top_k(x, sizes["k"]), ops.sort(x), ops.sort(x, descending=True)):
         assert indices.dtype == torch.int64
         torch.testing.assert_close(ops.gather(x, indices, 1), values)
+
+
+def test_rows_that_are_not_put_back_are_filled() -> None:
+    ops = Executor(torch.float32)
+    spread = ops.spread(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), ops.numbers(5, 2), 2, -math.inf)
+    assert spread.tolist() == [[[-math.inf, 1, -math.inf, 2], [3, -math.inf, 4, -math.inf]]]
+
+
+def test_heads_are_merged_one_by_one() -> None:
+    random = torch.Generator().manual_seed(0)
+    (out, lse), (more, more_lse) = (
+        (torch.randn(2, heads, 3, 4, generator=random), torch.randn(2, heads, 3, generator=random)) for heads in (5, 2)
+    )
+    weight = torch.sigmoid(more_lse - lse[:, 1:5:3])[..., None]
+    expected = out.clone()
+    expected[:, 1:5:3] = (1 - weight) * out[:, 1:5:3] + weight * more
+    merged, total = Executor(torch.float32).merge_heads(out, lse.clone(), (more, more_lse), 1, 3)
+    torch.testing.assert_close(merged, expected)
+    torch.testing.assert_close(total[:, 1:5:3].exp(), lse[:, 1:5:3].exp() + more_lse.exp())
+    torch.testing.assert_close(total[:, [0, 2, 3]], lse[:, [0, 2, 3]])
 
 
 def test_sorting_keeps_the_order_of_what_is_equal() -> None:
@@ -138,6 +180,8 @@ def test_what_is_refused() -> None:
     ops = Tracer(Widths(4, 4, 4), 1)
     with pytest.raises(ValueError, match=r"indices \(3, 4\) do not begin with the 1 leading axes of \(2, 5\)"):
         ops.gather(Traced.new((2, 5), 4), Traced.new((3, 4), 8), 1)
+    with pytest.raises(ValueError, match=r"numbers \(4,\) are not one for each head of \(2, 5, 6\)"):
+        ops.thin(Traced.new((2, 5, 6), 4), Traced.new((4,), 8), 2)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

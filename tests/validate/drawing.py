@@ -80,6 +80,10 @@ def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -
     return replace(layer, mlp=draw(st.sampled_from([None, MlpSpec(hidden), MlpSpec(hidden, gated=False)])))
 
 
+#: The largest values of sizes that multiply each other to the tokens of a segment.
+LARGEST = {"branches": 3, "dilation": 2, "growth": 2, "kept": 2}
+
+
 def _size(draw: st.DrawFn, name: str, least: int) -> int:
     """Dimensions of heads are even, for rotary positions; no sequence drawn is longer than the longest; landmarks
     divide over some numbers of ranks; few levels, as tokens see twice as far with each.
@@ -90,7 +94,7 @@ def _size(draw: st.DrawFn, name: str, least: int) -> int:
         return draw(st.integers(1, 3))
     if name == "longest":
         return draw(st.integers(1000, 2000))
-    return 2 * draw(st.integers(1, 4)) if name.endswith("dim") else draw(st.integers(least, 6))
+    return 2 * draw(st.integers(1, 4)) if name.endswith("dim") else draw(st.integers(least, LARGEST.get(name, 6)))
 
 
 def _piece(layer: Layer) -> int:
