@@ -81,6 +81,7 @@ class Written:
 
     Attributes:
         matrix: P(X) [B, H, n, n], gates and normalisers in it; ``None`` for a nonlinear recurrence, which has none.
+            Complex, like the values, where these are pairs of a real and an imaginary part.
         values: V(X) [B, H, n, e], so that matrix @ values is what the carry gives; ``None`` without a matrix.
         output: the layer's output [B, n, D].
     """

@@ -46,8 +46,9 @@ class DiagonalFilter(Filter[T]):
         return result
 
 
-def _taps(ops: Vocabulary[T], places: T, *weights: T) -> T:
-    growth, turn, read = discretised(ops, *weights)
+def _taps(ops: Vocabulary[T], places: T, log_step: T, log_decay: T, frequency: T, read: T) -> T:
+    growth, turn, held = discretised(ops, log_step, log_decay, frequency)
+    read = ops.complex_mul(held, ops.cast(read, "accumulate"))
     h = ops.shape(growth)[0]
     size, angle = ops.map("exp", ops.mul(growth, places)), ops.mul(turn, places)
     real, imaginary = (ops.slice(read, 2, part, 1) for part in (0, 1))
@@ -56,8 +57,8 @@ def _taps(ops: Vocabulary[T], places: T, *weights: T) -> T:
     return ops.scale(ops.reshape(ops.sum(terms, (1,)), (h, ops.shape(places)[0])), 2)
 
 
-def discretised(ops: Vocabulary[T], log_step: T, log_decay: T, frequency: T, read: T) -> tuple[T, T, T]:
-    """Real and imaginary part [H, N, 1] of step A, and read (exp(step A) - 1) / A [H, N, 2]."""
+def discretised(ops: Vocabulary[T], log_step: T, log_decay: T, frequency: T) -> tuple[T, T, T]:
+    """Real and imaginary part [H, N, 1] of step A, and (exp(step A) - 1) / A [H, N, 2]; zero-order hold."""
     h, pairs = ops.shape(log_decay)
     step = ops.reshape(ops.map("exp", ops.cast(log_step, "accumulate")), (h, 1, 1))
     decay = ops.reshape(ops.map("neg", ops.map("exp", ops.cast(log_decay, "accumulate"))), (h, pairs, 1))
@@ -67,7 +68,13 @@ def discretised(ops: Vocabulary[T], log_step: T, log_decay: T, frequency: T, rea
     less_one = ops.concat([ops.shift(ops.mul(size, ops.map("cos", turn)), -1), ops.mul(size, ops.map("sin", turn))], 2)
     squared = ops.sum(ops.map("square", rate), (2,))
     held = ops.map("div", ops.complex_mul(less_one, rate, conjugate=True), squared)
-    return growth, turn, ops.complex_mul(held, ops.cast(read, "accumulate"))
+    return growth, turn, held
+
+
+def factor(ops: Vocabulary[T], growth: T, turn: T) -> T:
+    """exp(growth + i turn) [..., 2] of growth and turn [..., 1]."""
+    size = ops.map("exp", growth)
+    return ops.concat([ops.mul(size, ops.map(wave, turn)) for wave in ("cos", "sin")], len(ops.shape(growth)) - 1)
 
 
 def diagonal_step(ops: Vocabulary[T], x: T, w: Weights, cache: T) -> T:
@@ -75,18 +82,17 @@ def diagonal_step(ops: Vocabulary[T], x: T, w: Weights, cache: T) -> T:
 
     def turned(ops: Vocabulary[Any], state: Any, x: Any, *weights: Any) -> Any:
         growth, turn, _ = discretised(ops, *weights)
-        size = ops.map("exp", growth)
-        factor = ops.concat([ops.mul(size, ops.map(wave, turn)) for wave in ("cos", "sin")], 2)
-        return ops.add(ops.complex_mul(state, factor), ops.pad(ops.cast(x, "accumulate"), 3, 0, 2))
+        kept = ops.complex_mul(state, factor(ops, growth, turn))
+        return ops.add(kept, ops.pad(ops.cast(x, "accumulate"), 3, 0, 2))
 
-    def heard(ops: Vocabulary[Any], state: Any, *weights: Any) -> Any:
-        _, _, read = discretised(ops, *weights)
-        terms = ops.complex_mul(state, read)
+    def heard(ops: Vocabulary[Any], state: Any, read: Any, *weights: Any) -> Any:
+        _, _, held = discretised(ops, *weights)
+        terms = ops.complex_mul(state, ops.complex_mul(held, ops.cast(read, "accumulate")))
         return ops.cast(ops.scale(ops.sum(ops.slice(terms, 3, 0, 1), (2,)), 2), "model")
 
-    weights = tuple(w[name] for name in PARAMETERS)
+    weights = tuple(w[name] for name in PARAMETERS[:3])
     state = ops.append(cache, ops.fused("state update", turned, cache, x, *weights), 0)
-    result: T = ops.fused("output", heard, state, *weights)
+    result: T = ops.fused("output", heard, state, w["read"], *weights)
     return result
 
 
