@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.dims import Dim, ceil_div, clip, divide, floor_div, maximum
+from costmodel.dims import Dim, ceil_div, clip, divide, floor_div, is_number, maximum
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,14 @@ class Mask:
     Attributes:
         ahead: keys after the last query's own, of a stretch of queries with a window on both sides; fewer than
             ``window``.
+        stride: tokens that a key stands for, all of which a query must have reached to see it; of causal masks without
+            a window, over whole strides of queries of which the last stands at the last token of the last key.
     """
 
     causal: bool = False
     window: Dim | None = None
     ahead: Dim = 0
+    stride: Dim = 1
 
     def useful_pairs(self, n_q: Dim, n_k: Dim) -> Dim:
         """Query-key pairs that the mask leaves.
@@ -33,7 +36,12 @@ class Mask:
         (10, 7)
         >>> Mask().useful_pairs(2, 5), Mask(window=2).useful_pairs(4, 4), Mask(window=2, ahead=1).useful_pairs(2, 4)
         (10, 10, 6)
+        >>> Mask(causal=True, stride=2).useful_pairs(4, 2), Mask(causal=True, stride=2).useful_pairs(2, 2)
+        (4, 3)
         """
+        if not is_number(self.stride, 1):
+            pieces = divide(n_q, self.stride)
+            return self.stride * (pieces * (n_k - pieces) + _triangle(pieces - 1)) + pieces
         if self.window is None:
             return n_q * n_k - (_triangle(n_q - 1) if self.causal else 0)
         seen = self._one_sided(n_k - self.ahead - n_q, n_q)
@@ -52,6 +60,10 @@ class Mask:
         (12, 10)
         """
         rows, columns = ceil_div(n_q, tile), ceil_div(n_k, tile)
+        if not is_number(self.stride, 1):
+            shift = self.stride - ceil_div(n_q + self.stride * (1 - n_k), tile)
+            upto = _floors(rows - 1 + shift, self.stride) - _floors(shift, self.stride)
+            return (upto + columns) * tile * tile
         before = n_k - self.ahead - n_q
         if self.causal:
             end = _triangle(rows - 1) + (rows - 1) * ceil_div(before, tile) + columns
@@ -66,6 +78,12 @@ class Mask:
             first = floor_div(before - self.window + 1, tile)
             skipped = _triangle(maximum(rows + first, 0) - 1) - _triangle(maximum(first, 0) - 1)
         return (end - skipped) * tile * tile
+
+
+def _floors(n: Dim, size: Dim) -> Dim:
+    """The sum of floor(i / size) for i from 0 to n."""
+    whole = floor_div(n, size)
+    return size * _triangle(whole - 1) + whole * (n + 1 - whole * size)
 
 
 def _triangle(n: Dim) -> Dim:

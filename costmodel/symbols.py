@@ -23,6 +23,7 @@ MEANING: dict[str, str] = {
     "e": "head dimension of values",
     "w": "sliding window: keys that a query sees, itself included",
     "w_s": "tokens that a token sees to each side",
+    "w_n": "window of the branch for near tokens: keys that a query sees, itself included",
     "l": "stride between the tokens that a strided head sees, and tokens of the window of the other heads",
     "G": "global tokens: all see them, and they see all",
     "m_s": "tokens that the shortest segments of dilated attention keep",

@@ -12,7 +12,8 @@ from costmodel.masks import Mask
 
 def kept(xp: Any, mask: Mask, n_q: int, n_k: int) -> Any:
     """Which pairs [n_q, n_k] a mask leaves, each by itself."""
-    query, key = xp.arange(n_k - n_q, n_k)[:, None] - mask.ahead, xp.arange(n_k)[None, :]
+    query = xp.arange(n_k * mask.stride - n_q, n_k * mask.stride)[:, None] - mask.ahead
+    key = (xp.arange(n_k)[None, :] + 1) * mask.stride - 1
     keep = xp.ones((n_q, n_k), dtype=xp.bool)
     if mask.causal:
         keep &= key <= query

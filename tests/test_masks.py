@@ -16,7 +16,7 @@ def written_out(mask: Mask, n_q: int, n_k: int) -> NDArray[np.bool_]:
     left = np.zeros((n_q, n_k), bool)
     for i in range(n_q):
         for j in range(n_k):
-            ahead = j - (n_k - mask.ahead - n_q + i)
+            ahead = (j + 1) * mask.stride - 1 - (n_k * mask.stride - mask.ahead - n_q + i)
             in_window = mask.window is None or -mask.window < ahead < mask.window
             left[i, j] = in_window and (ahead <= 0 or not mask.causal)
     return left
@@ -24,7 +24,13 @@ def written_out(mask: Mask, n_q: int, n_k: int) -> NDArray[np.bool_]:
 
 @st.composite
 def masks(draw: st.DrawFn) -> tuple[Mask, int, int]:
-    """A mask, queries, and at least as many keys; some of them ahead of the queries if the window is on both sides."""
+    """A mask, queries, and at least as many keys; some of them ahead of the queries if the window is on both sides.
+
+    Or keys that stand for several tokens each.
+    """
+    if draw(st.booleans()):
+        stride, pieces = draw(st.integers(2, 5)), draw(st.integers(1, 5))
+        return Mask(causal=True, stride=stride), stride * pieces, pieces + draw(st.integers(0, 5))
     causal, window = draw(st.booleans()), draw(st.none() | st.integers(1, 14))
     n_q, before = draw(st.integers(1, 12)), draw(st.integers(0, 12))
     ahead = 0 if causal or window is None else draw(st.integers(0, window - 1))
@@ -51,9 +57,10 @@ def test_executed_pairs_are_whole_tiles_with_a_useful_pair(drawn: tuple[Mask, in
 @given(masks(), st.integers(1, 7))
 def test_formulas_of_symbols_have_the_same_values(drawn: tuple[Mask, int, int], tile: int) -> None:
     mask, n_q, n_k = drawn
-    q, k, w, a, t = (symbol_named(name) for name in ("n_q", "n_k", "w", "a", "t"))
-    values = {"n_q": n_q, "n_k": n_k, "w": mask.window or 1, "a": mask.ahead, "t": tile}
-    symbolic = Mask(mask.causal, None if mask.window is None else w, a if mask.ahead else 0)
+    q, k, w, a, t, s = (symbol_named(name) for name in ("n_q", "n_k", "w", "a", "t", "s"))
+    values = {"n_q": n_q, "n_k": n_k, "w": mask.window or 1, "a": mask.ahead, "t": tile, "s": mask.stride}
+    strided = mask.stride > 1
+    symbolic = Mask(mask.causal, None if mask.window is None else w, a if mask.ahead else 0, s if strided else 1)
     for formula, number in (
         (symbolic.useful_pairs(q, k), mask.useful_pairs(n_q, n_k)),
         (symbolic.executed_pairs(q, k, t), mask.executed_pairs(n_q, n_k, tile)),

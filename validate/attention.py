@@ -23,7 +23,7 @@ def forward(qkv: Triple, mask: Mask, scale: float, flash: bool) -> tuple[Tensor,
     """Output and log-sum-exp; k and v may have fewer heads, each for a group of query heads."""
     q, k, v = _for_heads(qkv)
     mask, before = _simplest(mask, q.shape[2], k.shape[2]), k.shape[2] - q.shape[2]
-    if not (flash and _flash_applies(q, v, mask)):
+    if not (flash and _flash_applies(q, k, v, mask)):
         return _forward_math((q, k, v), mask, scale)
     if not mask.causal or before == 0:
         return _forward_flash((q, k, v), mask.causal, scale)
@@ -39,7 +39,7 @@ def backward(qkv: Triple, known: Triple, mask: Mask, scale: float, flash: bool) 
     """
     groups, (q, k, v) = qkv[1].shape[1], _for_heads(qkv)
     mask, before = _simplest(mask, q.shape[2], k.shape[2]), k.shape[2] - q.shape[2]
-    if not (flash and _flash_applies(q, v, mask)):
+    if not (flash and _flash_applies(q, k, v, mask)):
         dq, dk, dv = _backward_math((q, k, v), known, mask, scale)
     elif not mask.causal or before == 0:
         dq, dk, dv = _backward_flash((q, k, v), known, mask.causal, scale)
@@ -60,8 +60,8 @@ def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> tup
 
 def kept(mask: Mask, n_q: int, n_k: int, device: torch.device | None = None) -> Tensor:
     """Which pairs [n_q, n_k] the mask leaves, each written out: the slow twin of ``Mask.useful_pairs``."""
-    query = torch.arange(n_k - n_q, n_k, device=device)[:, None] - mask.ahead
-    key = torch.arange(n_k, device=device)[None, :]
+    query = torch.arange(n_k * mask.stride - n_q, n_k * mask.stride, device=device)[:, None] - mask.ahead
+    key = (torch.arange(n_k, device=device)[None, :] + 1) * mask.stride - 1
     keep = torch.ones(n_q, n_k, dtype=torch.bool, device=device)
     if mask.causal:
         keep &= key <= query
@@ -92,9 +92,13 @@ def _of_groups(gradient: Tensor, groups: int) -> Tensor:
 # Flash kernels --------------------------------------------------------------------------------------------------------
 
 
-def _flash_applies(q: Tensor, v: Tensor, mask: Mask) -> bool:
-    """Torch's kernels know no window and need values as wide as keys; on CUDA, a half-width dtype as well."""
-    fits = mask.window is None and q.shape[3] == v.shape[3]
+def _flash_applies(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> bool:
+    """Torch's kernels know neither window nor stride and need keys, one dtype, and values as wide as keys.
+
+    On CUDA they need a half-width dtype as well.
+    """
+    fits = mask.window is None and mask.stride == 1 and q.shape[3] == v.shape[3]
+    fits = fits and q.dtype == k.dtype and k.shape[2] > 0
     if q.device.type == "cuda":
         return fits and q.dtype in (torch.float16, torch.bfloat16) and q.shape[3] % 8 == 0
     return fits and q.device.type == "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
@@ -31,13 +32,29 @@ class Choice:
     by_block: bool = False
 
 
-@dataclass(frozen=True)
 class Selection(Carry[T]):
+    """Each query attends to keys that it chooses. All that crosses a cut is what it chooses from, and by."""
+
+    kind: ClassVar[str] = "selection"
+
+    @abstractmethod
+    def across(self, ops: Vocabulary[T], axis: Axis | None) -> T:
+        """The mixed values [B, H, n, e], with the keys of all ranks of an axis, or just these.
+
+        Queries are the last of the tokens that there are keys for, or this rank's.
+        """
+
+    def whole(self, ops: Vocabulary[T]) -> T:
+        return self.across(ops, None)
+
+
+@dataclass(frozen=True)
+class Blocks(Selection[T]):
     """Softmax attention of q [B, H, n, d] over chosen blocks of k [B, H_kv, m, d] and v [B, H_kv, m, e], causal.
 
-    The choice is made by summaries [B, heads, blocks, ...], one for each block, and has no gradient. All that crosses a
-    cut are keys, values and summaries. Gradients are the algorithm's own: of all that comes between, only the choice,
-    the output and its log-sum-exp are kept, and what was gathered is gathered again.
+    The choice is made by summaries [B, heads, blocks, ...], one for each block, and has no gradient. Gradients are the
+    algorithm's own: of all that comes between, only the choice, the output and its log-sum-exp are kept, and what was
+    gathered is gathered again.
     """
 
     q: T
@@ -47,49 +64,47 @@ class Selection(Carry[T]):
     choice: Choice
     scale: Dim
 
-    kind: ClassVar[str] = "selection"
-
     def streams(self) -> tuple[T, ...]:
         return self.q, self.k, self.v, self.summaries
 
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Selection[T]:
+    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Blocks[T]:
         q, k, v, summaries = streams
         return replace(self, q=q, k=k, v=v, summaries=summaries)
 
-    def whole(self, ops: Vocabulary[T]) -> T:
-        return self.across(ops, None)
-
     def across(self, ops: Vocabulary[T], axis: Axis | None) -> T:
-        """The mixed values [B, H, n, e], with the keys of all ranks of an axis, or just these.
-
-        Queries are the last of the tokens that there are keys for, or this rank's.
-        """
-        queries, keys = ops.shape(self.q)[2], ops.shape(self.k)[2]
-        placed = Placed(self.choice.block, keys - queries if axis is None else axis.rank * queries)
+        placed = Placed(self.choice.block, first_query(ops, self.q, self.k, axis))
         kernel = ChosenAttention(placed, self.scale, ops.width("accumulate"), self.choice.by_block)
 
         def forward(ops: Vocabulary[T], q: T, k: T, v: T, summaries: T) -> tuple[T, tuple[T, ...]]:
-            all_k, all_v, summaries = (_everywhere(ops, x, axis) for x in (k, v, summaries))
+            all_k, all_v, summaries = (everywhere(ops, x, axis) for x in (k, v, summaries))
             chosen = self.choice.choose(ops, q, summaries, placed)
             out, lse = ops.apply(kernel, q, all_k, all_v, chosen)
             return out, (q, k, v, chosen, out, lse)
 
         def backward(ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T | None, ...]:
             q, k, v, chosen, out, lse = saved
-            all_k, all_v = (_everywhere(ops, x, axis) for x in (k, v))
+            all_k, all_v = (everywhere(ops, x, axis) for x in (k, v))
             dq, dk, dv = ops.chosen_attention_backward((q, all_k, all_v, chosen), (out, lse), gradient, kernel)
-            return dq, _own(ops, dk, axis), _own(ops, dv, axis), None
+            return dq, own_part(ops, dk, axis), own_part(ops, dv, axis), None
 
         result: T = ops.custom(forward, backward, self.q, self.k, self.v, self.summaries)
         return result
 
 
-def _everywhere(ops: Vocabulary[T], x: T, axis: Axis | None) -> T:
+def first_query(ops: Vocabulary[T], q: T, k: T, axis: Axis | None) -> Dim:
+    """Position of the first of a rank's queries, or of the last of the tokens that there are keys for."""
+    queries = ops.shape(q)[2]
+    return ops.shape(k)[2] - queries if axis is None else axis.rank * queries
+
+
+def everywhere(ops: Vocabulary[T], x: T, axis: Axis | None) -> T:
+    """What all ranks have [B, heads, n, ...], or just these."""
     return x if axis is None else ops.all_gather(x, axis, 2)
 
 
-def _own(ops: Vocabulary[T], gradient: T, axis: Axis | None) -> T:
+def own_part(ops: Vocabulary[T], gradient: T, axis: Axis | None) -> T:
     """This rank's part of a gradient, summed over ranks."""
     if axis is None:
         return gradient
-    return ops.cast(ops.reduce_scatter(ops.cast(gradient, "gradient"), axis, 2), "model")
+    summed = ops.reduce_scatter(ops.cast(gradient, "gradient"), axis, 2)
+    return ops.cast(summed, ops.precision(gradient))

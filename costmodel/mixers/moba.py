@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.selection import Choice, Selection
+from costmodel.carries.selection import Blocks, Choice, Selection
 from costmodel.carry import Carry, Structure
 from costmodel.composite import rope
 from costmodel.dims import Dim, Shape, ceil_div, divide, floor_div, minimum
@@ -54,7 +54,7 @@ class Moba(Mixer):
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
-    ) -> tuple[Selection[T], tuple[T, ...]]:
+    ) -> tuple[Blocks[T], tuple[T, ...]]:
         q, k, v = rope(ops, read[0], *at.tables), rope(ops, read[1], *at.tables), read[2]
         batch, groups, n, d = ops.shape(k)
         block = at.sizes["b"]
@@ -62,7 +62,7 @@ class Moba(Mixer):
         sums = ops.cast(ops.reshape(ops.sum(blocks, (3,)), (batch, groups, divide(n, block), d)), "accumulate")
         return self._carry(q, k, v, sums, at), (k, v, sums)
 
-    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Selection[T]:
+    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Blocks[T]:
         q, k = (rope(ops, x, *at.tables) for x in read[:2])
         keys = ops.append(at.cache[0], k, 2, at.cache_axis)
         values = ops.append(at.cache[1], read[2], 2, at.cache_axis)
@@ -94,9 +94,9 @@ class Moba(Mixer):
     def rotary(self, m: Sizes) -> Dim:
         return m["d"]
 
-    def _carry(self, q: T, k: T, v: T, sums: T, at: Site[T]) -> Selection[T]:
+    def _carry(self, q: T, k: T, v: T, sums: T, at: Site[T]) -> Blocks[T]:
         choice = Choice(at.sizes["b"], partial(best_blocks, at.sizes["S"]), by_block=not at.cache)
-        return Selection(q, k, v, sums, choice, at.sizes["d"] ** -0.5)
+        return Blocks(q, k, v, sums, choice, at.sizes["d"] ** -0.5)
 
 
 def best_blocks(most: Dim, ops: Vocabulary[T], q: T, sums: T, placed: Placed) -> T:

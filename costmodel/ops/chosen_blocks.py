@@ -59,9 +59,13 @@ class VisibleBlocks(Primitive):
     """Scores of blocks [..., n, blocks] for queries: -inf for those of the future, +inf for the query's own.
 
     So that the largest are the own block and the best before it; 1 FLOP a score, and no gradient.
+
+    Attributes:
+        ends: the block before the own comes next, and then the first of all, whatever their scores.
     """
 
     placed: Placed
+    ends: bool = False
 
     family = "elementwise"
 

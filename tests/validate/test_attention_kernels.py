@@ -165,8 +165,11 @@ def test_queries_that_see_no_key_give_zeros_not_nan() -> None:
 
 @pytest.mark.parametrize("dtype", ROUNDOFF)
 def test_flash_kernels_run_where_they_apply(dtype: torch.dtype) -> None:
-    """A window, or values of another width, would otherwise quietly take the other path in every test."""
+    """What they do not know would otherwise quietly take the other path in every test."""
     q = torch.zeros(1, 1, 4, 8, dtype=dtype)
-    assert attention._flash_applies(q, q, Mask(causal=True))
-    assert not attention._flash_applies(q, q, Mask(causal=True, window=2))
-    assert not attention._flash_applies(q, q[..., :4], Mask(causal=True))
+    assert attention._flash_applies(q, q, q, Mask(causal=True))
+    assert not attention._flash_applies(q, q, q, Mask(causal=True, window=2))
+    assert not attention._flash_applies(q, q, q, Mask(causal=True, stride=2))
+    assert not attention._flash_applies(q, q, q[..., :4], Mask(causal=True))
+    assert not attention._flash_applies(q, q[:, :, :0], q[:, :, :0], Mask())
+    assert not attention._flash_applies(q, q.to(torch.float16), q.to(torch.float16), Mask())
