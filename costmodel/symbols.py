@@ -30,6 +30,7 @@ MEANING: dict[str, str] = {
     "n_s": "branches of dilated attention, each with segments of another length",
     "x_r": "factor of the dilation from one branch to the next",
     "x_m": "factor of the tokens that a segment keeps from one branch to the next",
+    "n_r": "random blocks that a block of queries sees",
     "C": "tokens of a chunk",
     "b": "tokens of a block that is chosen as one",
     "S": "blocks that a query sees, its own included",

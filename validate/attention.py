@@ -80,8 +80,10 @@ def _simplest(mask: Mask, n_q: int, n_k: int) -> Mask:
 def _for_heads(qkv: Triple) -> Triple:
     """Keys and values once for every query head."""
     q, k, v = qkv
+    if q.shape[1] == k.shape[1]:  # there may be none
+        return q, k, v
     times = q.shape[1] // k.shape[1]
-    return (q, k, v) if times == 1 else (q, k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
+    return q, k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
 
 
 def _of_groups(gradient: Tensor, groups: int) -> Tensor:
@@ -93,12 +95,12 @@ def _of_groups(gradient: Tensor, groups: int) -> Tensor:
 
 
 def _flash_applies(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> bool:
-    """Torch's kernels know neither window nor stride and need keys, one dtype, and values as wide as keys.
+    """Torch's kernels know neither window nor stride and need heads, keys, one dtype, and values as wide as keys.
 
     On CUDA they need a half-width dtype as well.
     """
     fits = mask.window is None and mask.stride == 1 and q.shape[3] == v.shape[3]
-    fits = fits and q.dtype == k.dtype and k.shape[2] > 0
+    fits = fits and q.dtype == k.dtype and k.shape[1] > 0 and k.shape[2] > 0
     if q.device.type == "cuda":
         return fits and q.dtype in (torch.float16, torch.bfloat16) and q.shape[3] % 8 == 0
     return fits and q.device.type == "cpu"

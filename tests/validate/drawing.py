@@ -81,7 +81,7 @@ def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -
 
 
 #: The largest values of sizes that multiply each other to the tokens of a segment.
-LARGEST = {"branches": 3, "dilation": 2, "growth": 2, "kept": 2}
+LARGEST = {"branches": 3, "dilation": 2, "growth": 2, "kept": 2, "random": 2}
 
 
 def _size(draw: st.DrawFn, name: str, least: int) -> int:

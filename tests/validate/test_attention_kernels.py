@@ -173,3 +173,13 @@ def test_flash_kernels_run_where_they_apply(dtype: torch.dtype) -> None:
     assert not attention._flash_applies(q, q, q[..., :4], Mask(causal=True))
     assert not attention._flash_applies(q, q[:, :, :0], q[:, :, :0], Mask())
     assert not attention._flash_applies(q, q.to(torch.float16), q.to(torch.float16), Mask())
+
+
+@pytest.mark.parametrize("flash", [False, True])
+def test_no_heads(flash: bool) -> None:
+    """As where no head of a rank takes part: nothing comes of it, in the right shape."""
+    q, k = torch.randn(2, 0, 3, 4), torch.randn(2, 0, 5, 4)
+    out, lse = attention.forward((q, k, k), Mask(), 1.0, flash)
+    assert (out.shape, lse.shape) == ((2, 0, 3, 4), (2, 0, 3))
+    gradients = attention.backward((q, k, k), (out, lse, out), Mask(), 1.0, flash)
+    assert [x.shape for x in gradients] == [q.shape, k.shape, k.shape]
