@@ -35,6 +35,7 @@ class _Writer:
     """Writes the statements; each distinct piece gets one name."""
 
     scalars: frozenset[str]
+    zeros: frozenset[str] = frozenset()
     lines: list[str] = field(default_factory=list)
     names: dict[object, str] = field(default_factory=dict)
     fixed: dict[int, bool] = field(default_factory=dict)
@@ -49,7 +50,8 @@ class _Writer:
 
     def expression(self, value: Expression) -> str:
         def code() -> str:
-            return " + ".join([self.term(*term) for term in value.terms.items()]) or "0.0"
+            terms = [self.term(*term) for term in value.terms.items() if not self.is_zero(term[0])]
+            return " + ".join(terms) or "0.0"
 
         return self.named(value, code)
 
@@ -93,6 +95,10 @@ class _Writer:
 
         return self.named(number, code)
 
+    def is_zero(self, monomial: Monomial) -> bool:
+        """Whether one of the factors is a symbol that is 0."""
+        return bool(self.zeros) and any(atom(number).name in self.zeros for number, power in monomial if power > 0)
+
     def is_scalar(self, number: int) -> bool:
         known = self.fixed.get(number)
         if known is None:
@@ -108,13 +114,19 @@ class Compiled:
     Args:
         formulas: expressions or numbers, by name.
         scalars: symbols that are one number, not an array, in every call (hardware rates).
+        zeros: symbols that are 0 in every call, whatever value is given: their terms are left out.
     """
 
-    def __init__(self, formulas: Mapping[str, Expression | Number], scalars: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        formulas: Mapping[str, Expression | Number],
+        scalars: frozenset[str] = frozenset(),
+        zeros: frozenset[str] = frozenset(),
+    ) -> None:
         self.names = tuple(formulas)
         lifted = [lift(formula) for formula in formulas.values()]
-        self.symbols: frozenset[str] = frozenset().union(*(formula.symbols() for formula in lifted))
-        writer = _Writer(scalars)
+        self.symbols: frozenset[str] = frozenset().union(*(formula.symbols() for formula in lifted)) - zeros
+        writer = _Writer(scalars, zeros)
         results = [writer.expression(formula) for formula in lifted]
         body = "\n    ".join([*writer.lines, f"return {', '.join(results)},"])
         functions: list[np.ufunc] = [np.maximum, np.minimum, np.ceil, np.log2]

@@ -19,10 +19,11 @@ from costmodel.data_parallel import Replicas, Sharing
 from costmodel.dims import Dim
 from costmodel.expression import lift
 from costmodel.hardware.cluster import Cluster
+from costmodel.hardware.profile import Profile
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
 from costmodel.program import Wire
-from costmodel.rates import Rates, is_scalar, strides
+from costmodel.rates import Rates, absent, is_scalar, strides
 from costmodel.step import MEMORY, Costs, Parts, Step, update_costs
 from costmodel.subject import Subject
 from costmodel.symbols import symbol
@@ -42,26 +43,27 @@ TRIED = 64
 
 @dataclass(frozen=True)
 class Formulas:
-    """Compiled costs of a piece, each part when it is first asked for."""
+    """Compiled costs of a piece on a machine, each part when it is first asked for."""
 
     piece: Piece
     replicas: Replicas | None
+    profile: Profile
 
     @cached_property
     def times(self) -> Compiled:
         """``Piece.times``."""
-        return compiled(self.piece.times(self.replicas))
+        return compiled(self.piece.times(self.replicas), self.profile)
 
     @cached_property
     def sizes(self) -> Compiled:
         """``Piece.sizes``."""
-        return compiled(self.piece.sizes())
+        return compiled(self.piece.sizes(), self.profile)
 
 
-def compiled(formulas: Mapping[str, Dim]) -> Compiled:
+def compiled(formulas: Mapping[str, Dim], profile: Profile) -> Compiled:
     """Formulas of which the device's rates are one number for all candidates."""
     names = set().union(*(lift(formula).symbols() for formula in formulas.values()))
-    return Compiled(formulas, frozenset(name for name in names if is_scalar(name)))
+    return Compiled(formulas, frozenset(name for name in names if is_scalar(name)), absent(profile, names))
 
 
 class Evaluator:
@@ -74,6 +76,7 @@ class Evaluator:
         self.replicas = Replicas(symbol("P_d") * symbol("P_c") * symbol("P_u"), symbol("P_d"), self.widths)
         self._layers: dict[tuple[int, Way], Formulas] = {}
         self._ends: dict[tuple[tuple[str, ...], bool], list[Formulas]] = {}
+        self._moved: dict[str, Array] = {}
 
     def at(self, workload: Workload) -> Evaluator:
         """The same for another length; what is traced and compiled serves both."""
@@ -93,7 +96,7 @@ class Evaluator:
     @cached_property
     def update(self) -> Compiled:
         """Seconds of the optimizer."""
-        return compiled(update_costs(self.widths))
+        return compiled(update_costs(self.widths), self.cluster.profile)
 
     def layer(self, number: int, way: Way) -> Formulas:
         """One kind of layer, by its place in the subject."""
@@ -115,7 +118,7 @@ class Evaluator:
         return Pieces(self.subject, self.workload, axes, tensor, Tracer(self.widths, self.tile))
 
     def _formulas(self, piece: Piece) -> Formulas:
-        return Formulas(piece, self.replicas if self.train else None)
+        return Formulas(piece, self.replicas if self.train else None, self.cluster.profile)
 
     def values(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Value]:
         """Values of some symbols; work that depends on the rank is the last rank's, which has most."""
@@ -136,15 +139,25 @@ class Evaluator:
 
     def moved_rates(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Array]:
         """Rates of one candidate with each profile of ``Uncertainty.moved``, one entry for each."""
+        moved = self.uncertainty.moved
         base = self.rates(mesh, symbols, self.cluster)
-        device, links = (frozenset(name for name in base if is_scalar(name) is scalar) for scalar in (True, False))
-        found: dict[str, list[float]] = {name: [] for name in base}
-        for key, profile in self.uncertainty.moved:
-            part = device if key.startswith("device") else links if key else frozenset()
-            here = base | self.rates(mesh, part, Cluster(profile, self.cluster.devices))
-            for name, values in found.items():
-                values.append(float(np.reshape(here[name], -1)[0]))
-        return {name: np.array(values) for name, values in found.items()}
+        found = {name: np.full(len(moved), float(np.reshape(value, -1)[0])) for name, value in base.items()}
+        links = frozenset(name for name in base if not is_scalar(name))
+        found |= {name: self._moved_rate(name) for name in base if is_scalar(name)}
+        for place, (key, profile) in enumerate(moved):
+            if key.startswith("links"):
+                for name, value in self.rates(mesh, links, Cluster(profile, self.cluster.devices)).items():
+                    found[name][place] = float(np.reshape(value, -1)[0])
+        return found
+
+    def _moved_rate(self, name: str) -> Array:
+        """A rate of the device with each profile of ``Uncertainty.moved``."""
+        if name not in self._moved:
+            every = [
+                Rates(Cluster(profile, 1), self.workload.dtype).device([name]) for _, profile in self.uncertainty.moved
+            ]
+            self._moved[name] = np.array([found[name] for found in every])
+        return self._moved[name]
 
 
 def spans(mesh: Meshes) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -217,12 +230,16 @@ class Group:
 
     def interval(self) -> tuple[float, float]:
         """90 % interval of the seconds of one candidate."""
+        return self.evaluator.uncertainty.interval(self.moved_seconds())
+
+    def moved_seconds(self) -> Array:
+        """Seconds of one candidate with each profile of ``Uncertainty.moved``."""
         evaluator = self.evaluator
         compiled_times = [formulas.times for formulas in (*self.layers, *self.ends)]
         symbols = frozenset().union(*(times.symbols for times in compiled_times), evaluator.update.symbols)
         given = evaluator.moved_rates(self.choices.mesh, symbols)
         many = self.where(np.zeros(len(evaluator.uncertainty.moved), np.int64))
-        return evaluator.uncertainty.interval(many._timed(many._step(times=True, given=given), given)["seconds"])
+        return many._timed(many._step(times=True, given=given), given)["seconds"]
 
     def _timed(self, step: Step, given: Mapping[str, Value]) -> dict[str, Array]:
         update = Times()

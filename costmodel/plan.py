@@ -13,6 +13,7 @@ from costmodel.arrangement import Arrangement, Way
 from costmodel.candidates import Choices, Meshes, arranged, meshes
 from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
+from costmodel.errors import InputError
 from costmodel.evaluation import Evaluator, Group
 from costmodel.hardware.cluster import Cluster
 from costmodel.program import Wire
@@ -98,6 +99,22 @@ class Plan:
     def bottleneck(self) -> str:
         """What is kept busy longest."""
         return max(self.breakdown, key=lambda name: self.breakdown[name])
+
+
+def speedup(plan: Plan, than: Plan) -> tuple[float, float, float]:
+    """How many times faster a plan is than another on the same hardware, and the 90 % interval of that.
+
+    What is uncertain of both, such as the rate of a kernel that both run, cancels.
+
+    Raises:
+        InputError: for plans on different hardware.
+    """
+    profiles = [found.alone.evaluator.cluster.profile for found in (plan, than)]
+    if profiles[0] != profiles[1]:
+        rule = "plans on different hardware have no uncertainty in common"
+        raise InputError("than", profiles[1].name, rule, f"give one on {profiles[0].name}")
+    ratios = than.alone.moved_seconds() / plan.alone.moved_seconds()
+    return (float(ratios[0]), *plan.alone.evaluator.uncertainty.interval(ratios))
 
 
 @dataclass(frozen=True)

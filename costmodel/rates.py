@@ -9,7 +9,7 @@ import numpy as np
 from costmodel.compiled import Array, Value
 from costmodel.errors import UnknownNameError
 from costmodel.hardware.cluster import Cluster
-from costmodel.hardware.profile import Device, Kernel, Link
+from costmodel.hardware.profile import Device, Kernel, Link, Profile
 from costmodel.hardware.quantity import Quantity
 from costmodel.workload import WIDTHS
 
@@ -17,7 +17,7 @@ from costmodel.workload import WIDTHS
 SCALARS = ("launch", "step", "matrix", "vector", "special", "memory", "exposed", "ramp", "cache", "saved")
 
 #: Symbols of rates of a link, which depend on the ranks that communicate.
-LINKS = ("start", "latency", "small_latency", "small_cost", "seconds_per_byte")
+LINKS = ("start", "latency", "sooner", "dearer", "seconds_per_byte")
 
 
 def is_scalar(symbol: str) -> bool:
@@ -55,7 +55,7 @@ class Rates:
                 found[symbol] = spread / self.cluster.link_arrays(where[1], sizes[where[0]], strides[where[0]])[1]
             else:
                 number = self._at_level(_NUMBERS[kind], sizes[where[0]], strides[where[0]])
-                found[symbol] = number if kind == "small_cost" else number * spread
+                found[symbol] = number if kind == "dearer" else number * spread
         return found
 
     def _at_level(self, number: _LinkNumber, size: Array, stride: Array) -> Array:
@@ -77,8 +77,8 @@ _LinkNumber = Callable[[Link], float]
 _NUMBERS: dict[str, _LinkNumber] = {
     "start": lambda link: _value(link.start_s, 0.0),
     "latency": lambda link: link.latency_s.value,
-    "small_latency": lambda link: _value(link.small_latency_s, link.latency_s.value),
-    "small_cost": lambda link: _value(link.small_cost, 1.0),
+    "sooner": lambda link: link.latency_s.value - _value(link.small_latency_s, link.latency_s.value),
+    "dearer": lambda link: _value(link.small_cost, 1.0) - 1,
 }
 
 
@@ -103,6 +103,22 @@ def _device_rate(device: Device, dtype: str, symbol: str) -> float:
         "special": lambda: device.special_op_per_s.value,
     }
     return rates[kind]() / _spread(kernel)
+
+
+def absent(profile: Profile, symbols: Iterable[str]) -> frozenset[str]:
+    """Rates among some symbols that are 0 as the profile says nothing of them, and stay so if its numbers move."""
+    device = profile.device
+    known: dict[str, Callable[[str], bool]] = {
+        "exposed": lambda family: device.kernels.taken(family).exposed is not None,
+        "ramp": lambda family: device.kernels.taken(family).ramp is not None,
+        "cache": lambda _: device.cache_bytes is not None,
+        "saved": lambda _: device.cache_bytes_per_s is not None,
+        "start": lambda _: any(link.start_s for link in profile.links),
+        "sooner": lambda _: any(link.small_latency_s for link in profile.links),
+        "dearer": lambda _: any(link.small_cost for link in profile.links),
+    }
+    parts = ((symbol, *symbol.partition(":")) for symbol in symbols)
+    return frozenset(symbol for symbol, kind, _, where in parts if kind in known and not known[kind](where))
 
 
 def usable_memory(cluster: Cluster) -> float:

@@ -149,9 +149,8 @@ def _wire_seconds(leaf: Leaf, primitive: Communication) -> Dim:
     where = primitive.axis.name, COLLECTIVES[type(primitive)]
     steps = primitive.steps(leaf.inputs)
     sending = primitive.busy_bytes(leaf.inputs) * rate("seconds_per_byte", *where)
-    large = steps * rate("latency", where[0]) + sending
-    small = steps * rate("small_latency", where[0]) + sending * rate("small_cost", where[0])
-    return rate("start", where[0]) + minimum(large, small)
+    saved = maximum(steps * rate("sooner", where[0]) - sending * rate("dearer", where[0]), 0)
+    return rate("start", where[0]) + steps * rate("latency", where[0]) + sending - saved
 
 
 def _arithmetic_seconds(operation: Operation) -> Dim:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from costmodel.candidates import factorisations, meshes
 from costmodel.data_parallel import Sharing
+from costmodel.errors import InputError
 from costmodel.estimate import Chosen, estimate
 from costmodel.hardware import load_profile, parse_cluster
 from costmodel.hardware.cluster import Cluster
@@ -20,7 +21,7 @@ from costmodel.hardware.profile import Collectives
 from costmodel.huggingface import read_config
 from costmodel.mixer import mixers
 from costmodel.ops.primitive import Reading
-from costmodel.plan import Ranking, rank
+from costmodel.plan import Plan, Ranking, rank, speedup
 from costmodel.step import MEMORY
 from costmodel.strategy import strategies
 from costmodel.subject import from_mixer, from_model
@@ -55,6 +56,39 @@ def test_no_plan_beats_its_resources(phase: str) -> None:
         assert plan.fastest <= plan.seconds <= plan.slowest
         busy = sum(plan.breakdown.values())
         assert busy == pytest.approx(plan.compute + plan.communication)
+
+
+def layer(devices: int, length: int, kernel: str, profile: str = "rtx4090") -> Plan:
+    workload = Workload(length, phase="forward")
+    found = rank(from_mixer("attention"), workload, Cluster(load_profile(profile), devices), kernels=(kernel,))
+    return found.best(1)[0]
+
+
+def test_what_both_plans_are_uncertain_of_cancels() -> None:
+    one, four = layer(1, 4096, "vanilla"), layer(4, 4096, "fused")
+    ratio, low, high = speedup(four, one)
+    assert ratio == pytest.approx(one.seconds / four.seconds)
+    assert low < ratio < high
+    assert speedup(one, one) == (1.0, 1.0, 1.0)
+    # Independent errors of both would make it wider.
+    apart = np.hypot(np.log(one.slowest / one.seconds), np.log(four.seconds / four.fastest))
+    assert np.log(high / ratio) < apart
+    with pytest.raises(InputError, match="different hardware"):
+        speedup(four, layer(1, 4096, "fused", "h100"))
+
+
+def test_sizes_beyond_those_measured_are_told() -> None:
+    # 4 x 32 heads x 128 x (pairs in tiles of 64) FLOP; the longest that was measured: 4 x 4 x 32 x 32768^2 x 128.
+    measured = load_profile("rtx4090").device.kernels.attention.measured
+    assert measured is not None and measured.flop is not None
+    assert measured.flop[1] == pytest.approx(4 * 4 * 32 * 32768**2 * 128, rel=1e-3)
+    length = 2**19
+    tiles = length // 64
+    executed = 4 * 32 * 128 * 64 * 64 * tiles * (tiles + 1) // 2
+    found = layer(1, length, "fused").extrapolated
+    assert found["attention"] == pytest.approx(executed / measured.flop[1], rel=1e-3)
+    assert "attention" not in layer(1, 2**14, "fused").extrapolated
+    assert layer(1, length, "fused", "h100").extrapolated == {}  # not fitted: nothing was measured
 
 
 def scaled_part(cluster: Cluster, factor: float, part: str) -> Cluster:

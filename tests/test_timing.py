@@ -61,7 +61,7 @@ def test_bytes_in_the_cache_are_read_sooner(elements: int, cached: int) -> None:
 )
 def test_the_faster_protocol_is_used(elements: int, expected: float) -> None:
     # An all-reduce over 4 ranks takes 6 steps and sends 3/2 of its bytes, at 1 ns each.
-    rates = {"start:data": 10e-6, "latency:data": 6e-6, "small_latency:data": 1e-6, "small_cost:data": 2.0}
+    rates = {"start:data": 10e-6, "latency:data": 6e-6, "sooner:data": 5e-6, "dearer:data": 1.0}
     rates["seconds_per_byte:data:all_reduce"] = 1e-9
     found = seconds(lambda ops, x: ops.apply(AllReduce(Axis("data", 4, 0)), x)[0], rates, (elements,))
     assert found == pytest.approx(expected)
