@@ -1,0 +1,78 @@
+"""Rates of a cluster behind the symbols of time formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from costmodel.compiled import Compiled
+from costmodel.expression import symbol_named
+from costmodel.hardware import Cluster, Profile, Quantity, load_profile
+from costmodel.hardware.profile import placed
+from costmodel.rates import Rates, absent
+
+
+def number(value: float) -> Quantity:
+    return Quantity(value, "for the test", "assumed")
+
+
+def machine(**numbers: float) -> Profile:
+    """An H100 with some numbers more; ``__`` stands for a dot."""
+    paths = {key.replace("__", ".").replace("links.", "links[0]."): number(value) for key, value in numbers.items()}
+    return placed(load_profile("h100"), paths)
+
+
+def device(profile: Profile, symbol: str) -> float:
+    return float(np.asarray(Rates(Cluster(profile, 8), "bf16").device([symbol])[symbol]))
+
+
+def link(profile: Profile, symbol: str) -> float:
+    one = {"context": np.array([8.0])}, {"context": np.array([1.0])}
+    return float(np.asarray(Rates(Cluster(profile, 8), "bf16").links([symbol], *one)[symbol])[0])
+
+
+def test_a_family_has_its_own_launch_or_the_devices() -> None:
+    profile = machine(device__kernels__gemm__launch_s=7e-6)
+    assert device(profile, "launch:gemm") == 7e-6
+    assert device(profile, "launch:attention") == profile.device.launch_s.value
+
+
+def test_spread_stretches_every_time_of_its_family() -> None:
+    plain, slow = machine(), machine(device__kernels__gemm__spread=2.0)
+    for rate in ("matrix", "vector", "special", "memory"):
+        assert device(slow, f"{rate}:gemm") == pytest.approx(device(plain, f"{rate}:gemm") / 2)
+        assert device(slow, f"{rate}:copy") == device(plain, f"{rate}:copy")
+    assert device(slow, "launch:gemm") == 2 * device(plain, "launch:gemm")
+
+
+def test_what_the_cache_saves() -> None:
+    # 1 / (3.35e12 x 0.5) - 1 / 6.7e12 = 4 / 6.7e12 - 1 / 6.7e12 seconds a byte.
+    profile = machine(device__kernels__copy__memory=0.5, device__cache_bytes=4e7, device__cache_bytes_per_s=6.7e12)
+    assert device(profile, "cache") == 4e7
+    assert device(profile, "saved:copy") == pytest.approx(3 / 6.7e12)
+    slower = machine(device__kernels__copy__memory=0.5, device__cache_bytes=4e7, device__cache_bytes_per_s=1e12)
+    assert device(slower, "saved:copy") == 0
+
+
+def test_rates_of_a_link() -> None:
+    profile = machine(links__start_s=8e-6, links__small_latency_s=1e-6, links__small_cost=2.5, links__latency_s=5e-6)
+    assert link(profile, "start:context") == 8e-6
+    assert link(profile, "sooner:context") == pytest.approx(4e-6)
+    assert link(profile, "dearer:context") == pytest.approx(1.5)
+    slow = machine(links__spread=2.0)
+    for symbol in ("latency:context", "seconds_per_byte:context:all_gather"):
+        assert link(slow, symbol) == pytest.approx(2 * link(machine(), symbol))
+    assert (
+        link(machine(), "start:context") == link(machine(), "sooner:context") == link(machine(), "dearer:context") == 0
+    )
+
+
+def test_rates_that_a_profile_does_not_have_are_left_out_of_formulas() -> None:
+    symbols = ["exposed:gemm", "ramp:attention", "cache", "saved:copy", "start:context", "matrix:gemm", "L"]
+    assert absent(load_profile("h100"), symbols) == frozenset(symbols[:5])
+    assert absent(load_profile("rtx4090"), symbols) == {"start:context"}
+    x, zero = symbol_named("x"), symbol_named("exposed:gemm")
+    formula = x * x + zero * x + 1
+    compiled = Compiled({"y": formula}, zeros=frozenset({"exposed:gemm"}))
+    assert compiled.symbols == {"x"}
+    assert compiled({"x": np.array([2.0, 3.0])})["y"].tolist() == [5.0, 10.0]
