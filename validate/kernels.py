@@ -99,6 +99,14 @@ def gelu_slope(x: Tensor) -> Tensor:
     return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * steepness * (1 + 3 * 0.044715 * x**2)
 
 
+def gelu_curvature(x: Tensor) -> Tensor:
+    """The second derivative of gelu in its tanh form."""
+    steepness = math.sqrt(2 / math.pi)
+    cubic = 3 * 0.044715 * steepness * x**2
+    t = torch.tanh(x * (steepness + cubic / 3))
+    return (1 - t**2) * (steepness + 2 * cubic - x * t * (steepness + cubic) ** 2)
+
+
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "add": torch.add,
     "sub": torch.sub,
@@ -121,6 +129,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "log_sigmoid": torch.nn.functional.logsigmoid,
     "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "gelu_slope": gelu_slope,
+    "gelu_curvature": gelu_curvature,
     "reciprocal": torch.reciprocal,
     "relu": torch.relu,
     "abs": torch.abs,

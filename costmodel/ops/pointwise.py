@@ -84,7 +84,9 @@ FUNCTIONS: dict[str, Function] = {
     ),
     # x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): Hendrycks & Gimpel 2016, arXiv 1606.08415, equation 2
     "gelu": Function(8, 1, lambda ops, x, y, g: (lambda: _gelu_gradient(ops, x, y, g),)),
-    "gelu_slope": Function(16, 1, lambda ops, x, y, g: ()),  # the derivative of gelu, from its input
+    # The derivatives of gelu, from its input; a memory that is trained in the layer has both.
+    "gelu_slope": Function(16, 1, lambda ops, x, y, g: (lambda: ops.map("mul", g, ops.map("gelu_curvature", x[0])),)),
+    "gelu_curvature": Function(14, 1, lambda ops, x, y, g: ()),
     "reciprocal": Function(
         1, 0, lambda ops, x, y, g: (lambda: ops.map("neg", ops.map("mul", g, ops.map("square", y))),)
     ),

@@ -1,8 +1,9 @@
-"""Test-time training: the state is a linear model W, b of each head, trained on the tokens as they come.
+"""Test-time training: the state is a small network of each head, trained on the tokens as they come.
 
-A mini-batch of C tokens takes gradient steps on the loss |LN(K W + b) - (V - K)|^2 / 2, all from the model before the
-mini-batch; token i reads LN(q_i W_i + b_i) + q_i with the model after its own step. ``dual`` never writes W_i (Sun et
-al. 2024, arXiv 2407.04620, section 2.5; test-time-training/ttt-lm-pytorch ttt.py).
+The network f has layers X W_i + b_i, one or two, with GELU between them. A mini-batch of C tokens takes gradient steps
+on the loss |LN(f(K)) - (V - K)|^2 / 2, all from the network before it; token i reads LN(f_i(q_i)) + q_i, with the
+network after its own step. ``dual`` never writes the W of single tokens (Sun et al. 2024, arXiv 2407.04620, section
+2.5 and appendix A; test-time-training/ttt-lm-pytorch ttt.py).
 """
 
 from __future__ import annotations
@@ -20,15 +21,23 @@ from costmodel.recurrences.pieces import layer_normed, of_heads
 
 T = TypeVar("T")
 
+#: Weight [B, H, d, e] and bias [B, H, 1, e] of each layer.
+Network = list[tuple[T, T]]
+
+
+def network(tensors: Sequence[T]) -> Network[T]:
+    """Weights and biases in turn, as the layers they belong to."""
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
+
 
 @dataclass(frozen=True)
-class InnerLinear(Recurrent[T]):
-    """q, k, v [B, H, n, d] and rates of the tokens [B, H, n, 1]; the state is W [B, H, d, d] and b [B, H, 1, d].
+class InnerNetwork(Recurrent[T]):
+    """q, k, v [B, H, n, d] and rates of the tokens [B, H, n, 1]; the state is W and b of each layer in turn.
 
     Attributes:
         rate: of each token.
         weights: by which the steps up to each place of a mini-batch are multiplied [H, C, 1]; weight and bias of the
-            layer norm LN [H, d]; W [H, d, d] and b [H, d] before the first token.
+            layer norm LN [H, d]; W [H, d, e] and b [H, e] of each layer before the first token.
         chunk: tokens of a mini-batch, C.
     """
 
@@ -45,16 +54,13 @@ class InnerLinear(Recurrent[T]):
     def parameters(self) -> tuple[T, ...]:
         return self.weights
 
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> InnerLinear[T]:
+    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> InnerNetwork[T]:
         q, k, v, rate = streams
         return replace(self, q=q, k=k, v=v, rate=rate, weights=tuple(parameters))
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
-        *_, weight, bias = self.weights
-        batch, (h, d) = ops.shape(self.q)[0], ops.shape(bias)
-        start, start_b = ops.reshape(weight, (1, h, d, d)), ops.reshape(bias, (1, h, 1, d))
-        spread = ops.expand(start, (batch, h, d, d)), ops.expand(start_b, (batch, h, 1, d))
-        return tuple(ops.cast(x, "accumulate") for x in spread)
+        batch = ops.shape(self.q)[0]
+        return tuple(started(ops, x, batch) for layer in network(self.weights[3:]) for x in layer)
 
     def run(self, ops: Vocabulary[T], state: Tensors[T]) -> tuple[T, Tensors[T]]:
         b, h, n, d = ops.shape(self.q)
@@ -68,19 +74,50 @@ class InnerLinear(Recurrent[T]):
         return ops.reshape(mixed, (b, h, n, d)), after
 
 
-def inner_gradient(ops: Vocabulary[T], state: Tensors[T], k: T, v: T, norm: T, norm_b: T) -> T:
-    """The loss's gradient by K W + b [B, H, C, d]."""
-    weight, bias = state
-    size = ops.shape(k)[3]
+def started(ops: Vocabulary[T], x: T, batch: Dim) -> T:
+    """A weight [H, d, e] or bias [H, e] before the first token, for each sequence: [B, H, d or 1, e]."""
+    h, *inward, e = ops.shape(x)
+    shape = h, inward[0] if inward else 1, e
+    return ops.cast(ops.expand(ops.reshape(x, (1, *shape)), (batch, *shape)), "accumulate")
+
+
+def affine(ops: Vocabulary[T], x: T, layer: tuple[T, T]) -> T:
+    """x W + b [B, H, C, e] of x [B, H, C, d]."""
+    return ops.add(ops.contract("bhcd,bhde->bhce", x, layer[0]), layer[1])
+
+
+def read_out(ops: Vocabulary[T], q: T, layers: Network[T]) -> T:
+    """f(q) [B, H, C, d]."""
+    x = affine(ops, q, layers[0])
+    for layer in layers[1:]:
+        x = affine(ops, ops.map("gelu", x), layer)
+    return x
+
+
+def inner_gradients(ops: Vocabulary[T], layers: Network[T], k: T, v: T, norms: tuple[T, T]) -> tuple[list[T], list[T]]:
+    """What each layer reads of the keys, and the loss's gradient by what it gives, both [B, H, C, ...]."""
+    inputs, given = [k], [affine(ops, k, layers[0])]
+    for layer in layers[1:]:
+        inputs.append(ops.map("gelu", given[-1]))
+        given.append(affine(ops, inputs[-1], layer))
+    gradients = [_loss_gradient(ops, given[-1], ops.map("sub", v, k), norms)]
+    for (weight, _), x in zip(layers[:0:-1], given[-2::-1], strict=True):
+        back = ops.contract("bhce,bhde->bhcd", gradients[0], weight)
+        gradients.insert(0, ops.mul(back, ops.map("gelu_slope", x)))
+    return inputs, gradients
+
+
+def _loss_gradient(ops: Vocabulary[T], x: T, target: T, norms: tuple[T, T]) -> T:
+    """The gradient of |LN(x) - target|^2 / 2 by x [B, H, C, d]."""
+    size, (norm, norm_b) = ops.shape(x)[3], norms
 
     def mean(x: T) -> T:
         return ops.scale(ops.sum(x, (3,)), 1 / size)
 
-    guess = ops.add(ops.contract("bhcd,bhde->bhce", k, weight), bias)
-    centred = ops.map("sub", guess, mean(guess))
+    centred = ops.map("sub", x, mean(x))
     inverse = ops.map("rsqrt_eps", mean(ops.map("square", centred)))
     unit = ops.mul(centred, inverse)
-    error = ops.map("sub", ops.add(ops.mul(unit, norm), norm_b), ops.map("sub", v, k))
+    error = ops.map("sub", ops.add(ops.mul(unit, norm), norm_b), target)
     by_unit = ops.mul(error, norm)
     along = ops.add(mean(by_unit), ops.mul(unit, mean(ops.mul(by_unit, unit))))
     return ops.mul(ops.map("sub", by_unit, along), inverse)
@@ -88,7 +125,7 @@ def inner_gradient(ops: Vocabulary[T], state: Tensors[T], k: T, v: T, norm: T, n
 
 @dataclass(frozen=True)
 class _MiniBatch:
-    """One mini-batch: ``advance`` keeps its gradient for ``emit``, which is called right after it."""
+    """One mini-batch: ``advance`` keeps each layer's inputs and gradients for ``emit``, called right after it."""
 
     found: list[Any] = field(default_factory=list)
 
@@ -97,19 +134,31 @@ class _MiniBatch:
         return Recurrence("mini-batches of gradient steps", self.advance, self.emit)
 
     def advance(self, ops: Vocabulary[Any], state: Any, tokens: Any, constants: Any) -> Any:
-        (weight, bias), (_, k, v, rate), (places, *norms) = state, tokens, constants
-        gradient = inner_gradient(ops, state, k, v, *norms)
-        self.found[:] = [gradient]
+        (_, k, v, rate), (places, *norms) = tokens, constants
+        layers = network(state)
+        self.found[:] = zip(*inner_gradients(ops, layers, k, v, norms), strict=True)
         last = ops.mul(rate, ops.slice(places, 1, ops.shape(places)[1] - 1, 1))
-        step = ops.contract("bhcd,bhce->bhde", ops.mul(k, last), gradient)
-        return ops.map("sub", weight, step), ops.map("sub", bias, ops.sum(ops.mul(gradient, last), (2,)))
+
+        def stepped(layer: Any, x: Any, gradient: Any) -> Any:
+            step = ops.contract("bhcd,bhce->bhde", ops.mul(x, last), gradient)
+            step_b = ops.sum(ops.mul(gradient, last), (2,))
+            return ops.map("sub", layer[0], step), ops.map("sub", layer[1], step_b)
+
+        return tuple(y for layer, pair in zip(layers, self.found, strict=True) for y in stepped(layer, *pair))
 
     def emit(self, ops: Vocabulary[Any], before: Any, after: Any, tokens: Any, constants: Any) -> Any:
-        (weight, bias), (q, k, _, rate), (places, *norms) = before, tokens, constants
-        (gradient,), causal = self.found, Mask(causal=True)
+        (q, _, _, rate), (places, *norms), causal = tokens, constants, Mask(causal=True)
         b, h, c, _ = ops.shape(rate)
         steps = ops.masked(ops.mul(ops.reshape(rate, (b, h, 1, c)), places), causal)
-        scores = ops.mul(ops.contract("bhid,bhjd->bhij", q, k, causal, "ij"), steps)
-        moved, moved_b = (ops.contract("bhij,bhje->bhie", x, gradient, causal, "ij") for x in (scores, steps))
-        read = ops.map("sub", ops.contract("bhcd,bhde->bhce", q, weight), moved)
-        return (ops.add(q, layer_normed(ops, ops.add(read, ops.map("sub", bias, moved_b)), *norms)),)
+
+        def read(y: Any, layer: Any, x: Any, gradient: Any) -> Any:
+            scores = ops.mul(ops.contract("bhid,bhjd->bhij", y, x, causal, "ij"), steps)
+            moved, moved_b = (ops.contract("bhij,bhje->bhie", z, gradient, causal, "ij") for z in (scores, steps))
+            value = ops.map("sub", ops.contract("bhcd,bhde->bhce", y, layer[0]), moved)
+            return ops.add(value, ops.map("sub", layer[1], moved_b))
+
+        (first, *others), (pair, *pairs) = network(before), self.found
+        y = read(q, first, *pair)
+        for layer, pair in zip(others, pairs, strict=True):
+            y = read(ops.map("gelu", y), layer, *pair)
+        return (ops.add(q, layer_normed(ops, y, *norms)),)

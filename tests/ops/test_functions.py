@@ -44,6 +44,13 @@ UNARY: dict[str, Row] = {
         (8, 1),
         (17, 1),
     ),
+    # (1 + t) / 2 + x / 2 (1 - t^2) s (1 + 3 c x^2), t = tanh(s x (1 + c x^2)): 5 up to t, 2; t^2, 1 -, 3, * x, / 2, * +
+    # Backward (1 - t^2) (u + 3 s c x^2 - x t u^2), u = s + 3 s c x^2: x^2, 3 for the tanh, t^2, 1 -; 2, +, 3, -, *; g *
+    "gelu_slope": (
+        torch.func.grad(lambda x: (x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))).sum()),
+        (16, 1),
+        (15, 1),
+    ),
     "rsqrt_eps": (lambda x: (x + 1e-5) ** -0.5, (1, 1), (4, 0)),  # -y^3 / 2 is 3, g *
 }
 
@@ -100,7 +107,7 @@ def test_function(case: Case, sizes: Sizes) -> None:
 
 
 def test_every_differentiable_function_is_here() -> None:
-    derivatives = {"minus_half_cube", "gelu_slope", "is_positive", "sign", "at_least"}
+    derivatives = {"minus_half_cube", "gelu_curvature", "is_positive", "sign", "at_least"}
     assert UNARY.keys() | BINARY.keys() == FUNCTIONS.keys() - derivatives
 
 
