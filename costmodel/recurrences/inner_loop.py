@@ -100,14 +100,14 @@ def inner_gradients(ops: Vocabulary[T], layers: Network[T], k: T, v: T, norms: t
     for layer in layers[1:]:
         inputs.append(ops.map("gelu", given[-1]))
         given.append(affine(ops, inputs[-1], layer))
-    gradients = [_loss_gradient(ops, given[-1], ops.map("sub", v, k), norms)]
+    gradients = [loss_gradient(ops, given[-1], ops.map("sub", v, k), norms)]
     for (weight, _), x in zip(layers[:0:-1], given[-2::-1], strict=True):
         back = ops.contract("bhce,bhde->bhcd", gradients[0], weight)
         gradients.insert(0, ops.mul(back, ops.map("gelu_slope", x)))
     return inputs, gradients
 
 
-def _loss_gradient(ops: Vocabulary[T], x: T, target: T, norms: tuple[T, T]) -> T:
+def loss_gradient(ops: Vocabulary[T], x: T, target: T, norms: tuple[T, T]) -> T:
     """The gradient of |LN(x) - target|^2 / 2 by x [B, H, C, d]."""
     size, (norm, norm_b) = ops.shape(x)[3], norms
 
