@@ -179,8 +179,12 @@ def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> It
 
 
 def _enough_tokens(layer: Layer, at: Situation) -> Iterator[Requirement]:
-    """The tokens of each rank are whole pieces, and as many as the mixer reads at a time."""
+    """The tokens of each rank are whole pieces, and as many as the mixer reads at a time; not too many for a kernel."""
     mixer, ranks = layer.mixer, at.context * at.ulysses
+    longest = mixer.longest(at.kernel)
+    if longest:
+        reason = f"the {{kernel}} kernel is for sequences of at most {longest} tokens, not {{length}}"
+        yield Requirement(np.less_equal(at.length, longest), reason)
     grain, overlap, shortest = mixer.grain(layer.sizes), mixer.overlap(layer.sizes), mixer.shortest(layer.sizes)
     if grain > 1:
         cut, names = (ranks, "{context} x {ulysses}") if mixer.grain_first else (at.context, "{context}")

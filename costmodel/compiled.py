@@ -26,6 +26,7 @@ _CALLS = {
     "min": "minimum({0}, {1})",
     "ceiling": "ceil({0})",
     "log2": "log2({0})",
+    "exp2": "exp2({0})",
     "sum": "({0})",
 }
 
@@ -129,7 +130,7 @@ class Compiled:
         writer = _Writer(scalars, zeros)
         results = [writer.expression(formula) for formula in lifted]
         body = "\n    ".join([*writer.lines, f"return {', '.join(results)},"])
-        functions: list[np.ufunc] = [np.maximum, np.minimum, np.ceil, np.log2]
+        functions: list[np.ufunc] = [np.maximum, np.minimum, np.ceil, np.log2, np.exp2]
         namespace: dict[str, object] = {function.__name__: function for function in functions}
         exec(f"def evaluate(values):\n    {body}", namespace)
         self._evaluate: Callable[[Mapping[str, Value]], tuple[Value, ...]] = namespace["evaluate"]  # type: ignore[assignment]

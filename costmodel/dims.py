@@ -76,6 +76,16 @@ def log2(value: Dim) -> Dim:
     return call("log2", value)
 
 
+def exp2(power: Dim) -> Dim:
+    """2 to a whole, not negative, power.
+
+    >>> exp2(5), exp2(doublings(5))
+    (32, 8)
+    """
+    value = call("exp2", power)
+    return value if _symbolic(value) else int(value)
+
+
 def divide(a: Dim, b: Dim) -> Dim:
     """A dimension cut into b equal parts; exact: an ``int`` that does not divide is an error.
 

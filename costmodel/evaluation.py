@@ -255,12 +255,15 @@ class Group:
     def longest(self, capacity: float) -> Array:
         """The longest sequence that fits in so many bytes, for every candidate, in whole pieces of its mesh.
 
+        None is longer than a kernel takes.
         Memory grows with length: the range in which it outgrows the capacity is cut into ``TRIED`` parts, again and
         again, for all candidates at once.
         """
         sizes = self.choices.mesh.sizes
         piece = 2 * sizes["context"] * sizes["ulysses"] * sizes["tensor"]
-        fits, fails = np.zeros(len(self)), np.floor(LONGEST / piece) + 1
+        layers = zip(self.evaluator.subject.layers, self.arrangement.ways, strict=True)
+        most = min(layer.mixer.longest(way.kernel) or LONGEST for layer, way in layers)
+        fits, fails = np.zeros(len(self)), np.floor(most / piece) + 1
         every = np.repeat(np.arange(len(self)), TRIED)
         many = self.where(every)
         while np.any(fails - fits > 1):

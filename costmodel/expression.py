@@ -1,9 +1,9 @@
 """Formulas of dimensions: sums of products of powers, exact.
 
 A formula of this project is a polynomial (with negative powers) in the symbols of ``costmodel.symbols`` and a few
-functions (maximum, minimum, ceiling, base-2 logarithm). Kept in that normal form, adding and comparing formulas is
-adding and comparing dictionaries: a method is traced in milliseconds, without SymPy, whose import alone takes longer
-than a plan may.
+functions (maximum, minimum, ceiling, base-2 logarithm and power). Kept in that normal form, adding and comparing
+formulas is adding and comparing dictionaries: a method is traced in milliseconds, without SymPy, whose import alone
+takes longer than a plan may.
 ``Expression.sympy`` gives the SymPy expression; ``costmodel.compiled`` evaluates many over arrays.
 """
 
@@ -52,6 +52,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "ceiling": math.ceil,
     "sum": lambda x: x,
     "log2": _log2,
+    "exp2": lambda x: Fraction(2) ** x,
 }
 
 
@@ -227,7 +228,7 @@ class Expression:
         from costmodel.symbols import sympy_symbol
 
         functions = {"max": sympy.Max, "min": sympy.Min, "ceiling": sympy.ceiling, "sum": lambda x: x}
-        functions["log2"] = lambda x: sympy.log(x, 2)
+        functions |= {"log2": lambda x: sympy.log(x, 2), "exp2": lambda x: 2**x}
         total = sympy.Integer(0)
         for monomial, coefficient in self.terms.items():
             term = sympy.Rational(coefficient)

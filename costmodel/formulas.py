@@ -121,7 +121,8 @@ def _check(layer: Layer, way: Way, workload: Workload) -> None:
     """Whether a way is valid for some length and some numbers of ranks."""
     check_way(layer, way, workload.causal)
     among = fitting(way.strategy.axes, way.tensor, reduce(Meshes.joined, [meshes(count) for count in DEVICES]))
-    long = Workload(MANY_DIVISORS, 2 * 3 * 5 * 7, workload.phase, workload.causal)
+    length = min(MANY_DIVISORS, layer.mixer.longest(way.kernel) or MANY_DIVISORS)
+    long = Workload(length, 2 * 3 * 5 * 7, workload.phase, workload.causal)
     valid, reasons = refusals(layer, way, long, among)
     if not np.any(valid):
         raise InputError("--strategy", str(way), "; ".join(reasons))

@@ -185,6 +185,10 @@ class Mixer(ABC):
         """Tokens that stay together on a rank, because they are worked on as one chunk or block."""
         return 1
 
+    def longest(self, kernel: str) -> int:
+        """Tokens of the longest sequence that a kernel can do; 0 without a limit."""
+        return 0
+
     def segments(self, m: Sizes) -> int:
         """Equal parts of the whole sequence that are summed up each by itself, so that none is cut; 0 without any."""
         return 0

@@ -112,6 +112,8 @@ def _atom_never_negative(number: int) -> bool:
     made = atom(number)
     if made.name == "log2":
         return _never_negative(made.arguments[0] - 1)
+    if made.name == "exp2":
+        return True
     decides = any if made.name == "max" else all
     return not made.arguments or decides(_never_negative(lift(x)) for x in made.arguments)
 
@@ -348,6 +350,8 @@ class Text(Python):
         return base + (str(power).translate(self.digits) if whole else f"^({power})")
 
     def function(self, name: str, arguments: Sequence[str]) -> str:
+        if name == "exp2":
+            return f"2^{arguments[0]}" if arguments[0].startswith("⌈") else f"2^({arguments[0]})"
         return f"⌈{arguments[0]}⌉" if name == "ceiling" else f"{name}({', '.join(arguments)})"
 
 
@@ -371,6 +375,8 @@ class Latex(Style):
     def function(self, name: str, arguments: Sequence[str]) -> str:
         if name == "ceiling":
             return rf"\left\lceil {arguments[0]} \right\rceil"
+        if name == "exp2":
+            return rf"2^{{{arguments[0]}}}"
         name = {"log2": "log_2"}.get(name, name)
         return rf"\{name}\left({', '.join(arguments)}\right)"
 

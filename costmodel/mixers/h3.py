@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
+from costmodel.carries.monarch import KERNELS, LONGEST, long_convolution
 from costmodel.carries.sliding import Sliding
-from costmodel.carries.spectrum import LongConvolution, Spectrum
+from costmodel.carries.spectrum import Spectrum
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.diagonal import PARAMETERS, DiagonalFilter, diagonal_step, filter_weights, written_taps
+from costmodel.recurrences.diagonal import diagonal_filter, diagonal_step, filter_weights, written_taps
 from costmodel.recurrences.pieces import remembered
 from costmodel.written import banded, toeplitz
 
@@ -35,7 +36,7 @@ class H3(Mixer):
     source: ClassVar[str] = "Fu et al. 2022, arXiv 2212.14052; HazyResearch/H3 src/models/ssm/h3.py"
     structure: ClassVar[Structure] = Structure.TOEPLITZ
     carry: ClassVar[type[Carry[Any]]] = Spectrum
-    kernels: ClassVar[tuple[str, ...]] = ("fft",)
+    kernels: ClassVar[tuple[str, ...]] = KERNELS
     causality: ClassVar[str] = "causal"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "channels": Hyperparameter("D_i", 768, "inner channels", cut=True),
@@ -56,7 +57,7 @@ class H3(Mixer):
     ) -> tuple[Carry[T], tuple[T, ...]]:
         q, k, v = read
         values = ops.mul(Sliding(k, w["taps"], (at.sizes["K"], True)).beside(ops, at.line), v)
-        return LongConvolution(values, DiagonalFilter(tuple(w[name] for name in PARAMETERS)), aside=(q, values)), ()
+        return long_convolution(values, diagonal_filter(w), at.kernel, (q, values)), ()
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
         q, k, v = read
@@ -78,6 +79,9 @@ class H3(Mixer):
 
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
         return m["D_i"], m["D_i"]
+
+    def longest(self, kernel: str) -> int:
+        return LONGEST.get(kernel, 0)
 
     def usual_width(self, sizes: Mapping[str, int]) -> int:
         return sizes["channels"]

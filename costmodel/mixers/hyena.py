@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
 from costmodel.carries.direct import Direct
+from costmodel.carries.monarch import KERNELS, LONGEST, long_convolution
 from costmodel.carries.sliding import Sliding
-from costmodel.carries.spectrum import Filter, LongConvolution, Spectrum, counted
+from costmodel.carries.spectrum import Filter, Spectrum, counted
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape, divide
 from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
@@ -107,7 +108,7 @@ class Hyena(Mixer):
     source: ClassVar[str] = "Poli et al. 2023, arXiv 2302.10866; HazyResearch/safari src/models/sequence/hyena.py"
     structure: ClassVar[Structure] = Structure.TOEPLITZ
     carry: ClassVar[type[Carry[Any]]] = Spectrum
-    kernels: ClassVar[tuple[str, ...]] = ("fft",)
+    kernels: ClassVar[tuple[str, ...]] = KERNELS
     causality: ClassVar[str] = "causal"
     fixed: ClassVar[tuple[str, ...]] = ("decay",)
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
@@ -134,7 +135,7 @@ class Hyena(Mixer):
         span = at.sizes["K"], True
         q, k, v = (Sliding(x, w[f"taps_{name}"], span).beside(ops, at.line) for name, x in zip(READ, read, strict=True))
         values = ops.mul(k, v)
-        return LongConvolution(values, self._filter(w, at), aside=(q, values)), (values,)
+        return long_convolution(values, self._filter(w, at), at.kernel, (q, values)), (values,)
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
         q, k, v = (
@@ -164,6 +165,9 @@ class Hyena(Mixer):
 
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
         return m["D_i"], m["D_i"]
+
+    def longest(self, kernel: str) -> int:
+        return LONGEST.get(kernel, 0)
 
     def usual_width(self, sizes: Mapping[str, int]) -> int:
         return sizes["channels"]

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
-from costmodel.carries.spectrum import LongConvolution, Spectrum
+from costmodel.carries.monarch import KERNELS, LONGEST, long_convolution
+from costmodel.carries.spectrum import Spectrum
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.diagonal import PARAMETERS, DiagonalFilter, diagonal_step, filter_weights, written_taps
+from costmodel.recurrences.diagonal import diagonal_filter, diagonal_step, filter_weights, written_taps
 from costmodel.recurrences.pieces import by_channel, gated_unit
 from costmodel.written import gelu, glu, toeplitz
 
@@ -30,7 +31,7 @@ class S4D(Mixer):
     source: ClassVar[str] = "Gu et al. 2022, arXiv 2206.11893; state-spaces/s4 models/s4/s4d.py"
     structure: ClassVar[Structure] = Structure.TOEPLITZ
     carry: ClassVar[type[Carry[Any]]] = Spectrum
-    kernels: ClassVar[tuple[str, ...]] = ("fft",)
+    kernels: ClassVar[tuple[str, ...]] = KERNELS
     causality: ClassVar[str] = "causal"
     indivisible: ClassVar[str] = "the gate after the output projection needs the sum over all channels"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
@@ -48,7 +49,7 @@ class S4D(Mixer):
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
         x = by_channel(ops, read[0])
-        return LongConvolution(x, DiagonalFilter(tuple(w[name] for name in PARAMETERS)), aside=(x,)), ()
+        return long_convolution(x, diagonal_filter(w), at.kernel, (x,)), ()
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
         x = by_channel(ops, read[0])
@@ -68,6 +69,9 @@ class S4D(Mixer):
 
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
         return m["D"], m["D"]
+
+    def longest(self, kernel: str) -> int:
+        return LONGEST.get(kernel, 0)
 
     def usual_width(self, sizes: Mapping[str, int]) -> int:
         return 512

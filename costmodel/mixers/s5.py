@@ -43,7 +43,7 @@ class S5(Mixer):
     indivisible: ClassVar[str] = "the activation after the output matrix needs the sum over all states"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "pairs": Hyperparameter("N", 128, "complex entries of the state, each for itself and its conjugate"),
-        "chunk": Hyperparameter("C", 64, "tokens of a chunk"),
+        "chunk": Hyperparameter("C", 256, "tokens of a chunk"),
     }
 
     def weights(self, m: Sizes) -> dict[str, Shape]:

@@ -46,6 +46,11 @@ class DiagonalFilter(Filter[T]):
         return result
 
 
+def diagonal_filter(w: Weights) -> DiagonalFilter[Any]:
+    """The filter of a layer's weights."""
+    return DiagonalFilter(tuple(w[name] for name in PARAMETERS))
+
+
 def _taps(ops: Vocabulary[T], places: T, log_step: T, log_decay: T, frequency: T, read: T) -> T:
     growth, turn, held = discretised(ops, log_step, log_decay, frequency)
     read = ops.complex_mul(held, ops.cast(read, "accumulate"))

@@ -33,6 +33,7 @@ class DistributedFFT(Strategy):
         yield from equal_stretches(at)
         rule = "{length} tokens do not divide into {context} x {context} pieces"
         yield divides(at.length, at.context * at.context, rule)
+        yield Requirement(at.kernel == "fft", "ranks cut the FFT itself, not the transforms of the {kernel} kernel")
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Spectrum[T]) -> T:
         return carry.apart(ops, axes["context"])
