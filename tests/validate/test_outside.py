@@ -1,0 +1,204 @@
+"""Definitions against implementations by others: transformers' modules with the same weights, and torch's own.
+
+Those work in float32 where they say so; then numbers near 1 agree to 1e-5. ``test_cells`` has torch.nn.LSTM and GRU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, Mamba2Config, MambaConfig, MiniMaxConfig, NystromformerConfig, RwkvConfig
+from transformers.models.kimi_linear.modeling_kimi_linear import recurrent_kimi_delta_attention
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+from transformers.models.mamba.modeling_mamba import MambaMixer
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
+from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
+from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
+from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
+
+from costmodel.strategies.whole import whole
+from costmodel.subject import from_mixer
+from costmodel.written import delta_matrix
+from tests.validate.cases import Case
+from validate.template import written
+
+LENGTH, BATCH = 12, 2
+Weights = dict[str, Tensor]
+
+
+def layer_of(name: str, width: int, **sizes: int) -> tuple[Any, Weights, Tensor]:
+    """A layer with random weights, and an input."""
+    (layer,) = from_mixer(name, width, **sizes).layers
+    case = Case(layer, whole, {}, LENGTH, BATCH, kernel=layer.mixer.kernels[0])
+    return layer, case.weights(case.on(0).whole_shapes), case.tokens()[0]
+
+
+def output(layer: Any, x: Tensor, w: Weights, causal: bool = True) -> Tensor:
+    found: Tensor = written(layer, x, w, causal).output
+    return found
+
+
+def give(module: nn.Module, **weights: Tensor) -> None:
+    """Set parameters by name; all of the module's must be given."""
+    own = dict(module.named_parameters())
+    assert own.keys() == {name.replace("__", ".") for name in weights}
+    for name, value in weights.items():
+        own[name.replace("__", ".")].data = value.reshape(own[name.replace("__", ".")].shape).clone()
+
+
+def rows(*weights: Tensor) -> Tensor:
+    """Weights [D, ...] one after the other as those of a linear layer [out, D]."""
+    return torch.cat([w.flatten(1) for w in weights], 1).T
+
+
+def close(actual: Tensor, expected: Tensor, limit: float = 1e-5) -> None:
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=limit * max(1.0, float(expected.abs().max())))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_attention_is_llamas(kv_heads: int) -> None:
+    layer, w, x = layer_of("attention", 16, heads=4, kv_heads=kv_heads, head_dim=8)
+    config = LlamaConfig(hidden_size=16, num_attention_heads=4, num_key_value_heads=kv_heads, head_dim=8)
+    config._attn_implementation = "eager"
+    module = LlamaAttention(config, 0).double()
+    give(
+        module,
+        q_proj__weight=rows(w["w_q"]),
+        k_proj__weight=rows(w["w_k"]),
+        v_proj__weight=rows(w["w_v"]),
+        o_proj__weight=w["w_o"].flatten(0, 1).T,
+    )
+    places = LlamaRotaryEmbedding(config)(x, torch.arange(LENGTH)[None])
+    mask = torch.full((LENGTH, LENGTH), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+    close(module(x, places, mask)[0], output(layer, x, w))
+
+
+@torch.no_grad()
+def test_mamba_is_transformers() -> None:
+    layer, w, x = layer_of("mamba1", 6, channels=12, state_dim=4, step_rank=3, taps=4)
+    config = MambaConfig(
+        hidden_size=6, state_size=4, expand=2, conv_kernel=4, time_step_rank=3, use_conv_bias=False, num_hidden_layers=1
+    )
+    module = MambaMixer(config, 0).double()
+    give(
+        module,
+        in_proj__weight=rows(w["w_x"], w["w_z"]),
+        conv1d__weight=w["taps"],
+        x_proj__weight=w["w_p"].T,
+        dt_proj__weight=rows(w["w_dt"]),
+        dt_proj__bias=w["b_dt"],
+        A_log=w["A"],
+        D=w["skip"],
+        out_proj__weight=w["w_o"].flatten(0, 1).T,
+    )
+    close(module(x), output(layer, x, w))
+
+
+@torch.no_grad()
+def test_mamba2_is_transformers() -> None:
+    """With one head, over which alone our norm goes."""
+    layer, w, x = layer_of("mamba2", 8, heads=1, kv_heads=1, head_dim=4, value_dim=16, taps=4, chunk=4)
+    config = Mamba2Config(
+        hidden_size=8, num_heads=1, head_dim=16, n_groups=1, state_size=4, expand=2, conv_kernel=4, chunk_size=4,
+        use_conv_bias=False, num_hidden_layers=1, layer_norm_epsilon=1e-5,
+    )  # fmt: skip
+    module = Mamba2Mixer(config, 0).double()
+    give(
+        module,
+        in_proj__weight=rows(w["w_z"], w["w_x"], w["w_b"], w["w_c"], w["w_dt"]),
+        conv1d__weight=torch.cat([w[f"taps_{name}"].flatten(0, 1) for name in "xbc"]),
+        dt_bias=w["b_dt"],
+        A_log=w["A"],
+        D=w["skip"],
+        norm__weight=w["norm"],
+        out_proj__weight=w["w_o"].flatten(0, 1).T,
+    )
+    close(module(x), output(layer, x, w))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_the_delta_rule_is_that_of_qwen_and_kimi(per_channel: bool) -> None:
+    """One decay a head is Gated DeltaNet's, one a channel Kimi delta attention's."""
+    b, h, d, e = BATCH, 3, 5, 4
+    q, k = (nn.functional.normalize(torch.randn(b, h, LENGTH, d, dtype=torch.float64), dim=-1) for _ in range(2))
+    v, beta = torch.randn(b, h, LENGTH, e, dtype=torch.float64), torch.rand(b, h, LENGTH, 1, dtype=torch.float64)
+    decay = -torch.rand(b, h, LENGTH, d if per_channel else 1, dtype=torch.float64)
+    expected = delta_matrix(torch, q * d**-0.5, k, beta, decay) @ v
+    theirs = recurrent_kimi_delta_attention if per_channel else torch_recurrent_gated_delta_rule
+    given = [y.transpose(1, 2) for y in (q, k, v, decay, beta)]
+    given = [*given[:3], given[3] if per_channel else given[3][..., 0], given[4][..., 0]]
+    close(theirs(*given, initial_state=None, output_final_state=False)[0].transpose(1, 2), expected)
+
+
+@torch.no_grad()
+def test_rwkv4_is_transformers() -> None:
+    layer, w, x = layer_of("rwkv4", 6, channels=10)
+    module = RwkvSelfAttention(RwkvConfig(hidden_size=6, attention_hidden_size=10, num_hidden_layers=1), 0).double()
+    give(
+        module,
+        time_decay=w["decay"],
+        time_first=w["first"],
+        time_mix_key=1 - w["mix_k"],
+        time_mix_value=1 - w["mix_v"],
+        time_mix_receptance=1 - w["mix_r"],
+        key__weight=rows(w["w_k"]),
+        value__weight=rows(w["w_v"]),
+        receptance__weight=rows(w["w_r"]),
+        output__weight=w["w_o"].flatten(0, 1).T,
+    )
+    close(module(x)[0], output(layer, x, w))
+
+
+@torch.no_grad()
+def test_lightning_attention_is_minimaxs() -> None:
+    """With one head, over which alone our norm goes, and the decay that theirs has as a constant."""
+    layer, w, x = layer_of("lightning", 8, heads=1, head_dim=6, value_dim=6, chunk=4)
+    config = MiniMaxConfig(
+        hidden_size=8, num_attention_heads=1, head_dim=6, block_size=4, num_hidden_layers=2, rms_norm_eps=1e-5,
+        layer_types=["linear_attention"] * 2,
+    )  # fmt: skip
+    module = MiniMaxLightningAttention(config, 0).double()
+    module.norm.variance_epsilon = 1e-5  # theirs is fixed to 1e-6
+    w["decay"] = torch.log(torch.expm1(module.slope_rate.double().flatten()))
+    give(
+        module,
+        norm__weight=w["norm"],
+        qkv_proj__weight=rows(w["w_q"], w["w_k"], w["w_v"]),
+        output_gate__weight=rows(w["w_g"]),
+        out_proj__weight=w["w_o"].flatten(0, 1).T,
+    )
+    close(module(x, (x, x), None)[0], output(layer, x, w))
+
+
+@torch.no_grad()
+def test_nystromformer_is_transformers() -> None:
+    layer, w, x = layer_of("nystromformer", 12, heads=3, head_dim=4, value_dim=4, landmarks=4, taps=5)
+    config = NystromformerConfig(
+        hidden_size=12, num_attention_heads=3, num_landmarks=4, segment_means_seq_len=LENGTH, conv_kernel_size=5
+    )
+    module = NystromformerSelfAttention(config).double().eval()
+    module.init_option = "exact"
+    none = torch.zeros(12, dtype=torch.float64)
+    give(
+        module,
+        query__weight=rows(w["w_q"]),
+        query__bias=none,
+        key__weight=rows(w["w_k"]),
+        key__bias=none,
+        value__weight=rows(w["w_v"]),
+        value__bias=none,
+        conv__weight=w["taps"],
+    )
+    close(module(x)[0] @ w["w_o"].flatten(0, 1), output(layer, x, w, causal=False))
+
+
+@torch.no_grad()
+def test_fourier_mixing_is_torchs() -> None:
+    layer, w, x = layer_of("fnet", 10)
+    close(torch.fft.fftn(x, dim=(1, 2)).real, output(layer, x, w, causal=False), 1e-10)
