@@ -3,6 +3,7 @@
 # make lint    ruff, ruff format, mypy
 # make docs    docs/mixers.md, the formulas of every mixer; what the README's commands print
 # make bench   the benchmarks
+# make mutations  how many changes to mixers their definitions find out; half an hour
 # make venv    the development environment, in $(VENV)
 # make clean   removes caches and build products, keeps $(VENV)
 
@@ -22,7 +23,7 @@ echo 'costmodel needs Python 3.11, 3.12 or 3.13 with the venv module, and found 
   '$(PYTHONS). Install one, or name it: make PYTHON=/path/to/python3.12' >&2; exit 1
 endef
 
-.PHONY: plan test lint docs bench venv clean
+.PHONY: plan test lint docs bench mutations venv clean
 
 # The last question has the answer "no plan fits", which is exit status 1.
 plan: $(CORE)
@@ -45,6 +46,9 @@ docs: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/pytest benchmarks -p no:xdist --benchmark-only
+
+mutations: $(DEV)
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation_score.py
 
 venv: $(DEV)
 
