@@ -141,12 +141,12 @@ class Block:
             found = iter(given)
             return tuple(_times(ops, gathered, None if w is None else next(found)) for w in weights), (x, *given)
 
-        def backward(ops: Vocabulary[T], saved: tuple[T, ...], *gradients: T) -> tuple[T, ...]:
+        def backward(ops: Vocabulary[T], saved: tuple[T, ...], *gradients: T | None) -> tuple[T, ...]:
             x, given = saved[0], iter(saved[1:])
             used = [None if w is None else next(given) for w in weights]
             partial = _back_to_input(ops, used, gradients)
             gathered = ops.all_gather(x, axis, 1)
-            products = [g for w, g in zip(weights, gradients, strict=True) if w is not None]
+            products = [g for w, g in zip(weights, gradients, strict=True) if w is not None and g is not None]
             return (ops.reduce_scatter(partial, axis, 1), *(_times_gradient(ops, gathered, g) for g in products))
 
         products: tuple[T, ...] = ops.custom(forward, backward, x, *(w for w in weights if w is not None))
@@ -236,10 +236,12 @@ def _times_gradient(ops: Vocabulary[T], x: T, gradient: T) -> T:
     return ops.contract(equation, x, gradient)
 
 
-def _back_to_input(ops: Vocabulary[T], weights: Sequence[T | None], gradients: Sequence[T]) -> T:
-    """The input's gradient, summed over the products."""
+def _back_to_input(ops: Vocabulary[T], weights: Sequence[T | None], gradients: Sequence[T | None]) -> T:
+    """The input's gradient, summed over the products; ``None`` for the input itself where nothing comes back to it."""
     total = None
     for w, gradient in zip(weights, gradients, strict=True):
+        if gradient is None:
+            continue
         part = gradient
         if w is not None:
             part = ops.contract("blf,df->bld" if len(ops.shape(w)) == 2 else "bhle,dhe->bld", gradient, w)

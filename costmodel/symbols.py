@@ -54,6 +54,8 @@ MEANING: dict[str, str] = {
     "r_p": "rank of the position biases (AFT)",
     "r_q": "rank of the query latent (MLA)",
     "r_kv": "rank of the key-value latent (MLA)",
+    "H_i": "heads of the index that chooses tokens (DSA)",
+    "d_i": "dimension without position of an index head (DSA); d_r more turn",
     "d_n": "head dimension without position (MLA), or that does not turn (Mamba-3)",
     "d_r": "head dimension with rotary position (MLA), or that turns (Mamba-3)",
     "E": "experts",

@@ -19,10 +19,11 @@ def visible_blocks(primitive: VisibleBlocks, ops: Executor, scores: Tensor) -> T
     queries, blocks = scores.shape[-2:]
     own = _positions(primitive.placed, queries, scores.device)[:, None] // primitive.placed.block
     block = torch.arange(blocks, device=scores.device)
-    if primitive.ends:
-        most = torch.finfo(scores.dtype).max
-        scores = scores.masked_fill(block == 0, most / 2).masked_fill(block == own - 1, most)
-    return scores.masked_fill(block > own, -torch.inf).masked_fill(block == own, torch.inf)
+    most = torch.finfo(scores.dtype).max
+    first = ((own, torch.inf), (own - 1, most), (0, most / 2))
+    for place, score in reversed(first[: primitive.always]):
+        scores = scores.masked_fill(block == place, score)
+    return scores.masked_fill(block > own, -torch.inf)
 
 
 def seen(placed: Placed, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,10 +67,13 @@ class Stated(torch.autograd.Function):
         result, saved = forward(ops, *inputs)
         ctx.ops, ctx.own_backward, ctx.wanted = ops, backward, tuple(ctx.needs_input_grad[3:])
         ctx.save_for_backward(*saved)
+        ctx.set_materialize_grads(False)
         return result
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        if all(g is None for g in gradients):
+            return None, None, None, *(None for _ in ctx.wanted)
         saved = tuple(x.detach() for x in ctx.saved_tensors)  # results among them would be differentiated again
         found = ctx.own_backward(ctx.ops, saved, *gradients)
         return None, None, None, *asked_for(found, ctx.wanted)

@@ -59,8 +59,8 @@ class Mla(Mixer):
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
-    ) -> tuple[Pairs[T], tuple[T, ...]]:
-        q_n, q_r = self._queries(ops, read[0], w, at)
+    ) -> tuple[Carry[T], tuple[T, ...]]:
+        q_n, q_r = self._queries(ops, self._query_latent(ops, read[0], w, at), w, at)
         c, k_r = self._latent(ops, read, w, at)
         k_n = ops.contract("blr,rhe->bhle", c, w["w_uk"])
         v = ops.contract("blr,rhe->bhle", c, w["w_uv"])
@@ -68,14 +68,11 @@ class Mla(Mixer):
         k = ops.concat([k_n, ops.expand(k_r, (b, h, n, at.sizes["d_r"]))], 3)
         return Pairs(ops.concat([q_n, q_r], 3), k, v, at.mask, self._scale(at), at.kernel), (c, k_r)
 
-    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Pairs[T]:
-        q_n, q_r = self._queries(ops, read[0], w, at)
-        q = ops.concat([ops.contract("bhle,rhe->bhlr", q_n, w["w_uk"]), q_r], 3)
-        c, k_r = self._latent(ops, read, w, at)
-        b, n, r = ops.shape(c)
-        new = ops.concat([ops.reshape(c, (b, 1, n, r)), k_r], 3)
+    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
+        q, new = self._absorbed(ops, self._query_latent(ops, read[0], w, at), read, w, at)
         keys = ops.append(at.cache[0], new, 2, at.cache_axis)
-        return Pairs(q, keys, ops.slice(keys, 3, 0, r), at.mask, self._scale(at), at.kernel)
+        values = ops.slice(keys, 3, 0, at.sizes["r_kv"])
+        return Pairs(q, keys, values, at.mask, self._scale(at), at.kernel)
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
         if at.cache:
@@ -108,11 +105,21 @@ class Mla(Mixer):
     def rotary(self, m: Sizes) -> Dim:
         return m["d_r"]
 
-    def _queries(self, ops: Vocabulary[T], read: T, w: Weights, at: Site[T]) -> tuple[T, T]:
+    def _absorbed(self, ops: Vocabulary[T], latent: T, read: tuple[T, ...], w: Weights, at: Site[T]) -> tuple[T, T]:
+        """Queries [B, H, n, r_kv + d_r] that meet latents as they are, and these with their rotary key, as one head."""
+        q_n, q_r = self._queries(ops, latent, w, at)
+        q = ops.concat([ops.contract("bhle,rhe->bhlr", q_n, w["w_uk"]), q_r], 3)
+        c, k_r = self._latent(ops, read, w, at)
+        b, n, r = ops.shape(c)
+        return q, ops.concat([ops.reshape(c, (b, 1, n, r)), k_r], 3)
+
+    def _query_latent(self, ops: Vocabulary[T], read: T, w: Weights, at: Site[T]) -> T:
+        """The query latent [B, n, r_q], or the queries themselves where there is none."""
+        return rms_norm(ops, read, w["q_norm"]) if at.sizes.get("r_q") else read
+
+    def _queries(self, ops: Vocabulary[T], latent: T, w: Weights, at: Site[T]) -> tuple[T, T]:
         """The two parts of the queries [B, H, n, d_n] and, turned, [B, H, n, d_r]."""
-        q = read
-        if at.sizes.get("r_q"):
-            q = ops.contract("blr,rhe->bhle", rms_norm(ops, read, w["q_norm"]), w["w_uq"])
+        q = ops.contract("blr,rhe->bhle", latent, w["w_uq"]) if at.sizes.get("r_q") else latent
         d_n, d_r = at.sizes["d_n"], at.sizes["d_r"]
         return ops.slice(q, 3, 0, d_n), rope(ops, ops.slice(q, 3, d_n, d_r), *at.tables)
 

@@ -120,7 +120,7 @@ class Branches(Selection[T]):
             scores = ops.scale(ops.contract("bkgid,bkjd->bkgij", grouped, means, self.mask, "ij"), self.scale)
             weights = ops.map("exp", ops.map("sub", scores, ops.reshape(lse, (batch, groups, shared, n, 1))))
             summed = ops.reshape(ops.sum(weights, (2,)), (batch, groups, n, blocks))
-            return ops.top_k(ops.visible_blocks(summed, placed, ends=True), minimum(self.most, blocks))[1]
+            return ops.top_k(ops.visible_blocks(summed, placed, always=3), minimum(self.most, blocks))[1]
 
         result: T = ops.fused("block gate", body, q, means, lse)
         return result

@@ -2,7 +2,8 @@
 
 Keys and values are cut into blocks of b tokens, and each query sees S of them. A choice holds the query's own block, of
 which it sees the keys up to itself, and all blocks before it where these are fewer than S - 1; what else it holds lies
-in the future and is not seen. So how many pairs there are does not depend on what is chosen.
+in the future and is not seen. So how many pairs there are does not depend on what is chosen; nor does it where blocks
+are single tokens, and the own one is chosen like any other.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ class VisibleBlocks(Primitive):
     So that the largest are the own block and the best before it; 1 FLOP a score, and no gradient.
 
     Attributes:
-        ends: the block before the own comes next, and then the first of all, whatever their scores.
+        always: how many of these are chosen whatever their scores: the own block, the one before it, the first of all.
     """
 
     placed: Placed
-    ends: bool = False
+    always: int = 1
 
     family = "elementwise"
 
@@ -127,7 +128,7 @@ class ChosenAttention(Primitive):
         times, written = chosen.shape[3], out.bytes + lse.bytes
         if self.by_block:
             partial = times * (out.elements + lse.elements) * self.lse_width
-            return times * q.bytes + k.bytes + v.bytes + chosen.bytes + partial, written + partial
+            return times * q.bytes + _held(k, v) + chosen.bytes + partial, written + partial
         return q.bytes + chosen.bytes + fetched(self.placed, inputs), written
 
     def backward(
@@ -137,11 +138,22 @@ class ChosenAttention(Primitive):
         return (*given, None)
 
 
+def _read_once(k: Tensor, v: Tensor) -> bool:
+    """Whether values are a part of their keys, so that who fetches these has both."""
+    return v.storage is k.storage and same(k.bytes, k.storage.bytes)
+
+
 def fetched(placed: Placed, inputs: Sequence[Tensor]) -> Dim:
     """Bytes of keys and values that queries fetch, each its own blocks."""
     q, k, v, chosen = inputs[:4]
     heads = _widest(inputs).shape[1]
-    return q.shape[0] * heads * q.shape[2] * chosen.shape[3] * placed.block * (k.shape[3] + v.shape[3]) * k.width
+    width = k.shape[3] + (0 if _read_once(k, v) else v.shape[3])
+    return q.shape[0] * heads * q.shape[2] * chosen.shape[3] * placed.block * width * k.width
+
+
+def _held(k: Tensor, v: Tensor) -> Dim:
+    """Bytes of all keys and values."""
+    return k.bytes + (0 if _read_once(k, v) else v.bytes)
 
 
 @dataclass(frozen=True)
@@ -178,7 +190,7 @@ class ChosenAttentionBackward(Primitive):
         q, k, v, chosen, out, lse, gradient = inputs
         times, written = chosen.shape[3], sum(t.bytes for t in outputs)
         visits = times * (q.bytes + gradient.bytes + 2 * lse.bytes)  # delta is as large as lse
-        read = visits + k.bytes + v.bytes + chosen.bytes + out.bytes + gradient.bytes
+        read = visits + _held(k, v) + chosen.bytes + out.bytes + gradient.bytes
         if self.by_block:
             partial = times * q.elements * lse.width
             return read + partial, written + partial

@@ -329,12 +329,13 @@ class Vocabulary(ABC, Generic[T]):
         """Rows put back where ``thin`` takes them from, and ``fill`` between them."""
         return self.apply(Spread(step, fill), x, heads)[0]
 
-    def visible_blocks(self, scores: T, placed: Placed, ends: bool = False) -> T:
+    def visible_blocks(self, scores: T, placed: Placed, always: int = 1) -> T:
         """Scores of blocks [..., n, blocks]: -inf for blocks of the future, +inf for a query's own. No gradient.
 
-        With ``ends``, the block before the own comes next, and then the first of all.
+        Args:
+            always: how many come first whatever their scores: the own block, the one before it, the first of all.
         """
-        return self.apply(VisibleBlocks(placed, ends), scores)[0]
+        return self.apply(VisibleBlocks(placed, always), scores)[0]
 
     def chosen_attention_backward(
         self, inputs: Sequence[T], outputs: Sequence[T], gradient: T, forward: ChosenAttention

@@ -58,15 +58,17 @@ def test_future_blocks_come_last() -> None:
         assert (choice[:, :, query, 1 : own + 1].sort(-1).values == torch.arange(own)).all()
 
 
-def test_ends_come_after_the_own_block() -> None:
+def test_three_that_are_always_chosen() -> None:
     """The own block, the one before it, the first, and then by score: here the later the better."""
     scores = torch.arange(5, dtype=torch.float64).expand(1, 1, 10, 5)
     placed, ops = Placed(2, 0), Executor(torch.float64)
-    order = ops.top_k(ops.visible_blocks(scores, placed, ends=True), 5)[1][0, 0]
+    order = ops.top_k(ops.visible_blocks(scores, placed, always=3), 5)[1][0, 0]
     assert order[0, 0] == 0
     assert order[2, :2].tolist() == [1, 0]
     assert order[5, :3].tolist() == [2, 1, 0]
     assert order[9].tolist() == [4, 3, 0, 2, 1]
+    order = ops.top_k(ops.visible_blocks(-scores, placed, always=0), 5)[1][0, 0]
+    assert order[9].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("heads", "groups", "choosing"), [(4, 4, 4), (4, 2, 2), (4, 2, 4), (4, 1, 1)])

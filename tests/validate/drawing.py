@@ -90,10 +90,13 @@ LARGEST = {"branches": 3, "dilation": 2, "growth": 2, "kept": 2, "random": 2}
 
 def _size(draw: st.DrawFn, name: str, least: int) -> int:
     """Dimensions of heads are even, for rotary positions; no sequence drawn is longer than the longest; landmarks
-    divide over some numbers of ranks; few levels, as tokens see twice as far with each.
+    divide over some numbers of ranks; few levels, as tokens see twice as far with each; so many index heads that some
+    like a pair of tokens, as those that none likes are equal.
     """
     if name == "landmarks":
         return draw(st.sampled_from([4, 6, 12]))
+    if name == "index_heads":
+        return draw(st.sampled_from([24, 32]))
     if name == "levels":
         return draw(st.integers(1, 3))
     if name == "longest":
