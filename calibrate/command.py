@@ -15,8 +15,11 @@ import click
 )
 @click.option("--block", "names", metavar="NAME", multiple=True, help="Fit just these: gemm, attention, link, ...")
 @click.option("--output", metavar="FILE", type=click.Path(dir_okay=False), help="Where to write the fitted profile.")
+@click.option("--csv", "table", metavar="FILE", type=click.Path(dir_okay=False), help="Every run and its prediction.")
 @click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
-def calibrate(source: str, onto: str | None, names: tuple[str, ...], output: str | None, as_json: bool) -> None:
+def calibrate(
+    source: str, onto: str | None, names: tuple[str, ...], output: str | None, table: str | None, as_json: bool
+) -> None:
     """Fit a profile to measured kernels and collectives, and show how well it predicts runs left out.
 
     \b
@@ -27,7 +30,7 @@ def calibrate(source: str, onto: str | None, names: tuple[str, ...], output: str
     from calibrate.measurement import read_measurements
     from calibrate.profile_file import changes, profile_text, read, rewritten
     from calibrate.published import published
-    from calibrate.report import Calibration, as_data, print_calibration
+    from calibrate.report import Calibration, as_data, print_calibration, write_csv
     from costmodel.errors import InputError
     from costmodel.report import data
 
@@ -47,6 +50,8 @@ def calibrate(source: str, onto: str | None, names: tuple[str, ...], output: str
         click.echo(data.dump("calibrate", as_data(found)))
     else:
         print_calibration(found, onto or devices[0])
+    if table:
+        write_csv(found, Path(table))
     if output:
         Path(output).write_text(written, encoding="utf-8")
         click.echo(f"Written to {output}", err=as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,12 @@ class Errors:
     Attributes:
         logarithms: of predicted over measured seconds.
         halves: half the 90 % interval of each prediction, on the same scale.
+        runs: what was measured.
     """
 
     logarithms: Floats
     halves: Floats
+    runs: tuple[Measurement, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.logarithms)
@@ -49,12 +51,13 @@ class Errors:
 
 
 def _errors(found: Iterable[tuple[Fit, Sequence[Measurement]]]) -> Errors:
-    logarithms, halves = [np.empty(0)], [np.empty(0)]
+    logarithms, halves, runs = [np.empty(0)], [np.empty(0)], list[Measurement]()
     for fit, rows in found:
+        runs += rows
         mean, deviation = fit.predict(rows)
         logarithms.append(mean - np.log([row.seconds for row in rows]))
         halves.append(HALF_90 * deviation)
-    return Errors(np.concatenate(logarithms), np.concatenate(halves))
+    return Errors(np.concatenate(logarithms), np.concatenate(halves), tuple(runs))
 
 
 def _without(fit: Fit, left: Sequence[Measurement]) -> Fit:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from calibrate.fit import BLOCKS, HALF_90, Block, Fit, fit_profile
@@ -104,3 +107,15 @@ def _data(errors: Errors) -> dict[str, float] | None:
         return None
     median, most = errors.quantile(0.5), errors.quantile(0.9)
     return {"runs": len(errors), "median_error": median, "error_of_90_percent": most, "coverage": errors.coverage}
+
+
+def write_csv(found: Calibration, path: Path) -> None:
+    """Every run, and what a fit without its shape predicts, with the 90 % interval."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("block", "kernel", "source", "measured_s", "predicted_s", "low_s", "high_s"))
+        for fit, errors in zip(found.fits, found.shapes, strict=True):
+            for run, error, half in zip(errors.runs, errors.logarithms, errors.halves, strict=True):
+                ends = (run.seconds * math.exp(error + shift) for shift in (0.0, -half, half))
+                numbers = (f"{number:.6g}" for number in (run.seconds, *ends))
+                writer.writerow((fit.block.name, run.kernel, run.source, *numbers))

@@ -101,7 +101,9 @@ def test_the_command_writes_a_profile_that_predicts_the_runs(tmp_path: Path) -> 
     assert held.value * 989e12 == pytest.approx(4e14, rel=0.03)
     assert "costmodel calibrate --from" in held.source
     assert block["shapes_left_out"]["median_error"] < 0.03
-    page = CliRunner().invoke(main, arguments)
+    table = tmp_path / "table.csv"
+    page = CliRunner().invoke(main, [*arguments, "--csv", str(table)])
+    assert len(table.read_text().splitlines()) == 1 + block["runs"]
     assert "predictions of runs that the fit has not seen" in page.output and "Written to" in page.output
 
 
