@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
@@ -320,6 +321,7 @@ def fit(
     rows = block.chosen(measurements)
     if not rows:
         return None
+    profile = _uncorrelated(block, profile)
     (keys, *terms) = _relevant(block, rows, profile)
     profile = placed(profile, {key: None for term in terms for key in term})
     best = validation_error(block, rows, profile, keys)
@@ -329,6 +331,13 @@ def fit(
             keys, best = keys + term, tried
     rejected = tuple(key for term in terms for key in term if key not in keys)
     return replace(fit_keys(block, rows, profile, keys, variances), rejected=rejected)
+
+
+def _uncorrelated(block: Block, profile: Profile) -> Profile:
+    """The profile without what an earlier fit of the block said of correlations."""
+    fitted = {*block.keys, *(key for term in block.terms for key in term)}
+    kept = tuple(one for one in profile.correlations if not fitted & set(one.of))
+    return msgspec.structs.replace(profile, correlations=kept)
 
 
 def _relevant(block: Block, rows: Sequence[Measurement], profile: Profile) -> list[tuple[str, ...]]:

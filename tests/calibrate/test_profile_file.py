@@ -107,6 +107,17 @@ def test_the_command_writes_a_profile_that_predicts_the_runs(tmp_path: Path) -> 
     assert "predictions of runs that the fit has not seen" in page.output and "Written to" in page.output
 
 
+def test_a_fitted_profile_is_fitted_again(tmp_path: Path) -> None:
+    # The card's matrix products were fitted with terms and correlations, of which large products say nothing.
+    output = tmp_path / "mine.toml"
+    arguments = ["calibrate", "--from", runs(tmp_path / "runs.csv"), "--onto", "rtx4090", "--block", "gemm"]
+    done = CliRunner().invoke(main, [*arguments, "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    refitted, before = load_profile(output), load_profile("rtx4090")
+    assert len(refitted.correlations) == len(before.correlations) - 1
+    assert refitted.device.kernels.attention == before.device.kernels.attention
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
