@@ -40,10 +40,21 @@ class Registry(Generic[T]):
         """The thing of that name."""
         if ".py:" in name:
             return self._from_file(name)
+        own = self._in_its_own_module(name)
+        if own is not None:
+            return own
         known = self._load()
         if name not in known:
             raise UnknownNameError(self.kind, name, known)
         return known[name]
+
+    def _in_its_own_module(self, name: str) -> T | None:
+        """The thing in the module of its name, if there is one: without importing all others."""
+        module = f"{self._package}.{name.replace('-', '_')}"
+        if not name.replace("-", "_").isidentifier() or importlib.util.find_spec(module) is None:
+            return None
+        things = self._instances(importlib.import_module(module))
+        return next((thing for thing in things if getattr(thing, "name", None) == name), None)
 
     def _load_all(self) -> dict[str, T]:
         found: dict[str, T] = {}

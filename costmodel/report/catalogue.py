@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from costmodel.carry import Structure
 from costmodel.hardware import Profile, Quantity, load_profile, profiles
 from costmodel.hardware.provenance import kinds as kinds_of
 from costmodel.hardware.provenance import numbers
@@ -53,9 +54,14 @@ def print_catalogue(kinds: Sequence[str], chosen: Sequence[str], verbose: bool) 
 
 
 def _mixer_table(page: Page) -> None:
+    """A table for each structure of the token-mixing matrix."""
     found = [mixers.get(name) for name in names("mixers")]
-    rows = [[mixer.name, mixer.title, mixer.structure.value, mixer.carry.kind] for mixer in found]
-    page.table(["mixer", "", "structure of P", "what crosses a cut"], rows)
+    page.line(f"{len(found)} mixers, by the structure of the matrix P in Y = P(X) V(X)", "bold")
+    for structure in Structure:
+        rows = [[mixer.name, mixer.title, _carry(mixer)] for mixer in found if mixer.structure is structure]
+        if rows:
+            page.heading(f"{structure.value[0].upper()}{structure.value[1:]}")
+            page.table(["mixer", "", "what crosses a cut"], rows, whole=["mixer"])
 
 
 def _print_mixer(page: Page, name: str) -> None:
@@ -86,7 +92,7 @@ def _strategy_table(page: Page) -> None:
     rows = [
         [strategy.name, strategy.title, " x ".join(strategy.axes) or "none", _carries(strategy)] for strategy in found
     ]
-    page.table(["strategy", "", "axes", "combines"], rows)
+    page.table(["strategy", "", "axes", "combines"], rows, whole=["strategy"])
 
 
 def _print_strategy(page: Page, name: str) -> None:
