@@ -315,9 +315,13 @@ class Style(ABC):
     def function(self, name: str, arguments: Sequence[str]) -> str: ...
 
 
+#: What powers of 2 begin with, to be put in parentheses where they are raised again.
+EXPONENTIAL = "2^"
+
+
 @dataclass(frozen=True)
 class Python(Style):
-    """Python's own arithmetic, with ``max``, ``min`` and ``ceil``."""
+    """Python's own arithmetic, with ``max``, ``min``, ``ceil``, ``log2`` and ``exp2``."""
 
     times: str = "*"
 
@@ -347,11 +351,12 @@ class Text(Python):
         if power == 1:
             return base
         whole = Fraction(power).denominator == 1
+        base = f"({base})" if base.startswith(EXPONENTIAL) else base
         return base + (str(power).translate(self.digits) if whole else f"^({power})")
 
     def function(self, name: str, arguments: Sequence[str]) -> str:
         if name == "exp2":
-            return f"2^{arguments[0]}" if arguments[0].startswith("⌈") else f"2^({arguments[0]})"
+            return f"{EXPONENTIAL}({arguments[0]})"
         return f"⌈{arguments[0]}⌉" if name == "ceiling" else f"{name}({', '.join(arguments)})"
 
 
@@ -367,6 +372,7 @@ class Latex(Style):
         return f"{base}_{{{index}}}" if index else base
 
     def power(self, base: str, power: Number) -> str:
+        base = self.parentheses(base) if base.startswith(EXPONENTIAL) else base
         return base if power == 1 else rf"{{{base}}}^{{{power}}}"
 
     def fraction(self, over: Sequence[str], under: Sequence[str]) -> str:
@@ -376,7 +382,7 @@ class Latex(Style):
         if name == "ceiling":
             return rf"\left\lceil {arguments[0]} \right\rceil"
         if name == "exp2":
-            return rf"2^{{{arguments[0]}}}"
+            return rf"{EXPONENTIAL}{{{arguments[0]}}}"
         name = {"log2": "log_2"}.get(name, name)
         return rf"\{name}\left({', '.join(arguments)}\right)"
 
@@ -399,7 +405,7 @@ def as_text(value: Expression) -> str:
 
 
 def as_python(value: Expression) -> str:
-    """A formula that Python evaluates, given its symbols and ``ceil``: ``4*B*H*L**2*d/P_c``."""
+    """A formula that Python evaluates, given its symbols, ``ceil``, ``log2`` and ``exp2``: ``4*B*H*L**2*d/P_c``."""
     return PYTHON.whole(factored(value))
 
 

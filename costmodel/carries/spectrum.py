@@ -70,12 +70,16 @@ class LongConvolution(Spectrum[T]):
     def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Self:
         return replace(self, x=streams[0], filter=self.filter.on(parameters))
 
+    def product(self, ops: Vocabulary[T], seen: T, heard: T) -> T:
+        """The result's bins [B, channels, F, 2], from those of x, and of the taps [channels, F, 2]."""
+        return ops.complex_mul(seen, heard)
+
     def whole(self, ops: Vocabulary[T]) -> T:
         b, h, n, _ = ops.shape(self.x)
         x = ops.cast(ops.reshape(self.x, (b, h, n)), "accumulate")
         taps = self.filter.taps(ops, counted(ops, n))
         seen, heard = (ops.real_fft(ops.pad(t, axis, 0, 2 * n), axis) for t, axis in ((x, 2), (taps, 1)))
-        mixed = ops.inverse_real_fft(ops.complex_mul(seen, heard), 2)
+        mixed = ops.inverse_real_fft(self.product(ops, seen, heard), 2)
         return ops.cast(ops.reshape(ops.slice(mixed, 2, 0, n), (b, h, n, 1)), "model")
 
     def apart(self, ops: Vocabulary[T], line: Axis) -> T:
@@ -89,11 +93,12 @@ class LongConvolution(Spectrum[T]):
 
         x = ops.all_to_all(ops.reshape(self.x, (b, h, 1, n)), line, split=3, concat=2)
         taps = self.filter.taps(ops, ops.reshape(cut.places, (p * m,)))
-        product = ops.complex_mul(
-            cut.forward(ops, turned(ops.cast(x, "accumulate"))),
-            cut.forward(ops, turned(ops.reshape(taps, (1, h, p, m)))),
-        )
-        mixed = ops.cast(real_part(ops, ops.complex_mul(cut.back(ops, product), turn, conjugate=True)), "model")
+        filters = ops.shape(taps)[0]
+        seen = cut.forward(ops, turned(ops.cast(x, "accumulate")))
+        heard = cut.forward(ops, turned(ops.reshape(taps, (1, filters, p, m))))
+        bins = self.product(ops, ops.reshape(seen, (b, h, n, 2)), ops.reshape(heard, (filters, n, 2)))
+        back = cut.back(ops, ops.reshape(bins, (b, h, 1, n, 2)))
+        mixed = ops.cast(real_part(ops, ops.complex_mul(back, turn, conjugate=True)), "model")
         return ops.reshape(ops.all_to_all(mixed, line, split=2, concat=3), (b, h, n, 1))
 
 

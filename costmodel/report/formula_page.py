@@ -57,7 +57,7 @@ def as_latex(found: LayerFormulas) -> str:
 
 
 def as_json(found: LayerFormulas) -> str:
-    """Formulas as Python expressions of the symbols, with ``ceil``, ``max`` and ``min``, and as LaTeX."""
+    """Formulas as Python expressions (with ``ceil``, ``log2``, ``exp2``, ``max`` and ``min``) and as LaTeX."""
     content = {
         "mixer": found.mixer.name,
         "strategy": found.way.strategy.name,

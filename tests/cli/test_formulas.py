@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from itertools import product
-from math import ceil, isclose, log2
+from math import ceil, exp2, isclose, log2
 
 import pytest
 from hypothesis import assume, given, settings
@@ -85,7 +85,7 @@ def test_formulas_at_numbers_are_the_numbers_of_predict(case: tuple[str, dict[st
     plan = ranking.plan(0)
     found = layer_formulas(name, way, workload)
     values = evaluator(found, ranking, plan)
-    functions = {"ceil": ceil, "log2": log2, "max": max, "min": min}
+    functions = {"ceil": ceil, "log2": log2, "exp2": exp2, "max": max, "min": min}
     counted = flops(ranking, 0)
     expected = {
         ("memory", "weights", "bytes"): plan.memory["parameters"],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodel.dims import ceil_div, maximum, minimum
+from costmodel.dims import ceil_div, doublings, exp2, maximum, minimum
 from costmodel.expression import Expression, lift
 from costmodel.notation import as_latex, as_python, as_text
 from costmodel.symbols import symbol
@@ -57,6 +57,8 @@ B, L, H_kv, P_c, T = SYMBOLS
         (2 * B * H_kv * (P_c - 1) / P_c, "2·B·H_kv·(P_c - 1)/P_c"),
         (L / 2 + lift(Fraction(1, 3)), "(3·L + 2)/6"),
         (lift(ceil_div(L, T)) * T, "t·⌈L/t⌉"),
+        (exp2(doublings(L)) * L, "L·2^(⌈log2(L)⌉)"),
+        (exp2(doublings(L)) ** 2, "(2^(⌈log2(L)⌉))²"),
         (lift(maximum(B * L, 2 * B)), "B·max(L, 2)"),
         (lift(maximum(B, 0)), "B"),
         (lift(minimum(B, 0)) + 1, "1"),
