@@ -26,6 +26,7 @@ class Structure(Enum):
     SPARSE = "block-sparse, selected"
     LOW_RANK = "low-rank"
     SEMISEPARABLE = "semiseparable (causal state)"
+    HIERARCHICAL = "hierarchical (causal states of many lengths)"
     TOEPLITZ = "Toeplitz"
     RECURRENT = "nonlinear recurrence: no matrix"
 

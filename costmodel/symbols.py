@@ -27,6 +27,8 @@ MEANING: dict[str, str] = {
     "l": "stride between the tokens that a strided head sees, and tokens of the window of the other heads",
     "G": "global tokens: all see them, and they see all",
     "m_s": "tokens that the shortest segments of dilated attention keep",
+    "l_c": "levels within a chunk of 2^l_c tokens (log-linear attention)",
+    "l_s": "levels of states of chunks (log-linear attention)",
     "n_s": "branches of dilated attention, each with segments of another length",
     "x_r": "factor of the dilation from one branch to the next",
     "x_m": "factor of the tokens that a segment keeps from one branch to the next",

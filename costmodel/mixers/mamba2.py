@@ -16,6 +16,8 @@ from costmodel.written import causal_convolution, decayed, gated_normed
 
 T = TypeVar("T")
 
+TAPS = "taps_x", "taps_b", "taps_c"
+
 
 class Mamba2(Mixer):
     """Keys are B, queries C, values x times the step dt; decay is exp(-exp(A) dt).
@@ -55,19 +57,15 @@ class Mamba2(Mixer):
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
         z, *streams, raw = read
-        names = "taps_x", "taps_b", "taps_c"
-        x, k, q = (short_convolution(ops, y, w[name], at) for y, name in zip(streams, names, strict=True))
-        v, decay = self._step(ops, x, raw, w)
+        x, k, q = (short_convolution(ops, y, w[name], at) for y, name in zip(streams, TAPS, strict=True))
+        v, decay = self.step(ops, x, raw, w)
         return Gated(q, k, v, decay, at.sizes["C"], at.kernel, aside=(z, x)), ()
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
         z, *streams, raw = read
-        names = "taps_x", "taps_b", "taps_c"
-        x, k, q = (
-            convolution_step(ops, y, w[name], cache)
-            for y, name, cache in zip(streams, names, at.cache[1:], strict=True)
-        )
-        v, decay = self._step(ops, x, raw, w)
+        convolved = zip(streams, TAPS, at.cache[1:], strict=True)
+        x, k, q = (convolution_step(ops, y, w[name], cache) for y, name, cache in convolved)
+        v, decay = self.step(ops, x, raw, w)
         heads = at.sizes["H"]
         return gated_step(ops, (spread(ops, q, heads), spread(ops, k, heads), v), decay, at.cache[0], (z, x))
 
@@ -96,15 +94,19 @@ class Mamba2(Mixer):
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         names = "w_z", "w_x", "w_b", "w_c", "w_dt"
         z, *streams, raw = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in names)
-        taps = w["taps_x"], w["taps_b"], w["taps_c"]
-        v, k, q = (causal_convolution(xp, y, t) for y, t in zip(streams, taps, strict=True))
+        v, k, q = (causal_convolution(xp, y, w[name]) for y, name in zip(streams, TAPS, strict=True))
         q, k = (y.repeat_interleave(at.sizes["H"] // at.sizes["H_kv"], 1) for y in (q, k))
         dt = xp.log(1 + xp.exp(raw + w["b_dt"].view(-1, 1, 1)))
         matrix = decayed(xp, q, k * dt, -xp.exp(w["A"]).view(-1, 1, 1) * dt)
+        matrix = matrix * self.written_weights(xp, x, w, at)
         gated = (matrix @ v + w["skip"].view(-1, 1, 1) * v) * z / (1 + xp.exp(-z))
         return Written(matrix, v, xp.einsum("bhle,hed->bld", gated_normed(gated, 1, w["norm"]), w["w_o"]))
 
-    def _step(self, ops: Vocabulary[T], x: T, raw: T, w: Weights) -> tuple[T, T]:
+    def written_weights(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Any:
+        """What the entries of P are multiplied with besides."""
+        return 1
+
+    def step(self, ops: Vocabulary[T], x: T, raw: T, w: Weights) -> tuple[T, T]:
         """Values [B, H, n, e] and the logarithm of decay [B, H, n, 1], from x and the raw step [B, H, n, 1]."""
         h = ops.shape(x)[1]
         bias, rate = (ops.reshape(w[name], (h, 1, 1)) for name in ("b_dt", "A"))
