@@ -287,6 +287,12 @@ def call(function: str, *arguments: Any) -> Any:
     return _of_atom(Atom(function, lifted))
 
 
+def exact_call(function: str, *arguments: Any) -> Expression:
+    """A function of expressions, kept as one where its value would be rounded, as of ``log2(48)``."""
+    made = call(function, *arguments)
+    return _of_atom(Atom(function, tuple(lift(x) for x in arguments))) if isinstance(made, float) else lift(made)
+
+
 @cache
 def _symbols_of(number: int) -> frozenset[str]:
     """Symbols of an atom."""

@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cache, partial, reduce
 from math import gcd, lcm
 
-from costmodel.expression import Atom, Expression, Monomial, Number, atom, call, lift, symbol_named
+from costmodel.expression import Atom, Expression, Monomial, Number, atom, call, exact_call, lift, symbol_named
 from costmodel.symbols import MEANING
 
 _PLACE = {name: place for place, name in enumerate(MEANING)}
@@ -55,7 +55,7 @@ def _function(name: str, *arguments: Expression) -> Expression:
     if name == "ceiling" and _is_whole(lifted[0]):
         return lifted[0]
     if name not in ("max", "min"):
-        return lift(call(name, *lifted))
+        return exact_call(name, *lifted)
     left: list[Expression] = []
     for x in _flat(name, lifted):
         if not any(_decided(name, y, x) for y in left):

@@ -78,16 +78,7 @@ class Registry(Generic[T]):
         return [value for value in vars(module).values() if isinstance(value, self._base)]
 
     def _from_file(self, reference: str) -> T:
-        path, _, attribute = reference.rpartition(":")
-        if not Path(path).is_file():
-            raise InputError(f"--{self.kind}", reference, "there is no such file", f"give {self.kind} as file.py:NAME")
-        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-        assert spec is not None and spec.loader is not None  # a .py file always has a loader
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise InputError(f"--{self.kind}", reference, f"the file does not load: {error!r}") from error
+        module, attribute = load_file(f"--{self.kind}", reference)
         thing = getattr(module, attribute, None)
         if isinstance(thing, type) and issubclass(thing, self._base):
             thing = thing()
@@ -97,3 +88,22 @@ class Registry(Generic[T]):
                 f"--{self.kind}", reference, f"'{attribute}' is no {self._base.__name__}", f"the file has: {held}"
             )
         return thing
+
+
+def load_file(field: str, reference: str) -> tuple[ModuleType, str]:
+    """The module of ``path/to/file.py:NAME``, and the name.
+
+    Raises:
+        InputError: for a file that is not there or does not load.
+    """
+    path, _, attribute = reference.rpartition(":")
+    if not Path(path).is_file():
+        raise InputError(field, reference, "there is no such file", f"give {field.lstrip('-')} as file.py:NAME")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(field, reference, f"the file does not load: {error!r}") from error
+    return module, attribute
