@@ -89,11 +89,11 @@ class Tracer(Vocabulary[Tensor]):
         x.storage.kind = "cache"
         return x
 
-    def fused(self, name: str, body: Callable[..., Any], *inputs: Tensor) -> Any:
+    def fused(self, name: str, body: Callable[..., Any], *inputs: Tensor, family: str = "elementwise") -> Any:
         with self._capture() as nodes, self._taping(None):
             result = body(self, *inputs)
         outputs = tuple(result) if isinstance(result, tuple) else (result,)
-        self._sink.append(Fused(name, Seq(nodes), inputs, outputs))
+        self._sink.append(Fused(name, Seq(nodes), inputs, outputs, family))
 
         def pullback(gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
             needed = [x in self._needed for x in inputs]
@@ -103,7 +103,7 @@ class Tracer(Vocabulary[Tensor]):
                 wanted = [x for x, need in zip(recomputed, needed, strict=True) if need]
                 return tuple(ops.differentiate(lambda *xs: body(ops, *xs), recomputed, gradients, wanted))
 
-            found = iter(self.fused(f"{name} backward", backward, *inputs, *gradients))
+            found = iter(self.fused(f"{name} backward", backward, *inputs, *gradients, family=family))
             return [next(found) if need else None for need in needed]
 
         self._record(inputs, outputs, pullback)

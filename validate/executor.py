@@ -67,7 +67,7 @@ class Executor(Vocabulary[Tensor]):
     def cast(self, x: Tensor, precision: str) -> Tensor:
         return x if x.dtype == self.dtypes[precision] else super().cast(x, precision)
 
-    def fused(self, name: str, body: Callable[..., Any], *inputs: Tensor) -> Any:
+    def fused(self, name: str, body: Callable[..., Any], *inputs: Tensor, family: str = "elementwise") -> Any:
         return recomputed(self, body, *inputs)
 
     def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Tensor) -> Any:

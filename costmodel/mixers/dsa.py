@@ -56,7 +56,7 @@ class ChosenLatents(Selection[T]):
     def across(self, ops: Vocabulary[T], axis: Axis | None) -> T:
         start = first_query(ops, self.q, self.latents, axis)
         seen = start + ops.shape(self.q)[2]
-        kernel = ChosenAttention(Placed(1, start), self.scale, ops.width("accumulate"))
+        kernel = ChosenAttention(Placed(1, start), self.scale, ops.width("accumulate"), adding=True)
 
         def forward(ops: Vocabulary[T], q: T, latents: T, *index: T) -> tuple[T, tuple[T, ...]]:
             keys = everywhere(ops, latents, axis)
@@ -89,12 +89,12 @@ def best_tokens(ops: Vocabulary[T], index: tuple[T, T, T], most: Dim, placed: Pl
         batch, _, n, heads, d = ops.shape(q)
         tokens = ops.shape(k)[2]
         queries, keys = ops.reshape(q, (batch, n, heads, d)), ops.reshape(k, (batch, tokens, d))
-        likes = ops.map("relu", ops.contract("bihd,bjd->bihj", queries, keys, Mask(causal=True), "ij"))
-        weighted = ops.mul(likes, ops.reshape(gates, (batch, n, heads, 1)))
+        likes = ops.contract("bihd,bjd->bihj", queries, keys, Mask(causal=True), "ij", skipping=True)
+        weighted = ops.mul(ops.map("relu", likes), ops.reshape(gates, (batch, n, heads, 1)))
         scores = ops.reshape(ops.sum(weighted, (2,)), (batch, 1, n, tokens))
         return ops.top_k(ops.visible_blocks(scores, placed, always=0), minimum(most, tokens))[1]
 
-    result: T = ops.fused("lightning indexer", body, *index)
+    result: T = ops.fused("lightning indexer", body, *index, family="attention")
     return result
 
 

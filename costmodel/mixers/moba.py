@@ -113,7 +113,7 @@ def best_blocks(most: Dim, ops: Vocabulary[T], q: T, sums: T, placed: Placed) ->
         scores = ops.reshape(ops.contract("bkgid,bkjd->bkgij", grouped, sums), (batch, heads, n, blocks))
         return ops.top_k(ops.visible_blocks(scores, placed), minimum(most, blocks))[1]
 
-    result: T = ops.fused("block gate", body, q, sums)
+    result: T = ops.fused("block gate", body, q, sums, family="attention")
     return result
 
 

@@ -117,12 +117,14 @@ class Branches(Selection[T]):
             groups, blocks = ops.shape(means)[1:3]
             shared = divide(heads, groups)
             grouped = ops.reshape(q, (batch, groups, shared, n, d))
-            scores = ops.scale(ops.contract("bkgid,bkjd->bkgij", grouped, means, self.mask, "ij"), self.scale)
-            weights = ops.map("exp", ops.map("sub", scores, ops.reshape(lse, (batch, groups, shared, n, 1))))
+            scores = ops.contract("bkgid,bkjd->bkgij", grouped, means, self.mask, "ij", skipping=True)
+            weights = ops.map(
+                "exp", ops.map("sub", ops.scale(scores, self.scale), ops.reshape(lse, (batch, groups, shared, n, 1)))
+            )
             summed = ops.reshape(ops.sum(weights, (2,)), (batch, groups, n, blocks))
             return ops.top_k(ops.visible_blocks(summed, placed, always=3), minimum(self.most, blocks))[1]
 
-        result: T = ops.fused("block gate", body, q, means, lse)
+        result: T = ops.fused("block gate", body, q, means, lse, family="attention")
         return result
 
 

@@ -94,12 +94,14 @@ class ChosenAttention(Primitive):
         by_block: how memory is read. Otherwise each query fetches its S blocks, once for all query heads that share
             both choice and keys. By block, each block fetches the queries that chose it, whose S partial results then
             are written, read again and merged: S (d + e) elements a query in place of S b (d + e).
+        adding: how gradients of keys and values are summed; see ``ChosenAttentionBackward``.
     """
 
     placed: Placed
     scale: Dim
     lse_width: Dim
     by_block: bool = False
+    adding: bool = False
 
     family = "attention"
 
@@ -162,11 +164,17 @@ class ChosenAttentionBackward(Primitive):
 
     Inputs q, k, v, chosen, out, lse, out's gradient. Two kernels: queries fetch their blocks, as forward, for their own
     gradient (unless ``by_block``); blocks fetch the S queries, gradients and sums that chose them, for theirs.
+
+    Attributes:
+        adding: one kernel instead: queries fetch their blocks once, and add these blocks' gradients to those in memory,
+            at accumulation width, as kernels of sparse MLA do (tile-ai/tilelang examples/deepseek_v32). Less where many
+            query heads share a choice of few keys.
     """
 
     placed: Placed
     scale: Dim
     by_block: bool = False
+    adding: bool = False
 
     family = "attention_backward"
 
@@ -189,6 +197,11 @@ class ChosenAttentionBackward(Primitive):
     def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
         q, k, v, chosen, out, lse, gradient = inputs
         times, written = chosen.shape[3], sum(t.bytes for t in outputs)
+        if self.adding:
+            blocks = fetched(self.placed, inputs)
+            added = blocks / k.width * lse.width
+            own = q.bytes + chosen.bytes + out.bytes + lse.bytes + gradient.bytes
+            return own + blocks + added, written + added
         visits = times * (q.bytes + gradient.bytes + 2 * lse.bytes)  # delta is as large as lse
         read = visits + _held(k, v) + chosen.bytes + out.bytes + gradient.bytes
         if self.by_block:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from costmodel.dims import Dim, product, same
@@ -23,13 +23,16 @@ class Contract(Primitive):
 
     Attributes:
         equation: each index is in at least two of the two operands and the result, once in each.
-        mask: when the indices of queries and keys are masked, only these pairs are useful; the kernel does them all.
+        mask: when the indices of queries and keys are masked, only these pairs are useful.
         pairs: the two indices the mask is over.
+        tile: edge of the squares that the kernel works in, if it leaves out those without a useful pair; otherwise it
+            does all pairs.
     """
 
     equation: str
     mask: Mask | None = None
     pairs: str = ""
+    tile: Dim | None = None
 
     family = "gemm"
 
@@ -60,16 +63,18 @@ class Contract(Primitive):
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         sizes = self.sizes(*inputs)
-        if self.mask is None or reading is not Reading.USEFUL:
+        skips = reading is Reading.EXECUTED and self.tile is not None
+        if self.mask is None or not (skips or reading is Reading.USEFUL):
             return {"contraction": 2 * product(sizes.values())}
         n_q, n_k = (sizes.pop(index) for index in self.pairs)
-        return {"contraction": 2 * product(sizes.values()) * self.mask.useful_pairs(n_q, n_k)}
+        pairs = self.mask.executed_pairs(n_q, n_k, self.tile) if skips else self.mask.useful_pairs(n_q, n_k)
+        return {"contraction": 2 * product(sizes.values()) * pairs}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
         left, right, result = self.terms()
         return (
-            lambda: ops.contract(f"{result},{right}->{left}", gradients[0], inputs[1], self.mask, self.pairs),
-            lambda: ops.contract(f"{result},{left}->{right}", gradients[0], inputs[0], self.mask, self.pairs),
+            lambda: ops.apply(replace(self, equation=f"{result},{right}->{left}"), gradients[0], inputs[1])[0],
+            lambda: ops.apply(replace(self, equation=f"{result},{left}->{right}"), gradients[0], inputs[0])[0],
         )

@@ -70,10 +70,13 @@ class Vocabulary(ABC, Generic[T]):
         """Apply a primitive."""
 
     @abstractmethod
-    def fused(self, name: str, body: Callable[..., Any], *inputs: T) -> Any:
+    def fused(self, name: str, body: Callable[..., Any], *inputs: T, family: str = "elementwise") -> Any:
         """``body(ops, *inputs)`` as one kernel: only its inputs and outputs touch device memory.
 
         Its backward is one kernel too, which reads the inputs again and recomputes what it needs.
+
+        Args:
+            family: of kernels, whose rates it runs at: ``"attention"`` where it is mostly scores of queries and keys.
         """
 
     @abstractmethod
@@ -158,9 +161,15 @@ class Vocabulary(ABC, Generic[T]):
 
     # Local ops --------------------------------------------------------------------------------------------------
 
-    def contract(self, equation: str, a: T, b: T, mask: Mask | None = None, pairs: str = "") -> T:
-        """einsum of two operands, e.g. ``contract("bld,df->blf", x, w)``."""
-        return self.apply(Contract(equation, mask, pairs), a, b)[0]
+    def contract(
+        self, equation: str, a: T, b: T, mask: Mask | None = None, pairs: str = "", skipping: bool = False
+    ) -> T:
+        """einsum of two operands, e.g. ``contract("bld,df->blf", x, w)``.
+
+        Args:
+            skipping: whether the kernel leaves out tiles without a pair, as one that keeps the product on chip does.
+        """
+        return self.apply(Contract(equation, mask, pairs, self.tile if skipping else None), a, b)[0]
 
     def map(self, function: str, *inputs: T) -> T:
         """An elementwise function of ``costmodel.ops.pointwise.FUNCTIONS``, with broadcasting."""
@@ -341,7 +350,7 @@ class Vocabulary(ABC, Generic[T]):
         self, inputs: Sequence[T], outputs: Sequence[T], gradient: T, forward: ChosenAttention
     ) -> tuple[T, T, T]:
         """Gradients of q, k, v, given the inputs (q, k, v, chosen) and outputs (out, lse) of ``forward``."""
-        primitive = ChosenAttentionBackward(forward.placed, forward.scale, forward.by_block)
+        primitive = ChosenAttentionBackward(forward.placed, forward.scale, forward.by_block, forward.adding)
         dq, dk, dv = self.apply(primitive, *inputs, *outputs, gradient)
         return dq, dk, dv
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from costmodel.ops.chosen_blocks import ChosenAttention, Placed
+from costmodel.masks import Mask
+from costmodel.ops.chosen_blocks import ChosenAttention, ChosenAttentionBackward, Placed
+from costmodel.ops.contraction import Contract
 from costmodel.ops.primitive import Reading
 from costmodel.tensor import Tensor as Traced
 from costmodel.trace import Tracer, Widths
@@ -111,6 +114,34 @@ def test_traffic_by_hand() -> None:
     partial = 2 * 4 * 4 * 8 * (5 + 1)  # out and lse of each of the two blocks, in float32
     read = 2 * (2 * 4 * 8 * 3) + 2 * 2 * 8 * (3 + 5) + 8 * 2 * 8 * 2 + partial
     assert primitive.traffic(inputs, outputs) == (read, 2 * 4 * 8 * 5 + 4 * 4 * 8 + partial)
+
+
+def test_traffic_of_latents_by_hand() -> None:
+    """8 queries of 4 heads that share 2 latents each, of width 5, of which the first 3 are the value, 2 bytes each."""
+    ops = Tracer(Widths(2, 4, 4), 1)
+    q, latents, choice = (
+        Traced.new(shape, width) for shape, width in (((1, 4, 8, 5), 2), ((1, 1, 8, 5), 2), ((1, 1, 8, 2), 8))
+    )
+    values = ops.slice(latents, 3, 0, 3)
+    primitive = ChosenAttention(Placed(1, 0), 1, 4, adding=True)
+    inputs = (q, latents, values, choice)
+    out, lse = ops.apply(primitive, *inputs)
+    fetched = 2 * 8 * 2 * 5  # keys with the values in them
+    assert primitive.traffic(inputs, (out, lse)) == (2 * 4 * 8 * 5 + 8 * 8 * 2 + fetched, 2 * 4 * 8 * 3 + 4 * 4 * 8)
+    backward = ChosenAttentionBackward(Placed(1, 0), 1, adding=True)
+    gradients = ops.chosen_attention_backward(inputs, (out, lse), out, primitive)
+    read = 2 * 4 * 8 * (5 + 3 + 3) + 4 * 4 * 8 + 8 * 8 * 2 + fetched + 2 * fetched  # in float32 what is added to
+    written = 2 * 4 * 8 * 5 + 2 * 8 * (5 + 3) + 2 * fetched
+    assert backward.traffic((*inputs, out, lse, out), gradients) == (read, written)
+
+
+def test_products_that_skip_tiles() -> None:
+    """4 queries and keys of width 3 under a causal mask: 10 pairs, 3 of 4 tiles of 2 x 2, 16 in all."""
+    contract = Contract("id,jd->ij", Mask(causal=True), "ij", tile=2)
+    x = Traced.new((4, 3), 2)
+    counted = [contract.flops((x, x), (), reading)["contraction"] for reading in Reading]
+    assert counted == [6 * 10, 6 * 12, 6 * 16, 6 * 16]
+    assert replace(contract, tile=None).flops((x, x), (), Reading.EXECUTED)["contraction"] == 6 * 16
 
 
 def test_what_does_not_fit_is_refused() -> None:
