@@ -77,9 +77,14 @@ class S4D(Mixer):
         return 512
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
-        matrix, values = toeplitz(xp, written_taps(xp, w, x.shape[1]))[None], x.transpose(1, 2)[..., None]
+        taps = self.written_taps(xp, w, x.shape[1])
+        matrix, values = toeplitz(xp, taps)[None], x.transpose(1, 2)[..., None]
         y = gelu(xp, (matrix @ values)[..., 0].transpose(1, 2) + w["skip"] * x)
         return Written(matrix, values, glu(xp, y @ w["w_o"][:, 0], y @ w["w_g"][:, 0]))
+
+    def written_taps(self, xp: Any, w: Weights, n: int) -> Any:
+        """The first n taps [D, n] of every channel."""
+        return written_taps(xp, w, n)
 
 
 s4d = S4D()
