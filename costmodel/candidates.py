@@ -167,8 +167,8 @@ def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> It
         yield requirement, at
     decodes = at.phase != "decode" or at.causal
     yield Requirement(decodes, "a token is decoded after those it sees: decoding is causal"), at
-    if layer.mixer.whole_only:
-        yield Requirement(at.phase in ("forward", "train"), layer.mixer.whole_only), at
+    if layer.mixer.undecoded:
+        yield Requirement(at.phase != "decode", layer.mixer.undecoded), at
     if workload.phase != "decode":
         for requirement in _enough_tokens(layer, at):
             yield requirement, at

@@ -117,7 +117,7 @@ class Mixer(ABC):
         kernels: implementations of the part between, each with its own cost.
         causality: the masks it is defined for: ``"causal"``, ``"full"`` or ``"either"``.
         indivisible: why tensor parallelism cannot cut it; empty where it can.
-        whole_only: why it is not decoded, nor prefilled for that, although it is causal; empty where it is.
+        undecoded: why it is not decoded although it is causal; empty where it is.
         fixed: weights that are not trained, such as random projections.
         grain_first: whether whole pieces (``grain``) are needed before heads are exchanged for sequence, too.
     """
@@ -132,7 +132,7 @@ class Mixer(ABC):
     kernels: ClassVar[tuple[str, ...]] = ("fused", "vanilla")
     causality: ClassVar[str] = "either"
     indivisible: ClassVar[str] = ""
-    whole_only: ClassVar[str] = ""
+    undecoded: ClassVar[str] = ""
     fixed: ClassVar[tuple[str, ...]] = ()
     grain_first: ClassVar[bool] = False
 

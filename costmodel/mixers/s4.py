@@ -147,7 +147,7 @@ class S4(S4D):
     )
     source: ClassVar[str] = "Gu et al. 2021, arXiv 2111.00396; state-spaces/s4 models/s4/s4.py (SSMKernelDPLR)"
     carry: ClassVar[type[Carry[Any]]] = CauchyConvolution
-    whole_only: ClassVar[str] = "the weights are C (1 - A'^L), from which decoding's own C is found beforehand"
+    undecoded: ClassVar[str] = "the weights are C (1 - A'^L), from which decoding's own C is found beforehand"
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
         entries = m["D"], m["N"]
@@ -160,7 +160,7 @@ class S4(S4D):
         return CauchyConvolution(x, tuple(w[name] for name in PARAMETERS), at.kernel, aside=(x,)), ()
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
-        raise InputError("pass", "decode", f"{self.name}: {self.whole_only}")
+        raise InputError("pass", "decode", f"{self.name}: {self.undecoded}")
 
     def written_taps(self, xp: Any, w: Weights, n: int) -> Any:
         rate = xp.complex(-xp.exp(w["log_decay"]), w["frequency"])
