@@ -10,6 +10,7 @@ from fractions import Fraction
 from math import prod
 from typing import TypeAlias
 
+from costmodel.errors import InputError
 from costmodel.expression import Expression, lift, symbol_named, total
 
 Point = Mapping[str, int]
@@ -42,7 +43,7 @@ class HeldOutError(ValueError):
     def __init__(self, count: str, point: Point, fitted: Fraction, counted: int, symbols: Sequence[str]) -> None:
         self.count, self.point, self.symbols = count, point, symbols
         at = ", ".join(f"{symbol} = {size}" for symbol, size in point.items())
-        super().__init__(f"{count} at {at} is {counted}, but {fitted} by the formula of smaller sizes")
+        super().__init__(f"{count} at {at} is {counted}, but {fitted} by the formula of other sizes")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class _Interpolation:
         held_out = self._held_out()
         for values in held_out:
             self._prove(formulas, dict(zip(self._symbols, values, strict=True)), prove)
+        for symbol in self._symbols[1:]:
+            held_out += self._prove_smallest(formulas, symbol, prove)
         sizes = [size for point in (*self._seen, *held_out) for size in point] or [0]
         return Fit(formulas, len(self._seen) + len(held_out), len(held_out), min(sizes), max(sizes))
 
@@ -121,6 +124,17 @@ class _Interpolation:
                 moved = self._start | {symbol: size}
                 _check(formulas, moved, prove(moved), [symbol])
             raise
+
+    def _prove_smallest(self, formulas: Mapping[str, Expression], symbol: str, prove: Counter) -> list[tuple[int, ...]]:
+        """Compare where one symbol is as small as the first one is on the grid; nothing where that is refused."""
+        smallest = min(self._start.values())
+        point = {other: size + POINTS for other, size in self._start.items()} | {symbol: smallest}
+        try:
+            counts = prove(point)
+        except InputError:
+            return []
+        _check(formulas, point, counts, [symbol])
+        return [tuple(point.values())]
 
     def _at(self, point: tuple[int, ...]) -> Counts:
         if point not in self._seen:

@@ -249,7 +249,7 @@ class Unknown(nn.Module):
         (
             Chunked,
             "B,L",
-            ["symbol: 'L'", "at B = 3, L = ", "by the formula of smaller sizes", "give 16*n in place of L"],
+            ["symbol: 'L'", "at B = 3, L = ", "by the formula of other sizes", "give 16*n in place of L"],
         ),
         (
             Halves,
