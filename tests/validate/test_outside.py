@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, Mamba2Config, MambaConfig, MiniMaxConfig, NystromformerConfig, RwkvConfig
+from transformers import (
+    DeepseekV32Config,
+    LlamaConfig,
+    Mamba2Config,
+    MambaConfig,
+    MiniMaxConfig,
+    NystromformerConfig,
+    RwkvConfig,
+)
+from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
 from transformers.models.kimi_linear.modeling_kimi_linear import recurrent_kimi_delta_attention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -74,6 +83,43 @@ def test_attention_is_llamas(kv_heads: int) -> None:
         o_proj__weight=w["w_o"].flatten(0, 1).T,
     )
     places = LlamaRotaryEmbedding(config)(x, torch.arange(LENGTH)[None])
+    mask = torch.full((LENGTH, LENGTH), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+    close(module(x, places, mask)[0], output(layer, x, w))
+
+
+@torch.no_grad()
+def test_sparse_attention_is_deepseeks() -> None:
+    """Whose rotary entries of queries and keys are in pairs, those of the index in halves as ours."""
+    sizes = {"heads": 4, "q_rank": 6, "kv_rank": 5, "nope_dim": 4, "rope_dim": 4, "value_dim": 3}
+    layer, w, x = layer_of("dsa", 16, **sizes, index_heads=24, index_dim=4, chosen=5)
+    config = DeepseekV32Config(
+        hidden_size=16, num_attention_heads=4, num_key_value_heads=4, q_lora_rank=6, kv_lora_rank=5, v_head_dim=3,
+        qk_nope_head_dim=4, qk_rope_head_dim=4, index_n_heads=24, index_head_dim=8, index_topk=5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    module = DeepseekV32Attention(config, 0).double()
+    for norm in (module.q_a_layernorm, module.kv_a_layernorm):
+        norm.variance_epsilon = 1e-5
+    module.indexer.k_norm.eps = 1e-5
+    pairs = torch.tensor([0, 2, 1, 3])
+    turning = w["w_uq"][..., 4:][..., pairs]
+    give(
+        module,
+        q_a_proj__weight=w["w_qc"].T,
+        q_a_layernorm__weight=w["q_norm"],
+        q_b_proj__weight=rows(torch.cat([w["w_uq"][..., :4], turning], 2)),
+        kv_a_proj_with_mqa__weight=rows(w["w_c"], w["w_kr"][:, pairs]),
+        kv_a_layernorm__weight=w["c_norm"],
+        kv_b_proj__weight=rows(torch.cat([w["w_uk"], w["w_uv"]], 2)),
+        o_proj__weight=w["w_o"].flatten(0, 1).T,
+        indexer__wq_b__weight=rows(w["w_iq"]),
+        indexer__wk__weight=w["w_ik"].T,
+        indexer__k_norm__weight=w["i_norm"],
+        indexer__k_norm__bias=w["i_shift"],
+        indexer__weights_proj__weight=w["w_ig"].T,
+    )
+    places = DeepseekV32RotaryEmbedding(config)(x, torch.arange(LENGTH)[None])
     mask = torch.full((LENGTH, LENGTH), -torch.inf, dtype=torch.float64).triu(1)[None, None]
     close(module(x, places, mask)[0], output(layer, x, w))
 
