@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -38,6 +39,8 @@ def trace(**options: Any) -> None:
     are the polynomials through its counts, and are refused where held-out sizes disagree. Masks are not seen:
     causal attention counts every pair. What counts as one FLOP: docstring of validate.op_counts.
     """
+    if find_spec("torch") is None:
+        raise InputError("trace", options["module"], "torch is not installed", "pip install 'costmodel[validate]'")
     from validate import trace_page
     from validate.module_trace import Question, load_module, trace_module
 

@@ -205,13 +205,19 @@ class _Run:
 
     def fake(self, point: Point) -> Counts:
         """What one call of the module costs, on tensors without values."""
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            return self.real(point)
+        with _refusals(self._question.reference, point), _quietly_in_steps():
+            mode = FakeTensorMode(allow_non_fake_inputs=True)
+            module = self._make_fake(point, mode)
+            with mode:
+                return self._counted(point, module)
 
     def real(self, point: Point) -> Counts:
         """What one call of the module costs, on real tensors."""
         with _refusals(self._question.reference, point), _quietly_in_steps():
-            counts, calls = self._run(point)
+            return self._counted(point, self._make(point))
+
+    def _counted(self, point: Point, module: nn.Module) -> Counts:
+        counts, calls = self._run(point, module)
         if self._first is None:
             self._first, self.calls = point, calls
         self._check_calls(point, calls)
@@ -219,9 +225,8 @@ class _Run:
             counts |= {f"{name} elements": call.elements, f"{name} points": call.points}
         return counts
 
-    def _run(self, point: Point) -> tuple[dict[str, int], dict[str, Logarithmic]]:
+    def _run(self, point: Point, module: nn.Module) -> tuple[dict[str, int], dict[str, Logarithmic]]:
         asked = self._question
-        module = self._make(point)
         inputs = [x.tensor(point) for x in asked.inputs]
         self.names = _input_names(module, inputs)
         own = [*module.parameters(), *module.buffers()]
@@ -237,6 +242,20 @@ class _Run:
         counts |= {f"{name} {kind}": n for name, tally in passes.items() for kind, n in tally.flops.items()}
         called = {f"{name} {i}": x for name, tally in passes.items() for i, x in enumerate(tally.logarithmic, 1)}
         return counts, called
+
+    def _make_fake(self, point: Point, mode: FakeTensorMode) -> nn.Module:
+        """A module without values; one whose constructor asks for some gets real ones, which are then taken away."""
+        try:
+            with mode:
+                return self._make(point)
+        except DataDependentOutputException:
+            module = self._make(point)
+        fakes = {id(x): mode.from_tensor(x) for x in (*module.parameters(), *module.buffers())}
+        for part in module.modules():
+            for name, x in (*part._parameters.items(), *part._buffers.items()):
+                if x is not None:
+                    setattr(part, name, fakes[id(x)])
+        return module
 
     def _make(self, point: Point) -> nn.Module:
         values = self._question.arguments.items()
@@ -314,7 +333,7 @@ def _refusals(reference: str, point: Point) -> Iterator[None]:
         line = "" if place is None else f" in line {place}"
         told = next(iter(str(error).splitlines()), "")
         rule = f"it fails at {_said(point) or 'these sizes'}{line}: {type(error).__name__}: {told}"
-        remedy = "write sizes that must divide others as factors, such as --init dim=H*d for H heads"
+        remedy = "sizes that must divide others are to be factors, such as --init dim=H*d for H heads"
         raise SizesRefusedError("MODULE", reference, rule, remedy) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -204,6 +205,26 @@ def test_a_transformer_block_counts_what_torch_counts(b: int, length: int, heads
     assert both.evaluate({"B": b, "L": length, "H": heads, "d": dim}) == counter.get_total_flops()
 
 
+class Stochastic(nn.Module):
+    """Its constructor asks for values of a tensor, and it has tied weights, a recurrent cell and a buffer."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.5, 3)]
+        self.one, self.other, self.cell = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.GRU(dim, dim)
+        self.other.weight = self.one.weight
+        self.register_buffer("scale", torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(self.other(self.one(x * self.scale)) * self.rates[1])[0]
+
+
+def test_a_constructor_may_ask_for_values() -> None:
+    found = formulas(Stochastic, {"dim": "D"}, "3,D")
+    assert found["forward contraction"] == 3 * (4 + 12) * D * D
+    assert found["memory parameters"] == 7 * D * D + 8 * D
+
+
 # What is refused ----------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +343,12 @@ def test_bad_input_is_told_without_a_traceback(arguments: list[str], told: str) 
     assert result.exit_code == 2
     assert told in result.output
     assert "Traceback" not in result.output
+
+
+def test_without_torch_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = run(f"{FILE}:Block", "--input", "B,L,D")
+    assert (result.exit_code, "pip install 'costmodel[validate]'" in result.output) == (2, True)
 
 
 def test_every_notation_has_the_same_formulas() -> None:
