@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.errors import InputError
-from plots.style import COLOURS, FULL_WIDTH, line_style, paper
+from plots.style import FULL_WIDTH, line_style, paper
 
 #: Columns that are drawn, with titles.
 PANELS = {
@@ -76,9 +76,9 @@ def _styles(mixers: Mapping[str, Rows]) -> dict[str, dict[str, Any]]:
     if len(mixers) <= NAMED:
         return {name: {"label": name} | line_style(number) for number, name in enumerate(mixers)}
     kinds = list(dict.fromkeys(rows[0]["structure"] for rows in mixers.values()))
-    colour = {kind: COLOURS[number] for number, kind in enumerate(kinds)}
+    style = {kind: line_style(number) for number, kind in enumerate(kinds)}
     return {
-        name: {"label": rows[0]["structure"], "color": colour[rows[0]["structure"]], "alpha": 0.7, "linewidth": 0.8}
+        name: {"label": rows[0]["structure"], **style[rows[0]["structure"]], "alpha": 0.7, "linewidth": 0.8}
         for name, rows in mixers.items()
     }
 

@@ -32,7 +32,12 @@ def test_a_picture_shows_every_line(table: Path, tmp_path: Path) -> None:
 
 def test_many_lines_are_told_apart_by_structure(table: Path, tmp_path: Path) -> None:
     header, *lines = table.read_text(encoding="utf-8").splitlines()
-    many = [line.replace("retnet", f"retnet{n}") for n in range(20) for line in lines if line.startswith("retnet")]
+    many = [
+        line.replace("retnet", f"retnet{n}").replace("semiseparable", f"semiseparable {n % 12}")
+        for n in range(20)
+        for line in lines
+        if line.startswith("retnet")
+    ]
     (tmp_path / "many.csv").write_text("\n".join([header, *lines, *many]), encoding="utf-8")
     draw(tmp_path / "many.csv", tmp_path / "many.svg")
     assert "semiseparable" in (tmp_path / "many.svg").read_text(encoding="utf-8").replace("<!-- ", "")
