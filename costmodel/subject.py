@@ -123,4 +123,10 @@ def _layer(name: str, params: Mapping[str, int], width: int, mlp: MlpSpec | None
     sizes |= {switch: 1 for switch in SWITCHES if params.get(switch)}
     if sizes.get("H_kv") and sizes["H"] % sizes["H_kv"]:
         raise InputError(f"{name}.kv_heads", sizes["H_kv"], f"must divide the {sizes['H']} heads")
+    turning = mixer.rotary(sizes)
+    if turning % 2:
+        key = next(key for key, parameter in mixer.sizes.items() if sizes[parameter.symbol] == turning)
+        raise InputError(
+            f"{name}.{key}", turning, "must be even: rotary positions turn pairs", f"nearest: {turning + 1}"
+        )
     return Layer(mixer, sizes, sizes.pop("w", 0) or None, mlp, count)

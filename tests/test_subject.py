@@ -42,3 +42,8 @@ def test_kv_heads_divide_heads_and_follow_them() -> None:
 def test_an_unknown_size_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'heads'"):
         from_mixer("attention", head=4)
+
+
+def test_an_odd_number_of_entries_does_not_turn() -> None:
+    with pytest.raises(InputError, match=r"mla\.rope_dim: 3 is not valid: must be even: .*; nearest: 4"):
+        from_mixer("mla", rope_dim=3)

@@ -33,6 +33,10 @@ class NotPolynomialError(ValueError):
         super().__init__(f"{count} at {symbol} = {', '.join(map(str, sizes))} is {', '.join(map(str, counts))}")
 
 
+class SizesRefusedError(InputError):
+    """Sizes at which the module fails."""
+
+
 class HeldOutError(ValueError):
     """A count at a held-out point that is not what the fitted polynomial gives there.
 
@@ -131,7 +135,7 @@ class _Interpolation:
         point = {other: size + POINTS for other, size in self._start.items()} | {symbol: smallest}
         try:
             counts = prove(point)
-        except InputError:
+        except SizesRefusedError:
             return []
         _check(formulas, point, counts, [symbol])
         return [tuple(point.values())]

@@ -39,6 +39,7 @@ from validate.interpolation import (
     HeldOutError,
     NotPolynomialError,
     Point,
+    SizesRefusedError,
     interpolate,
     start,
 )
@@ -183,10 +184,6 @@ def trace_module(question: Question) -> ModuleFormulas:
         raise InputError("symbol", ", ".join(error.symbols), rule, _remedy(error.symbols[0])) from error
     inputs = dict(zip(run.names, question.inputs, strict=True))
     return ModuleFormulas(question, tuple(_formulas(fit, run.calls)), inputs, _legend(question, inputs), fit)
-
-
-class SizesRefusedError(InputError):
-    """Sizes at which the module fails."""
 
 
 class _Run:
