@@ -33,7 +33,7 @@ PAIRS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("mixer", "strategy"), PAIRS)
 def test_run_equals_template_and_formulas(pool: RankPool, mixer: str, strategy: str) -> None:
-    @settings(max_examples=5)
+    @settings(max_examples=3)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         check_case(pool, data.draw(cases(mixers.get(mixer), strategies.get(strategy))))
