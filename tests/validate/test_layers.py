@@ -15,11 +15,12 @@ from validate.launch import RankPool
 
 
 def applies(mixer: Mixer, strategy: Strategy) -> bool:
-    """Whether the strategy knows the mixer's carry, and has heads to cut where it cuts them."""
+    """Whether the strategy knows the mixer's carry, and has heads to cut or a window to look into where it needs them."""
     (layer,) = from_mixer(mixer.name).layers
     one_head = mixer.query_heads(layer.sizes)[0] == 1
     known = any(issubclass(mixer.carry_for(causal), strategy.carries) for causal in (True, False))
-    return known and not (one_head and "ulysses" in strategy.axes)
+    no_window = "window" not in mixer.sizes and strategy.name.startswith("window-")
+    return known and not no_window and not (one_head and "ulysses" in strategy.axes)
 
 
 PAIRS = [
