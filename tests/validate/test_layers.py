@@ -15,7 +15,7 @@ from validate.launch import RankPool
 
 
 def applies(mixer: Mixer, strategy: Strategy) -> bool:
-    """Whether the strategy knows the mixer's carry, and has heads to cut or a window to look into where it needs them."""
+    """Whether the strategy knows the mixer's carry, and has heads to cut or a window to look into if it needs them."""
     (layer,) = from_mixer(mixer.name).layers
     one_head = mixer.query_heads(layer.sizes)[0] == 1
     known = any(issubclass(mixer.carry_for(causal), strategy.carries) for causal in (True, False))
