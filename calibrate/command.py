@@ -26,7 +26,7 @@ def calibrate(
     costmodel calibrate --from published/rtx4090
     costmodel calibrate --from my-runs.csv --onto rtx4090 --output my-machine.toml
     """
-    from calibrate.fit import blocks
+    from calibrate.block import blocks
     from calibrate.measurement import read_measurements
     from calibrate.profile_file import changes, profile_text, read, rewritten
     from calibrate.published import published

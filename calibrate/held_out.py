@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.fit import FOLDS, HALF_90, Fit, Floats, Predictor, Variances, fit_keys, fold, slopes
+from calibrate.fit import FOLDS, fit_keys, fold
+from calibrate.fitted import Fit, Variances
 from calibrate.measurement import Measurement
+from calibrate.predictor import Floats, Predictor, slopes
+from calibrate.profile_numbers import HALF_90
 from costmodel.hardware.profile import Profile
 
 #: Runs of sources left out that it takes to say how wide an interval must be: the tenth outside is two runs.

@@ -11,8 +11,9 @@ from importlib import resources
 import numpy as np
 
 from calibrate.cases import case, program
-from calibrate.fit import HALF_90, START, Fit, limits
+from calibrate.fitted import Fit
 from calibrate.measurement import Measurement
+from calibrate.profile_numbers import HALF_90, START, limits
 from costmodel.errors import InputError
 from costmodel.hardware.decode import decode, read_bytes
 from costmodel.hardware.profile import Correlation, Measured, Profile, load_profile, look_up

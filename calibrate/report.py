@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibrate.fit import BLOCKS, HALF_90, Block, Fit, fit_profile
+from calibrate.block import BLOCKS, Block
+from calibrate.fit import fit_profile
+from calibrate.fitted import Fit
 from calibrate.held_out import Errors, by_shape, by_source, checked, widened
 from calibrate.measurement import Measurement
+from calibrate.profile_numbers import HALF_90
 from costmodel.hardware.profile import Profile
 from costmodel.report.page import Page
 

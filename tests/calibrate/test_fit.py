@@ -7,9 +7,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from calibrate.fit import BLOCKS, HALF_90, Block, Fit, Predictor, blocks, fit, fit_keys, started
+from calibrate.block import BLOCKS, Block, blocks
+from calibrate.fit import fit, fit_keys
+from calibrate.fitted import Fit
 from calibrate.held_out import Errors, by_shape, by_source, widened
 from calibrate.measurement import Measurement
+from calibrate.predictor import Predictor
+from calibrate.profile_numbers import HALF_90, started
 from costmodel.errors import UnknownNameError
 from costmodel.hardware import Profile, load_profile
 from costmodel.uncertainty import moved

@@ -1,0 +1,60 @@
+"""What a profile's formulas say of measured runs, and how that changes with its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.cases import axis, program
+from calibrate.measurement import Measurement
+from calibrate.profile_numbers import values
+from costmodel.compiled import Compiled
+from costmodel.expression import Expression, lift
+from costmodel.hardware.cluster import Cluster
+from costmodel.hardware.profile import Profile
+from costmodel.rates import Rates
+from costmodel.timing import times
+from costmodel.uncertainty import moved
+
+Floats = NDArray[np.float64]
+
+
+class Predictor:
+    """Seconds of measured runs by a profile."""
+
+    def __init__(self, measurements: Sequence[Measurement], profile: Profile) -> None:
+        self.measurements = tuple(measurements)
+        tile = profile.device.kernels.attention.tile or 1
+        by_dtype: dict[str, dict[str, Expression]] = {}
+        for number, row in enumerate(self.measurements):
+            run = program(row, tile)
+            seconds = lift(times(run.forward).total + times(run.backward).total)
+            by_dtype.setdefault(row.dtype, {})[str(number)] = seconds
+        self._compiled = {dtype: Compiled(formulas) for dtype, formulas in by_dtype.items()}
+        self._ranks = sorted({int(row.sizes["P"]) for row in self.measurements if "P" in row.sizes})
+
+    def __call__(self, profile: Profile) -> Floats:
+        """Seconds of each run."""
+        found = np.empty(len(self.measurements))
+        for dtype, compiled in self._compiled.items():
+            values = Rates(Cluster(profile, 1), dtype).device(compiled.symbols)
+            for ranks in self._ranks:
+                name = axis(ranks)
+                symbols = [symbol for symbol in compiled.symbols if symbol.split(":")[1:2] == [name]]
+                one = np.ones(1)
+                values |= Rates(Cluster(profile, ranks), dtype).links(symbols, {name: ranks * one}, {name: one})
+            for number, seconds in compiled(values).items():
+                found[int(number)] = seconds[0]
+        return found
+
+
+def slopes(predictor: Predictor, profile: Profile, keys: Sequence[str], step: float = 1e-5) -> Floats:
+    """Derivatives of logarithms of seconds by logarithms of numbers."""
+    here = np.log(predictor(profile))
+    columns = []
+    for key, value in values(profile, keys).items():
+        there = np.log(predictor(moved(profile, {key: value * np.exp(-step)})))
+        columns.append((here - there) / step)
+    return np.stack(columns, axis=1) if columns else np.zeros((len(predictor.measurements), 0))
