@@ -10,20 +10,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from costmodel.arrangement import AXES, Way
-from costmodel.dims import Dim
-from costmodel.expression import Expression
-from costmodel.liveness import memory
-from costmodel.ops.communication import AllReduce
+from costmodel.arrangement import Way
 from costmodel.ops.primitive import Reading
-from costmodel.piece import Pieces
-from costmodel.program import Leaf, Program, operations
 from costmodel.strategy import Strategy, strategies
-from costmodel.subject import Layer, Subject
-from costmodel.trace import Tracer, Widths
+from costmodel.subject import Layer
 from costmodel.workload import Phase, Workload
 from validate.communication import Traffic
 from validate.counting import GradientSums, Watched, flop_counter, keeping
+from validate.expected import Expected
 from validate.launch import Rank, RankPool
 from validate.layer import DistributedLayer, Task
 from validate.mesh import Mesh
@@ -184,13 +178,13 @@ def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
     x, seed = case.tokens()
     weights = case.weights(on_ranks[0].whole_shapes)
     trained = {name: w.requires_grad_() for name, w in weights.items() if name not in case.layer.mixer.fixed}
-    expected = whole_layer(case.layer, x.requires_grad_(), weights, case.causal)
-    last = expected[:, -1:] if case.phase == "decode" else expected
+    wanted = whole_layer(case.layer, x.requires_grad_(), weights, case.causal)
+    last = wanted[:, -1:] if case.phase == "decode" else wanted
     for made, outcome in zip(on_ranks, outcomes, strict=True):
         _check_close(f"output on rank {made.mesh.rank}", outcome.out, made.shard(last.detach()))
     if case.phase != "train":
         return
-    expected.backward(seed)
+    wanted.backward(seed)
     for made, outcome in zip(on_ranks, outcomes, strict=True):
         _check_close(f"gradient of x on rank {made.mesh.rank}", outcome.gradient, made.shard(x.grad))
         assert outcome.weights.keys() == trained.keys()
@@ -207,43 +201,28 @@ def _check_close(what: str, actual: Tensor | None, expected: Tensor) -> None:
 # Counts ---------------------------------------------------------------------------------------------------------------
 
 
-def program_of(case: Case) -> Program:
-    """The layer as the planner traces it: formulas of the batch, the length, the mesh and the rank."""
-    model, accumulate = DTYPES[case.dtype].itemsize, max(4, DTYPES[case.dtype].itemsize)
-    ops = Tracer(Widths(model, accumulate, accumulate), tile=1)
-    subject = Subject("one layer", case.layer.sizes["D"], (case.layer,))
-    return Pieces(subject, case.workload, case.strategy.axes, case.way.tensor, ops).layer(case.layer, case.way).program
+def expected(case: Case) -> Expected:
+    """The layer as the planner traces it."""
+    return Expected(case.layer, case.way, case.workload, case.mesh, DTYPES[case.dtype])
 
 
-def value(formula: Dim, case: Case, rank: int) -> Dim:
-    """A formula's exact value at a rank."""
-    if not isinstance(formula, Expression):
-        return formula
-    axes = Mesh.of(case.mesh, rank).axes
-    values = {"B": case.batch, "L": case.length}
-    for name, size in AXES.items():
-        values[size] = axes[name].size if name in axes else 1
-        values[f"rank_{size[-1]}"] = axes[name].rank if name in axes else 0
-    return formula.evaluate(values)
-
-
-def check_flops(case: Case, program: Program, outcomes: Sequence[Outcome]) -> None:
+def check_flops(known: Expected, outcomes: Sequence[Outcome]) -> None:
     """FLOPs on every rank: of products as torch counts them, useful ones by written-out masks, others as they ran."""
     for reading, what in ((Reading.DENSE, "flops"), (Reading.USEFUL, "useful")):
-        formula = program.flops(reading).get("contraction", 0)
+        formula = known.program.flops(reading).get("contraction", 0)
         for rank, outcome in enumerate(outcomes):
-            counted, predicted = getattr(outcome, what), value(formula, case, rank)
+            counted, predicted = getattr(outcome, what), known.value(formula, rank)
             assert counted == predicted, f"{what} on rank {rank}: counted {counted}, predicted {predicted}: {formula}"
 
 
-def check_classes(case: Case, program: Program, outcomes: Sequence[Outcome]) -> None:
+def check_classes(case: Case, known: Expected, outcomes: Sequence[Outcome]) -> None:
     """FLOPs of every class, on every rank.
 
     What broadcasting stretched is summed up again going backward; where it stretched to a size of 1 there is nothing
     to sum, which a formula of that size does not know: its reductions are then an upper bound. Logarithms of Fourier
     transforms are rounded, in the order in which they are added up.
     """
-    formulas = program.flops(Reading.DENSE)
+    formulas = known.program.flops(Reading.DENSE)
     tensor, ulysses = (case.mesh.get(name, 1) for name in ("tensor", "ulysses"))
     cut = [case.layer.sizes[size.symbol] // tensor for size in case.layer.mixer.sizes.values() if size.cut]
     heads = *cut, *(size // ulysses for size in cut)
@@ -253,46 +232,29 @@ def check_classes(case: Case, program: Program, outcomes: Sequence[Outcome]) -> 
     for rank, outcome in enumerate(outcomes):
         for kind in formulas.keys() | outcome.classes.keys():
             counted, formula = outcome.classes.get(kind, 0), formulas.get(kind, 0)
-            predicted = value(formula, case, rank)
+            predicted = known.value(formula, rank)
             agree = counted <= predicted if kind == "reduction" and bound else counted == predicted
             if kind in ("fft", "sort"):  # logarithms are rounded
                 agree = math.isclose(counted, predicted, rel_tol=1e-12)
             assert agree, f"{kind} on rank {rank}: counted {counted}, predicted {predicted}: {formula}"
 
 
-def check_wire(case: Case, program: Program, outcomes: Sequence[Outcome]) -> None:
+def check_wire(known: Expected, outcomes: Sequence[Outcome]) -> None:
     """Bytes and messages that every rank sent, along every axis."""
-    wire = program.wire()
     for rank, outcome in enumerate(outcomes):
-        assert wire.keys() <= outcome.sent.keys()
+        predicted = known.sent(rank)
+        assert predicted.keys() <= outcome.sent.keys()
         for axis, sent in outcome.sent.items():
-            predicted = (0, 0)
-            if axis in wire:
-                filled = _filled(program, axis, case, rank)
-                predicted = value(wire[axis].bytes, case, rank) + filled, value(wire[axis].messages, case, rank)
-            assert (sent.bytes, sent.messages) == predicted, (
-                f"sent on rank {rank} along {axis}: {sent}, not {predicted}"
-            )
+            told = predicted.get(axis, Traffic())
+            assert sent == told, f"sent on rank {rank} along {axis}: {sent}, not {told}"
 
 
-def _filled(program: Program, axis: str, case: Case, rank: int) -> Dim:
-    """Bytes that all-reduces send besides: elements are filled up until the ranks divide them."""
-    extra: Dim = 0
-    for operation, times in operations(program.whole):
-        found = operation.primitive if isinstance(operation, Leaf) else None
-        if isinstance(found, AllReduce) and found.axis.name == axis:
-            ranks, x = case.mesh[axis], operation.inputs[0]
-            missing = -value(x.elements, case, rank) % ranks
-            extra += value(times, case, rank) * 2 * (ranks - 1) * missing * x.width / ranks
-    return extra
-
-
-def check_kept(case: Case, program: Program, outcomes: Sequence[Outcome]) -> None:
+def check_kept(known: Expected, outcomes: Sequence[Outcome]) -> None:
     """Bytes that autograd keeps between forward and backward."""
-    if case.phase == "train":
-        formula = memory(program).saved
+    if known.workload.phase == "train":
+        formula = known.memory.saved
         for rank, outcome in enumerate(outcomes):
-            predicted = value(formula, case, rank)
+            predicted = known.value(formula, rank)
             assert outcome.kept == predicted, f"kept on rank {rank}: {outcome.kept}, predicted {predicted}: {formula}"
 
 
@@ -300,8 +262,8 @@ def check_case(pool: RankPool, case: Case) -> None:
     """Everything."""
     exact, counted = zip(*pool.run(run_both, case, ranks=case.ranks, timeout_s=60), strict=True)
     check_values(case, exact)
-    program = program_of(case)
-    check_flops(case, program, counted)
-    check_classes(case, program, counted)
-    check_wire(case, program, counted)
-    check_kept(case, program, counted)
+    known = expected(case)
+    check_flops(known, counted)
+    check_classes(case, known, counted)
+    check_wire(known, counted)
+    check_kept(known, counted)

@@ -6,7 +6,7 @@ import pytest
 
 from costmodel.strategy import strategies
 from costmodel.subject import from_mixer
-from tests.validate.cases import Case, check_case, program_of, value
+from tests.validate.cases import Case, check_case, expected
 from validate.launch import RankPool
 
 
@@ -16,8 +16,7 @@ def test_bytes_by_hand() -> None:
     (layer,) = from_mixer("s4d", 4, pairs=3).layers
     strategy = strategies.get("distributed-fft")
     case = Case(layer, strategy, {"context": 4}, 64, kernel="fft", phase="forward", dtype="bf16")
-    sent = program_of(case).wire()["context"].bytes
-    assert value(sent, case, 0) == 48 * (2 * 2 + 2 * 8 + 8)
+    assert expected(case).sent(0)["context"].bytes == 48 * (2 * 2 + 2 * 8 + 8)
 
 
 @pytest.mark.parametrize(("ranks", "length"), [(2, 12), (3, 63), (4, 16), (4, 80)])

@@ -15,7 +15,8 @@ from costmodel.strategies.ulysses import Ulysses
 from costmodel.strategies.zigzag import Zigzag
 from costmodel.strategy import Strategy
 from costmodel.subject import from_mixer
-from tests.validate.cases import Case, Outcome, check_flops, check_kept, check_values, check_wire, program_of, run_case
+from tests.validate.cases import Case, Outcome, check_flops, check_kept, check_values, check_wire, expected, run_case
+from validate.expected import Expected
 from validate.launch import RankPool
 
 (LAYER,) = from_mixer("attention", 6, heads=4, kv_heads=2, head_dim=4).layers
@@ -79,11 +80,11 @@ def outcomes(pool: RankPool, case: Case, strategy: Strategy | None = None) -> li
 
 @pytest.mark.parametrize("case", [RING, ZIGZAG, ULYSSES])
 def test_unchanged_strategies_pass(pool: RankPool, case: Case) -> None:
-    done, program = outcomes(pool, case), program_of(case)
+    done, known = outcomes(pool, case), expected(case)
     check_values(case, done)
-    check_flops(case, program, done)
-    check_wire(case, program, done)
-    check_kept(case, program, done)
+    check_flops(known, done)
+    check_wire(known, done)
+    check_kept(known, done)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_wrong_values_are_found(pool: RankPool, case: Case, mutant: Strategy, fo
         check_values(case, outcomes(pool, case, mutant))
 
 
-Check = Callable[[Case, Any, list[Outcome]], None]
+Check = Callable[[Expected, list[Outcome]], None]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ Check = Callable[[Case, Any, list[Outcome]], None]
 )
 def test_wrong_counts_are_found(pool: RankPool, mutant: Strategy, check: Check, found: str) -> None:
     with pytest.raises(AssertionError, match=found):
-        check(RING, program_of(RING), outcomes(pool, RING, mutant))
+        check(expected(RING), outcomes(pool, RING, mutant))
 
 
 @pytest.mark.parametrize("primitive", [Attention, AttentionBackward, Contract])
@@ -129,4 +130,4 @@ def test_a_wrong_coefficient_is_found(pool: RankPool, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(primitive, "flops", flops)
     with pytest.raises(AssertionError, match="flops on rank 0"):
-        check_flops(RING, program_of(RING), outcomes(pool, RING))
+        check_flops(expected(RING), outcomes(pool, RING))
