@@ -65,8 +65,8 @@ class Strategy(ABC):
     Attributes:
         carries: the kinds of carry it knows how to combine over ranks.
         axes: the axes of the mesh it uses, each of at least 2 ranks.
-        layout: how tokens lie on ranks along the context axis: ``contiguous``, or ``zigzag`` (rank r holds pieces r
-            and 2 P - 1 - r of 2 P).
+        layout: how tokens lie on ranks along the context axis: ``contiguous``, ``zigzag`` (rank r holds pieces r
+            and 2 P - 1 - r of 2 P), or ``striped`` (rank r holds tokens r, r + P, r + 2 P, ...).
         groups: how many equal groups it cuts the heads of a rank into.
         cuts_rows: whether weights with a row for each token of the sequence are cut like the sequence.
     """

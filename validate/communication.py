@@ -20,7 +20,7 @@ from validate.layout import place, shard
 from validate.mesh import ORDER, SEQUENCE, Mesh
 
 #: The vocabulary's orders of a spread dimension, as layouts.
-LAYOUT = {"rank": "contiguous", "zigzag": "zigzag"}
+LAYOUT = {"rank": "contiguous", "zigzag": "zigzag", "striped": "striped"}
 
 
 #: Axes, by number in the tags of their messages, of which each has so many at a time at most.
@@ -177,7 +177,7 @@ class Transport:
         """Every rank's shard of ``dim``; P - 1 rounds, in each of which a shard goes one rank on.
 
         The result is laid out with ``dim`` outermost, so that a shard of ``"rank"`` order is one stretch of it and is
-        received there. A zigzag shard has two places, and goes through a buffer.
+        received there. A shard of another order is scattered, and goes through a buffer.
         """
         piece = x.movedim(dim, 0).contiguous()
         size, layout = piece.shape[0], LAYOUT[order]
@@ -185,9 +185,9 @@ class Transport:
         place(whole, piece, 0, axis.size, axis.rank, layout)
         for step in range(1, axis.size):
             owner = (axis.rank - step) % axis.size
-            landing = _like(piece) if order == "zigzag" else shard(whole, 0, axis.size, owner)
+            landing = shard(whole, 0, axis.size, owner) if order == "rank" else _like(piece)
             self.exchange(axis, 1, f"all-gather, round {step}", [piece], [landing]).finish()
-            if order == "zigzag":
+            if order != "rank":
                 place(whole, landing, 0, axis.size, owner, layout)
             piece = landing
         return whole.movedim(0, dim)

@@ -173,7 +173,8 @@ class DistributedLayer(nn.Module):
         """The tensor of all tokens, from every rank's part; every rank calls this. Not differentiable."""
         for name in reversed(self._spread):
             if axis := self.mesh.axes.get(name):
-                order = "zigzag" if self._layout(name) == "zigzag" else "rank"
+                layout = self._layout(name)
+                order = "rank" if layout == "contiguous" else layout
                 part = self.ops.transport.all_gather(part, axis, dim, order)
         data = self.mesh.axes.get("data")
         return part if data is None else self.ops.transport.all_gather(part, data, 0)

@@ -8,39 +8,45 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LAYOUTS = ("contiguous", "zigzag")
+LAYOUTS = ("contiguous", "zigzag", "striped")
 
 
-def pieces(size: int, ranks: int, rank: int, layout: str) -> list[tuple[int, int]]:
-    """Start and length of the pieces of a dimension that a rank holds, in the order in which it holds them.
+def pieces(size: int, ranks: int, rank: int, layout: str) -> list[range]:
+    """The entries of a dimension that a rank holds, piece by piece, in the order in which it holds them.
 
-    >>> pieces(12, 3, 0, "contiguous"), pieces(12, 3, 0, "zigzag")
-    ([(0, 4)], [(0, 2), (10, 2)])
+    >>> pieces(12, 3, 0, "contiguous"), pieces(12, 3, 0, "zigzag"), pieces(12, 3, 1, "striped")
+    ([range(0, 4)], [range(0, 2), range(10, 12)], [range(1, 12, 3)])
 
     Raises:
         ValueError: when the dimension does not divide, or for an unknown layout.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"no layout named '{layout}'; known: {', '.join(LAYOUTS)}")
-    numbers = [rank] if layout == "contiguous" else [rank, 2 * ranks - 1 - rank]
+    numbers = [rank, 2 * ranks - 1 - rank] if layout == "zigzag" else [rank]
     length, rest = divmod(size, ranks * len(numbers))
     if rest:
         raise ValueError(f"{size} entries do not divide into {ranks * len(numbers)} pieces of a {layout} layout")
-    return [(number * length, length) for number in numbers]
+    if layout == "striped":
+        return [range(rank, size, ranks)]
+    return [range(number * length, (number + 1) * length) for number in numbers]
+
+
+def _view(x: Tensor, dim: int, piece: range) -> Tensor:
+    return x[(slice(None),) * dim + (slice(piece.start, piece.stop, piece.step),)]
 
 
 def shard(x: Tensor, dim: int, ranks: int, rank: int, layout: str = "contiguous") -> Tensor:
     """The part of a dimension that a rank holds: a view where that is one piece."""
-    parts = [x.narrow(dim, start, length) for start, length in pieces(x.shape[dim], ranks, rank, layout)]
+    parts = [_view(x, dim, piece) for piece in pieces(x.shape[dim], ranks, rank, layout)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def place(whole: Tensor, part: Tensor, dim: int, ranks: int, rank: int, layout: str = "contiguous") -> None:
     """Write a rank's part into its places of the whole dimension; the inverse of ``shard``."""
     begin = 0
-    for start, length in pieces(whole.shape[dim], ranks, rank, layout):
-        whole.narrow(dim, start, length).copy_(part.narrow(dim, begin, length))
-        begin += length
+    for piece in pieces(whole.shape[dim], ranks, rank, layout):
+        _view(whole, dim, piece).copy_(part.narrow(dim, begin, len(piece)))
+        begin += len(piece)
 
 
 def unshard(parts: Sequence[Tensor], dim: int, layout: str = "contiguous") -> Tensor:

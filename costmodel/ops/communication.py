@@ -68,7 +68,8 @@ class AllGather(Communication):
     """Every rank's shard, laid end to end along a dimension.
 
     ``order`` says how the dimension is spread: ``"rank"``, one piece a rank; ``"zigzag"``, rank r holds pieces r and
-    2 P - 1 - r of 2 P. Pieces arrive where they belong, so no order costs a copy.
+    2 P - 1 - r of 2 P; ``"striped"``, entries r, r + P, r + 2 P, .... Pieces arrive where they belong, so no order
+    costs a copy.
     """
 
     dim: int

@@ -396,7 +396,7 @@ class Vocabulary(ABC, Generic[T]):
     # Communication ----------------------------------------------------------------------------------------------
 
     def all_gather(self, x: T, axis: Axis, dim: int, order: str = "rank") -> T:
-        """Every rank's shard of a dimension, which is spread in ``"rank"`` or ``"zigzag"`` order."""
+        """Every rank's shard of a dimension, which is spread in ``"rank"``, ``"zigzag"`` or ``"striped"`` order."""
         return self.apply(AllGather(axis, dim, order), x)[0]
 
     def reduce_scatter(self, x: T, axis: Axis, dim: int, order: str = "rank") -> T:

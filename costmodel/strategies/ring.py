@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pairs import Pairs
-from costmodel.dims import Dim
+from costmodel.dims import Dim, divide
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Travelling, Vocabulary
@@ -15,26 +15,39 @@ from costmodel.strategy import Requirement, Situation, Strategy, divides, only_f
 
 T = TypeVar("T")
 
+NO_MASK = Mask()
+
 
 @dataclass(frozen=True)
 class Part:
-    """Which of a rank's queries need which keys of a visiting block; between them there is no mask."""
+    """Which of a rank's queries need which keys of a visiting block, and the mask between them.
 
-    late_queries: bool = False  #: only the second half of the queries
-    early_keys: bool = False  #: only the first half of the keys
+    Attributes:
+        queries: ``all``, ``late`` (the second half), or ``rest`` (all but the first).
+        keys: ``all``, ``early`` (without the second half), or ``rest`` (all but the last).
+    """
+
+    queries: str = "all"
+    keys: str = "all"
+    mask: Mask = NO_MASK
 
     def of(
         self, ops: Vocabulary[T], queries: tuple[T, ...], keys: tuple[T, ...]
     ) -> tuple[tuple[T, ...], tuple[T, ...]]:
         """The part, as views, of tensors along queries and of tensors along keys (both at dimension 2)."""
-        if self.late_queries:
-            queries = tuple(ops.halves(x, 2)[1] for x in queries)
-        if self.early_keys:
-            keys = tuple(ops.halves(x, 2)[0] for x in keys)
+        first = self.first_query(ops, queries[0])
+        if self.queries != "all":
+            queries = tuple(ops.slice(x, 2, first, ops.shape(x)[2] - first) for x in queries)
+        if self.keys != "all":
+            n = ops.shape(keys[0])[2]
+            seen = n - 1 if self.keys == "rest" else divide(n, 2)
+            keys = tuple(ops.slice(x, 2, 0, seen) for x in keys)
         return queries, keys
 
     def first_query(self, ops: Vocabulary[T], q: T) -> Dim:
-        return ops.shape(ops.halves(q, 2)[0])[2] if self.late_queries else 0
+        if self.queries == "late":
+            return divide(ops.shape(q)[2], 2)
+        return 1 if self.queries == "rest" else 0
 
 
 @dataclass(frozen=True)
@@ -99,8 +112,8 @@ class Ring(Strategy):
         dq = ops.zeros_like(q, "accumulate")
         travelling = (ops.zeros_like(k, "gradient"), ops.zeros_like(v, "gradient"))
         for step, block, home in ops.rotate(axis, (k, v), travelling):
-            spread = _Spread(ops, (q, out, lse, gradient), block, mask if step == 0 else Mask(), scale, dq, home)
-            dq, dk, dv = spread(Part()) if step == 0 else self._branch(ops, axis, mask, step, spread)
+            spread = _Spread(ops, (q, out, lse, gradient), block, scale, dq, home)
+            dq, dk, dv = spread(Part(mask=mask)) if step == 0 else self._branch(ops, axis, mask, step, spread)
             home.depart(dk, dv)
         dk, dv = home.home()
         return ops.cast(dq, "model"), ops.cast(dk, "model"), ops.cast(dv, "model")
@@ -127,7 +140,7 @@ class _Absorb:
         if part is None:
             return self.out, self.lse
         (q,), (k, v) = part.of(self.ops, (self.q,), self.block)
-        block_out, block_lse = self.ops.attention(q, k, v, Mask(), self.scale)
+        block_out, block_lse = self.ops.attention(q, k, v, part.mask, self.scale)
         return self.ops.merge(self.out, self.lse, block_out, block_lse, part.first_query(self.ops, self.q))
 
 
@@ -138,7 +151,6 @@ class _Spread:
     ops: Vocabulary[Any]
     queries: tuple[Any, ...]  #: q, out, lse and the output's gradient
     block: tuple[Any, ...]
-    mask: Mask
     scale: Dim
     dq: Any
     home: Travelling[Any]
@@ -148,7 +160,7 @@ class _Spread:
             return (self.dq, *self.home.arrive())
         ops = self.ops
         (q, out, lse, gradient), (k, v) = part.of(ops, self.queries, self.block)
-        bq, bk, bv = ops.attention_backward(q, k, v, out, lse, gradient, self.mask, self.scale)
+        bq, bk, bv = ops.attention_backward(q, k, v, out, lse, gradient, part.mask, self.scale)
         dk, dv = self.home.arrive()
         dq = ops.add_into(self.dq, bq, 2, part.first_query(ops, self.queries[0]))
         return dq, ops.add_into(dk, bk, 2), ops.add_into(dv, bv, 2)

@@ -29,6 +29,11 @@ def test_zigzag_pairs_early_tokens_with_late_ones() -> None:
     assert held == [[0, 1, 10, 11], [2, 3, 8, 9], [4, 5, 6, 7]]
 
 
+def test_stripes_deal_tokens_out_in_turn() -> None:
+    tokens = torch.arange(6)
+    assert [shard(tokens, 0, 3, rank, "striped").tolist() for rank in range(3)] == [[0, 3], [1, 4], [2, 5]]
+
+
 @given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(LAYOUTS)), min_size=1, max_size=3), st.integers(1, 2))
 def test_nested_levels(drawn: list[tuple[int, str]], size: int) -> None:
     levels = [Level(*level) for level in drawn]
@@ -48,7 +53,7 @@ def test_pieces_that_do_not_divide_are_refused(size: int, layout: str) -> None:
 
 
 def test_unknown_layouts_are_refused() -> None:
-    with pytest.raises(ValueError, match="no layout named 'zagzig'; known: contiguous, zigzag"):
+    with pytest.raises(ValueError, match="no layout named 'zagzig'; known: contiguous, zigzag, striped"):
         pieces(4, 2, 0, "zagzig")
 
 

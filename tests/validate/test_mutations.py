@@ -30,7 +30,7 @@ class SeesTheFuture(Ring):
 
 
 class LosesThePast(Ring):
-    earlier = Part(early_keys=True)
+    earlier = Part(keys="early")
 
 
 class TakesAllKeys(Zigzag):

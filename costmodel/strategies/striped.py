@@ -1,0 +1,32 @@
+"""Striped ring: the causal ring in which every step is a triangle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from costmodel.masks import Mask
+from costmodel.strategies.ring import Part, Ring
+from costmodel.strategy import Requirement, Situation
+
+
+class Striped(Ring):
+    """Token i is on rank i mod P, so that every rank does half a block in every step.
+
+    Query i of a rank sees the first i + 1 keys of an earlier rank's block, and the first i of a later one's. The ranks
+    differ by one pair for each token.
+    """
+
+    name: ClassVar[str] = "striped"
+    title: ClassVar[str] = "striped ring attention, balanced for causal masks"
+    source: ClassVar[str] = "Brandon et al. 2023, arXiv 2311.09431; stripe_flash_attn of zhuzilin/ring-flash-attention"
+    layout: ClassVar[str] = "striped"
+    earlier: ClassVar[Part] = Part(mask=Mask(causal=True))
+    later: ClassVar[Part | None] = Part("rest", "rest", Mask(causal=True))
+
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        yield Requirement(at.causal, "it balances causal masks; without one every rank works alike: use ring")
+        yield from super().requirements(at)
+
+
+striped = Striped()
