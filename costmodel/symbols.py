@@ -51,6 +51,7 @@ MEANING: dict[str, str] = {
     "J": "levels of a tree of convolutions (MultiresConv)",
     "D_S": "hidden width of an MLP along the sequence (MLP-Mixer)",
     "Z": "channels of a gate along the sequence (gMLP)",
+    "R": "keys, queries and values of a token (Mamba-3)",
     "r": "rank of a projection",
     "k": "rows that keys and values are projected to (Linformer)",
     "r_p": "rank of the position biases (AFT)",

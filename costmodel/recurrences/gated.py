@@ -100,7 +100,7 @@ class Gated(State[T]):
             own = spread(ops, self.q, heads), spread(ops, self.k, heads), self.v
             tokens = own if decay is None else (*own, decay)
             return ops.scan(_tokens(read, self.before), state, tokens, axis=2)
-        return ops.scan(_over_chunks(read), state, prepared[2:], axis=2)
+        return ops.scan(states_of_chunks(read), state, prepared[2:], axis=2)
 
 
 def spread(ops: Vocabulary[T], x: T, heads: Dim) -> T:
@@ -159,20 +159,28 @@ def decayed_pairs(ops: Vocabulary[T], q: T, k: T, running: T | None, reading: T 
     upto, strict = running if reading is None else reading, reading is not None
     if running is None or upto is None:
         return ops.masked(_scores(ops, q, k), Mask(causal=True))
-    b, h, n, c, d = ops.shape(running)
+    _, h, _, _, d = ops.shape(running)
     if is_number(d, 1):
-        apart = ops.map("sub", upto, ops.reshape(running, (b, h, n, 1, c)))
-        scores = spread(ops, _scores(ops, q, k), h)
-        return ops.mul(scores, ops.map("exp", ops.masked(apart, Mask(causal=True), "-inf", strict)))
+        return ops.mul(spread(ops, _scores(ops, q, k), h), decays_of_pairs(ops, running, reading))
     grown = ops.mul(k, ops.map("exp", ops.map("neg", running)))
     return ops.masked(_scores(ops, ops.mul(q, ops.map("exp", upto)), grown), Mask(causal=True), strict=strict)
+
+
+def decays_of_pairs(ops: Vocabulary[T], running: T, reading: T | None = None) -> T:
+    """exp(G_i - G_j) [B, H, N, C, C], 0 for j > i, of one decay a head; arguments as of ``decayed_pairs``."""
+    b, h, n, c, _ = ops.shape(running)
+    upto, strict = running if reading is None else reading, reading is not None
+    apart = ops.map("sub", upto, ops.reshape(running, (b, h, n, 1, c)))
+    return ops.map("exp", ops.masked(apart, Mask(causal=True), "-inf", strict))
 
 
 def _scores(ops: Vocabulary[T], q: T, k: T) -> T:
     return ops.contract("bhnid,bhnjd->bhnij", q, k, Mask(causal=True), "ij")
 
 
-def _over_chunks(read: bool) -> Recurrence:
+def states_of_chunks(read: bool) -> Recurrence:
+    """Over what each chunk adds to the state, and its decay; hands out the state before each chunk."""
+
     def advance(ops: Vocabulary[Any], state: Any, chunk: Any, _: Any) -> Any:
         added, *decay = chunk
         return (ops.add(ops.mul(state[0], decay[0]) if decay else state[0], added),)

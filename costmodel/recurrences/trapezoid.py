@@ -2,8 +2,9 @@
 
 S_t = a_t S_{t-1} + a_t dt_t (1 - u_t) k_{t-1} v_{t-1}^T + u_t dt_t k_t v_t^T, o_t = q_t S_t, where q and k have biases
 of each head and are turned by angles that add up along the sequence (arXiv 2603.15569; state-spaces/mamba
-mamba3_siso_step.py). Token j counts u_j dt_j for itself and (1 - u_{j+1}) dt_{j+1} more for later ones, so that it is
-linear attention with decay (``costmodel.recurrences.gated``), less that excess on the diagonal.
+mamba3_siso_step.py). With R keys, values and queries a token, k v^T is the sum over them, and there are R outputs q S.
+Token j counts u_j dt_j for itself and (1 - u_{j+1}) dt_{j+1} more for later ones, so that it is linear attention with
+decay (``costmodel.recurrences.gated``, ``multi_input``), less that excess on the diagonal.
 
 A rank turns by the angles since its own first token. To the next rank, its state goes turned back by all of them.
 """
@@ -18,6 +19,7 @@ from costmodel.carries.state import Affine, State, Tensors
 from costmodel.dims import Dim
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.gated import Gated
+from costmodel.recurrences.multi_input import MultiInput
 
 T = TypeVar("T")
 
@@ -26,7 +28,7 @@ KERNELS = ("chunked", "recurrent")
 
 @dataclass(frozen=True)
 class Trapezoid(State[T]):
-    """The recurrence of q, k [B, 1, n, d], which all heads share, and v [B, H, n, e].
+    """The recurrence of q, k [B, 1, n, R, d], which all heads share, and v [B, H, n, e]: values [B, H, n, R e].
 
     The state is in three parts: the first halves of turned channels, their second halves [B, H, d_r/2, e] each, and
     the others [B, H, d - d_r, e].
@@ -35,7 +37,8 @@ class Trapezoid(State[T]):
         turns: [B, H, n, d_r/2], by how much each token turns.
         log_decay: [B, H, n, 1].
         own, following: [B, H, n, 1], what a token counts: for itself, and more for later ones.
-        bias_q, bias_k: [H, d].
+        weights: biases of q and k [H, R, d]; with more than one value a token, what v is multiplied with for each
+            [H, R, e].
         chunk: tokens of a chunk.
         kernel: one of ``KERNELS``.
     """
@@ -47,8 +50,7 @@ class Trapezoid(State[T]):
     log_decay: T
     own: T
     following: T
-    bias_q: T
-    bias_k: T
+    weights: tuple[T, ...]
     chunk: Dim
     kernel: str = "chunked"
 
@@ -56,32 +58,31 @@ class Trapezoid(State[T]):
         return self.q, self.k, self.v, self.turns, self.log_decay, self.own, self.following
 
     def parameters(self) -> tuple[T, ...]:
-        return self.bias_q, self.bias_k
+        return self.weights
 
     def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Trapezoid[T]:
         q, k, v, turns, log_decay, own, following = streams
-        bias_q, bias_k = parameters
-        changed = replace(self, q=q, k=k, v=v, turns=turns, log_decay=log_decay, bias_q=bias_q, bias_k=bias_k)
+        changed = replace(self, q=q, k=k, v=v, turns=turns, log_decay=log_decay, weights=tuple(parameters))
         return replace(changed, own=own, following=following)
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         b, h, _, half = ops.shape(self.turns)
-        rest, e = ops.shape(self.k)[3] - 2 * half, ops.shape(self.v)[3]
+        rest, e = ops.shape(self.k)[4] - 2 * half, ops.shape(self.v)[3]
         return tuple(ops.zeros((b, h, rows, e), "accumulate") for rows in (half, half, rest))
 
     def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """Turned queries and keys, angles, the excess on the diagonal; then what the gated recurrence prepares."""
+        """Turned queries and keys, values, angles, excess on the diagonal; then what the inner recurrence prepares."""
         angles = ops.cumsum(self.turns, 2)
-        weight = ops.add(self.own, self.following)
-        bias_q, bias_k = (_by_head(ops, bias) for bias in (self.bias_q, self.bias_k))
+        bias_q, bias_k, *several = self.weights
+        v = ops.fused("values", _values, self.v, *several) if several else self.v
         q = ops.fused("turned queries", turned, self.q, bias_q, angles)
-        k = ops.fused("turned keys", lambda ops, w, *of: ops.mul(turned(ops, *of), w), weight, self.k, bias_k, angles)
-        excess = ops.fused("diagonal", _excess, self.v, self.q, bias_q, self.k, bias_k, self.following)
-        return q, k, angles, excess, *self._gated(q, k).prepare(ops)
+        k = ops.fused("turned keys", _weighted, self.k, bias_k, angles, ops.add(self.own, self.following))
+        excess = ops.fused("diagonal", _excess, v, self.q, bias_q, self.k, bias_k, self.following)
+        return q, k, v, angles, excess, *self._inner(ops, q, k, v).prepare(ops)
 
     def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
-        q, k, angles, _, *rest = prepared
-        does = self._gated(q, k).summary(ops, tuple(rest))
+        q, k, v, angles, _, *rest = prepared
+        does = self._inner(ops, q, k, v).summary(ops, tuple(rest))
         b, h, n, half = ops.shape(angles)
         last = ops.reshape(ops.slice(angles, 2, n - 1, 1), (b, h, half, 1))
         cos, sin = ops.map("cos", last), ops.map("neg", ops.map("sin", last))
@@ -98,22 +99,44 @@ class Trapezoid(State[T]):
         return real, ops.map("neg", imaginary), decay
 
     def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
-        q, k, _, excess, *rest = prepared
-        mixed = self._gated(q, k).outputs(ops, tuple(rest), (ops.concat(state, 2),))
+        q, k, v, _, excess, *rest = prepared
+        mixed = self._inner(ops, q, k, v).outputs(ops, tuple(rest), (ops.concat(state, 2),))
         return ops.map("sub", mixed, excess)
 
-    def _gated(self, q: T, k: T) -> Gated[T]:
-        return Gated(q, k, self.v, self.log_decay, self.chunk, self.kernel)
+    def _inner(self, ops: Vocabulary[T], q: T, k: T, v: T) -> State[T]:
+        """Linear attention with decay of q, k [B, H, n, R, d], and v [B, H, n, e] or [B, H, n, R, e]."""
+        if len(self.weights) > 2:
+            return MultiInput(q, k, v, self.log_decay, self.chunk, self.kernel)
+        b, h, n, _, d = ops.shape(q)
+        q, k = (ops.reshape(x, (b, h, n, d)) for x in (q, k))
+        return Gated(q, k, v, self.log_decay, self.chunk, self.kernel)
 
 
 def turned(ops: Vocabulary[T], x: T, bias: T, angles: T) -> T:
-    """x + bias [B, H, n, d] with its first channels turned by angles [B, H, n, d_r/2], their halves as two parts."""
-    half = ops.shape(angles)[3]
-    biased = ops.add(x, bias)
-    whole = ops.shape(biased)[3]
-    real, imaginary = ops.slice(biased, 3, 0, half), ops.slice(biased, 3, half, half)
-    others = ops.slice(biased, 3, 2 * half, whole - 2 * half)
-    return ops.concat([*_turn(ops, ops.map("cos", angles), ops.map("sin", angles), real, imaginary), others], 3)
+    """x + bias with its first channels turned by angles, their halves as two parts: [B, H, n, R, d].
+
+    Args:
+        x: [B, 1, n, R, d].
+        bias: [H, R, d].
+        angles: [B, H, n, d_r/2].
+    """
+    *outer, half = ops.shape(angles)
+    angles = ops.reshape(angles, (*outer, 1, half))
+    biased = ops.add(x, _by_head(ops, bias))
+    whole = ops.shape(biased)[4]
+    real, imaginary = ops.slice(biased, 4, 0, half), ops.slice(biased, 4, half, half)
+    others = ops.slice(biased, 4, 2 * half, whole - 2 * half)
+    return ops.concat([*_turn(ops, ops.map("cos", angles), ops.map("sin", angles), real, imaginary), others], 4)
+
+
+def _weighted(ops: Vocabulary[T], x: T, bias: T, angles: T, weight: T) -> T:
+    """``turned``, times a weight [B, H, n, 1] of each token."""
+    return ops.mul(turned(ops, x, bias, angles), _of_rows(ops, weight))
+
+
+def _values(ops: Vocabulary[T], v: T, weight: T) -> T:
+    """v [B, H, n, e] weight [H, R, e]: the values [B, H, n, R, e]."""
+    return ops.mul(ops.reshape(v, (*ops.shape(v)[:3], 1, ops.shape(v)[3])), _by_head(ops, weight))
 
 
 def _turn(ops: Vocabulary[T], cos: T, sin: T, real: T, imaginary: T) -> tuple[T, T]:
@@ -130,12 +153,27 @@ def _parts(ops: Vocabulary[T], state: T, half: Dim) -> tuple[T, T, T]:
     return ops.slice(state, 2, 0, half), ops.slice(state, 2, half, half), ops.slice(state, 2, 2 * half, rest)
 
 
-def _by_head(ops: Vocabulary[T], bias: T) -> T:
-    h, d = ops.shape(bias)
-    return ops.reshape(bias, (h, 1, d))
+def _by_head(ops: Vocabulary[T], weight: T) -> T:
+    """A weight [H, R, ...] as it meets tokens: [H, 1, R, ...]."""
+    h, *others = ops.shape(weight)
+    return ops.reshape(weight, (h, 1, *others))
+
+
+def _of_rows(ops: Vocabulary[T], x: T) -> T:
+    return ops.reshape(x, (*ops.shape(x), 1))
 
 
 def _excess(ops: Vocabulary[Any], v: Any, q: Any, bias_q: Any, k: Any, bias_k: Any, following: Any) -> Any:
-    """(q + bias) . (k + bias) following v: turning leaves the product of a token's own query and key as it is."""
-    product = ops.sum(ops.mul(ops.add(q, bias_q), ops.add(k, bias_k)), (3,))
-    return ops.mul(v, ops.mul(product, following))
+    """What own pairs have too much: (q + bias) . (k + bias) following v, summed over the R keys.
+
+    Turning leaves the products of a token's own queries and keys as they are.
+    """
+    biased_q, biased_k = ops.add(q, _by_head(ops, bias_q)), ops.add(k, _by_head(ops, bias_k))
+    if len(ops.shape(v)) == 4:
+        b, h, n, _ = ops.shape(v)
+        product = ops.reshape(ops.sum(ops.mul(biased_q, biased_k), (4,)), (b, h, n, 1))
+        return ops.mul(v, ops.mul(product, following))
+    b, h, n, r, e = ops.shape(v)
+    products = ops.contract("bhnsd,bhnrd->bhnsr", biased_q, biased_k)
+    weighted = ops.mul(products, _of_rows(ops, following))
+    return ops.reshape(ops.contract("bhnsr,bhnre->bhnse", weighted, v), (b, h, n, r * e))

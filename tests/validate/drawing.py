@@ -87,6 +87,7 @@ def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -
 
 #: The largest values of sizes that multiply each other to the tokens of a segment.
 LARGEST = {"branches": 3, "dilation": 2, "growth": 2, "kept": 2, "random": 2, "chunk_levels": 2, "state_levels": 3}
+LARGEST |= {"mimo_rank": 2}
 
 
 def _size(draw: st.DrawFn, name: str, least: int) -> int:
