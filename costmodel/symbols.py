@@ -34,6 +34,7 @@ MEANING: dict[str, str] = {
     "x_m": "factor of the tokens that a segment keeps from one branch to the next",
     "n_r": "random blocks that a block of queries sees",
     "C": "tokens of a chunk",
+    "n_h": "rounds of hashing (Reformer)",
     "b": "tokens of a block that is chosen as one",
     "S": "blocks that a query sees, its own included",
     "m": "random features, or landmarks",

@@ -17,6 +17,7 @@ from costmodel.ops.chosen_blocks import ChosenAttention, ChosenAttentionBackward
 from costmodel.ops.contraction import Contract
 from costmodel.ops.fused_attention import Attention, AttentionBackward
 from costmodel.ops.primitive import Primitive, Reading
+from costmodel.ops.sorted_attention import SortedAttention, SortedAttentionBackward
 from costmodel.tensor import Tensor as Traced
 from validate.attention import kept
 from validate.executor import Executor
@@ -91,12 +92,14 @@ class Watched(Executor):
         if isinstance(primitive, Attention | AttentionBackward):
             (b, h, n_q, d), (_, _, n_k, _), (_, _, _, e) = shapes[:3]
             pairs = int(kept(primitive.mask, n_q, n_k).sum())
-            # forward q k^T and p v; backward q k^T, g v^T, ds k, ds^T q and p^T g
-            self.useful += b * h * pairs * (2 * (d + e) if isinstance(primitive, Attention) else 6 * d + 4 * e)
+            self.useful += b * h * pairs * _of_a_pair(primitive, d, e)
         elif isinstance(primitive, ChosenAttention | ChosenAttentionBackward):
             d, e, chosen = inputs[0].shape[3], inputs[2].shape[3], inputs[3]
             pairs = int(seen(primitive.placed, chosen)[1].sum()) * inputs[0].shape[1] // chosen.shape[1]
-            self.useful += pairs * (2 * (d + e) if isinstance(primitive, ChosenAttention) else 6 * d + 4 * e)
+            self.useful += pairs * _of_a_pair(primitive, d, e)
+        elif isinstance(primitive, SortedAttention | SortedAttentionBackward):
+            (*outer, c, d), e = shapes[0], shapes[2][-1]
+            self.useful += math.prod(outer) * c * 2 * c * _of_a_pair(primitive, d, e)
         elif isinstance(primitive, Contract):
             left, right, _ = primitive.terms()
             size = dict(zip(left + right, (*shapes[0], *shapes[1]), strict=True))
@@ -106,6 +109,12 @@ class Watched(Executor):
             self.useful += 2 * math.prod(size.values())
         self.applying -= 1
         return outputs
+
+
+def _of_a_pair(primitive: Primitive, d: int, e: int) -> int:
+    """FLOPs of products: forward q k^T and p v; backward q k^T, g v^T, ds k, ds^T q and p^T g."""
+    forward = isinstance(primitive, Attention | ChosenAttention | SortedAttention)
+    return 2 * (d + e) if forward else 6 * d + 4 * e
 
 
 class GradientSums(TorchDispatchMode):

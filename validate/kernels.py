@@ -384,6 +384,7 @@ from validate import (  # noqa: E402
     kernels_convolution,  # noqa: F401
     kernels_fourier,  # noqa: F401
     kernels_selection,  # noqa: F401
+    kernels_sorted,  # noqa: F401
     kernels_thinning,  # noqa: F401
     kernels_triangular,  # noqa: F401
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from costmodel.dims import Dim, clip, divide, floor_div, is_number, minimum, product, same
+from costmodel.ops.fused_attention import softmax_backward_flops, softmax_flops, with_delta
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
 
@@ -88,7 +89,7 @@ class ChosenAttention(Primitive):
     """Softmax attention over chosen blocks, and its log-sum-exp; scores never leave the chip.
 
     q [B, H, n, d], k [B, H_kv, m, d], v [B, H_kv, m, e], chosen [B, H_c, n, S] (numbers of blocks; H_c divides H) ->
-    out [B, H, n, e], lse [B, H, n] (accumulation width). FLOPs of a pair as in ``fused_attention.Attention``.
+    out [B, H, n, e], lse [B, H, n] (accumulation width). FLOPs of a pair as in ``fused_attention.softmax_flops``.
 
     Attributes:
         by_block: how memory is read. Otherwise each query fetches its S blocks, once for all query heads that share
@@ -116,13 +117,10 @@ class ChosenAttention(Primitive):
         q, _, v, chosen = inputs
         pairs = product(q.shape[:2]) * self.placed.pairs(q.shape[2], chosen.shape[3], reading)
         rows, e = outputs[1].elements, v.shape[3]
+        flops = softmax_flops(pairs, rows, q.shape[3], e)
         parts = rows * chosen.shape[3] if self.by_block else 0
-        return {
-            "contraction": 2 * pairs * (q.shape[3] + e),
-            "elementwise": 2 * pairs + rows * (e + 1) + parts * (3 * e + 6),
-            "reduction": 2 * pairs,
-            "special": pairs + rows + 4 * parts,
-        }
+        merging = {"elementwise": parts * (3 * e + 6), "special": 4 * parts}
+        return {name: count + merging.get(name, 0) for name, count in flops.items()}
 
     def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
         q, k, v, chosen = inputs
@@ -184,15 +182,9 @@ class ChosenAttentionBackward(Primitive):
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         q, _, v, chosen, out = inputs[:5]
         pairs = product(q.shape[:2]) * self.placed.pairs(q.shape[2], chosen.shape[3], reading)
-        d, e = q.shape[3], v.shape[3]
-        products = 4 * (d + e) if reading is Reading.MODEL else 6 * d + 4 * e
+        flops = with_delta(softmax_backward_flops(pairs, q.shape[3], v.shape[3], reading), out)
         added = q.elements * chosen.shape[3] if self.by_block else 0  # the partial gradients of a query
-        return {
-            "contraction": pairs * products,
-            "elementwise": 4 * pairs + out.elements + added,  # scale, - lse, - delta, * p; out * g
-            "reduction": out.elements,
-            "special": pairs,
-        }
+        return {**flops, "elementwise": flops["elementwise"] + added}
 
     def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
         q, k, v, chosen, out, lse, gradient = inputs

@@ -27,14 +27,38 @@ def scored_pairs(mask: Mask, q: Tensor, k: Tensor, reading: Reading, tile: Dim) 
     return product(q.shape[:2]) * pairs
 
 
+def softmax_flops(pairs: Dim, rows: Dim, d: Dim, e: Dim) -> Flops:
+    """Of attention over so many pairs: 2 (d + e) each in the two products; scale and subtract; maximum and sum; one
+    exponential. Each of the rows of e outputs is divided by its sum, whose logarithm is taken.
+    """
+    return {
+        "contraction": 2 * pairs * (d + e),
+        "elementwise": 2 * pairs + rows * (e + 1),
+        "reduction": 2 * pairs,
+        "special": pairs + rows,
+    }
+
+
+def softmax_backward_flops(pairs: Dim, d: Dim, e: Dim, reading: Reading) -> Flops:
+    """Of its backward pass, scores computed again, when the row sums of out * gradient (delta) are known: five
+    products; scale, - lse, - delta, * p; one exponential.
+    """
+    products = 4 * (d + e) if reading is Reading.MODEL else 6 * d + 4 * e
+    return {"contraction": pairs * products, "elementwise": 4 * pairs, "special": pairs}
+
+
+def with_delta(flops: Flops, out: Tensor) -> Flops:
+    """With those of delta, the row sums of out * gradient."""
+    return {**flops, "elementwise": flops["elementwise"] + out.elements, "reduction": out.elements}
+
+
 @dataclass(frozen=True)
 class Attention(Primitive):
     """softmax(scale q k^T + mask) v and its log-sum-exp.
 
     q [B, H, n_q, d], k [B, H_kv, n_k, d], v [B, H_kv, n_k, e] -> out [B, H, n_q, e], lse [B, H, n_q] (accumulation
-    width). A pair costs 2 (d + e) in the two products; scale and subtract; maximum and sum; one exponential. Every
-    operand crosses device memory once: keys and values that a query tile reads again come from cache, as do values that
-    are a part of their keys (absorbed MLA).
+    width). Every operand crosses device memory once: keys and values that a query tile reads again come from cache, as
+    do values that are a part of their keys (absorbed MLA).
     """
 
     mask: Mask
@@ -53,13 +77,7 @@ class Attention(Primitive):
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         q, k, v = inputs
         pairs = scored_pairs(self.mask, q, k, reading, self.tile)
-        rows = outputs[1].elements
-        return {
-            "contraction": 2 * pairs * (q.shape[3] + v.shape[3]),
-            "elementwise": 2 * pairs + rows * (v.shape[3] + 1),
-            "reduction": 2 * pairs,
-            "special": pairs + rows,
-        }
+        return softmax_flops(pairs, outputs[1].elements, q.shape[3], v.shape[3])
 
     def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
         read, written = super().traffic(inputs, outputs)
@@ -100,14 +118,7 @@ class AttentionBackward(Primitive):
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         q, k, v = inputs[:3]
         pairs = scored_pairs(self.mask, q, k, reading, self.tile)
-        d, e = q.shape[3], v.shape[3]
-        products = 4 * (d + e) if reading is Reading.MODEL else 6 * d + 4 * e
-        return {
-            "contraction": pairs * products,
-            "elementwise": 4 * pairs + inputs[3].elements,  # scale, - lse, - delta, * p; out * g
-            "reduction": inputs[3].elements,  # delta, the row sums of out * g
-            "special": pairs,
-        }
+        return with_delta(softmax_backward_flops(pairs, q.shape[3], v.shape[3], reading), inputs[3])
 
     def front(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dim:
         q, _, v = inputs[:3]

@@ -5,6 +5,7 @@ Those work in float32 where they say so; then numbers near 1 agree to 1e-5. ``te
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
     MambaConfig,
     MiniMaxConfig,
     NystromformerConfig,
+    ReformerConfig,
     RwkvConfig,
 )
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
@@ -27,6 +29,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
+from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
 
 from costmodel.strategies.whole import whole
@@ -122,6 +125,25 @@ def test_sparse_attention_is_deepseeks() -> None:
     places = DeepseekV32RotaryEmbedding(config)(x, torch.arange(LENGTH)[None])
     mask = torch.full((LENGTH, LENGTH), -torch.inf, dtype=torch.float64).triu(1)[None, None]
     close(module(x, places, mask)[0], output(layer, x, w))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [True, False])
+def test_hashed_attention_is_transformers(causal: bool) -> None:
+    """Which draws its rotations from a seed."""
+    layer, w, x = layer_of("reformer", 16, heads=4, head_dim=8, chunk=3, rounds=3)
+    config = ReformerConfig(
+        hidden_size=16, num_attention_heads=4, attention_head_size=8, lsh_attn_chunk_length=3, num_hashes=3,
+        num_buckets=8, hash_seed=1, is_decoder=causal, lsh_attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    module = LSHSelfAttention(config).double()
+    module._len_norm = partial(module._len_norm, epsilon=1e-5)
+    give(module, query_key__weight=rows(w["w_q"]), value__weight=rows(w["w_v"]))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        w["rotations"] = torch.randn(w["rotations"].shape, dtype=torch.float64)
+        mixed = module(x).hidden_states
+    close(mixed @ w["w_o"].flatten(0, 1), output(layer, x, w, causal), 1e-10)
 
 
 @torch.no_grad()
