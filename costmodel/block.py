@@ -7,7 +7,7 @@ not kept for the backward pass but gathered again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -63,7 +63,8 @@ class Block:
         sizes: of the layer on one tensor-parallel rank.
         site: where the mixer is applied; its tables and cache are filled in by the call.
         axes: the axes of the mesh that have more than one rank.
-        feed_forward: ``None`` for the token mixer alone, without norms and residuals.
+        feed_forward: ``None`` where there is none.
+        norms: names of their weights; none for the token mixer alone, without residuals.
         phase: ``forward``, ``train``, ``prefill`` or ``decode``.
     """
 
@@ -72,6 +73,7 @@ class Block:
     axes: Mapping[str, Axis]
     site: Site[Any]
     feed_forward: FeedForward | None
+    norms: tuple[str, ...]
     phase: str
 
     @property
@@ -80,18 +82,22 @@ class Block:
 
     def weights(self) -> dict[str, Shape]:
         """Shapes of all weights on one rank."""
-        shapes = self.mixer.weights(self.sizes)
-        if self.feed_forward is None:
-            return shapes
-        norms = {"mixer_norm": (self.sizes["D"],), "mlp_norm": (self.sizes["D"],)}
-        return shapes | self.feed_forward.weights(self.sizes["D"]) | norms
+        width = self.sizes["D"]
+        feed = {} if self.feed_forward is None else self.feed_forward.weights(width)
+        return self.mixer.weights(self.sizes) | feed | dict.fromkeys(self.norms, (width,))
 
     def __call__(self, ops: Vocabulary[T], x: T, tables: tuple[T, T], cache: tuple[T, ...], w: Weights) -> T:
         """The layer's output [B, n, D] for its input [B, n, D]."""
-        if self.feed_forward is None:
+        if not self.norms:
             return self._mix(ops, x, tables, cache, w)
-        x = ops.add(x, self._mix(ops, rms_norm(ops, x, w["mixer_norm"]), tables, cache, w))
-        return ops.add(x, self._feed(ops, rms_norm(ops, x, w["mlp_norm"]), w))
+        x = self._added(ops, x, "mixer", w, lambda y: self._mix(ops, y, tables, cache, w))
+        return x if self.feed_forward is None else self._added(ops, x, "mlp", w, lambda y: self._feed(ops, y, w))
+
+    def _added(self, ops: Vocabulary[T], x: T, part: str, w: Weights, inner: Callable[[T], T]) -> T:
+        """A part of the layer with its norms, added to its input."""
+        y = inner(rms_norm(ops, x, w[f"{part}_norm"]))
+        after = f"{part}_post_norm"
+        return ops.add(x, rms_norm(ops, y, w[after]) if after in self.norms else y)
 
     def _mix(self, ops: Vocabulary[T], x: T, tables: tuple[T, T], cache: tuple[T, ...], w: Weights) -> T:
         at: Site[T] = replace(
@@ -210,7 +216,14 @@ class Share:
         mask = Mask() if phase == "decode" else Mask(causal, layer.window)
         site = Site[Any](self.sizes(layer, way.strategy), mask, way.kernel, ())  # type: ignore[arg-type]
         feed = None if layer.mlp is None else self.feed_forward(layer.mlp)
-        return Block(layer.mixer, way.strategy, axes, site, feed, phase)
+        return Block(layer.mixer, way.strategy, axes, site, feed, norm_names(layer), phase)
+
+
+def norm_names(layer: Layer) -> tuple[str, ...]:
+    """Weights of a layer's norms: before each part of it, and after each if there are twice as many."""
+    parts = ("mixer",) if layer.mlp is None else ("mixer", "mlp")
+    kinds = ("norm", "post_norm") if layer.norms > len(parts) else ("norm",)
+    return tuple(f"{part}_{kind}" for part in parts for kind in kinds) if layer.norms else ()
 
 
 def line(axes: Mapping[str, Axis]) -> Axis | None:

@@ -148,7 +148,11 @@ class MlpSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer: a token mixer, then a feed-forward, with ``norms`` RMSNorms of the model's width.
+    """One layer: a token mixer, then a feed-forward if it has one, each with its residual.
+
+    ``norms``: RMSNorms of the model's width: one before each of the two, and with twice as many one after each too.
+
+    Raises ``InputError`` for another number of norms.
 
     >>> attention = MixerSpec("attention", {"heads": 2, "kv_heads": 2, "head_dim": 4})
     >>> LayerSpec(attention, MlpSpec(hidden=32)).parameters(width=8)  # 4*8*8 + 3*8*32 + 2*8
@@ -156,12 +160,19 @@ class LayerSpec:
     """
 
     mixer: MixerSpec
-    mlp: MlpSpec
+    mlp: MlpSpec | None
     norms: int = 2
+
+    def __post_init__(self) -> None:
+        allowed = (1, 2) if self.mlp is None else (2, 4)
+        if self.norms not in allowed:
+            beside = "without an mlp" if self.mlp is None else "with an mlp"
+            raise InputError("layer norms", self.norms, f"must be {allowed[0]} or {allowed[1]} {beside}")
 
     def parameters(self, width: int) -> int:
         """Learned parameters of the layer at a model width of ``width`` channels."""
-        return self.mixer.parameters(width) + self.mlp.parameters(width) + self.norms * width
+        mlp = 0 if self.mlp is None else self.mlp.parameters(width)
+        return self.mixer.parameters(width) + mlp + self.norms * width
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from costmodel.errors import InputError, UnknownNameError
@@ -19,7 +19,9 @@ class Layer:
     Attributes:
         sizes: the mixer's hyperparameters by symbol, of the whole layer (not of one rank).
         window: keys a query sees, or ``None``.
-        mlp: ``None`` for the mixer alone.
+        mlp: ``None`` where there is no feed-forward.
+        norms: of the model's width: one before the mixer and one before the feed-forward, each with its residual;
+            twice as many where one comes after each, too; 0 for the mixer alone, without a residual.
     """
 
     mixer: Mixer
@@ -27,6 +29,7 @@ class Layer:
     window: int | None
     mlp: MlpSpec | None
     count: int
+    norms: int = 0
 
     def check_mask(self, causal: bool) -> None:
         """Whether the mixer is defined under a mask.
@@ -64,7 +67,8 @@ class Subject:
 def from_model(model: Model) -> Subject:
     """All layers of a model, alike ones together."""
     layers = tuple(
-        _layer(spec.mixer.name, dict(spec.mixer.params), model.width, spec.mlp, count) for spec, count in model.groups()
+        replace(_layer(spec.mixer.name, spec.mixer.params, model.width), mlp=spec.mlp, norms=spec.norms, count=count)
+        for spec, count in model.groups()
     )
     return Subject(model.name, model.width, layers, model.vocabulary, model.tied_embeddings)
 
@@ -84,7 +88,7 @@ def from_mixer(name: str, width: int | None = None, **sizes: int) -> Subject:
     if "heads" in sizes and usual.get("kv_heads") == usual.get("heads"):
         usual["kv_heads"] = sizes["heads"]
     chosen = usual | sizes
-    layer = _layer(name, chosen, width or mixer.usual_width(chosen), None, 1)
+    layer = _layer(name, chosen, width or mixer.usual_width(chosen))
     return Subject(f"one layer of {mixer.name}", layer.sizes["D"], (layer,))
 
 
@@ -111,7 +115,8 @@ def at_width(name: str, width: int) -> Subject:
 SWITCHES = ("qk_norm", "gate")
 
 
-def _layer(name: str, params: Mapping[str, int], width: int, mlp: MlpSpec | None, count: int) -> Layer:
+def _layer(name: str, params: Mapping[str, int], width: int) -> Layer:
+    """A mixer alone, once."""
     mixer = mixers.get(name)
     sizes = {"D": width}
     for key, parameter in mixer.sizes.items():
@@ -129,4 +134,4 @@ def _layer(name: str, params: Mapping[str, int], width: int, mlp: MlpSpec | None
         raise InputError(
             f"{name}.{key}", turning, "must be even: rotary positions turn pairs", f"nearest: {turning + 1}"
         )
-    return Layer(mixer, sizes, sizes.pop("w", 0) or None, mlp, count)
+    return Layer(mixer, sizes, sizes.pop("w", 0) or None, None, 1)

@@ -31,11 +31,15 @@ def written(layer: Layer, x: Tensor, w: Weights, causal: bool) -> Written:
 
 
 def whole_layer(layer: Layer, x: Tensor, w: Weights, causal: bool) -> Tensor:
-    """A layer's output [B, L, D]: the mixer alone, or with norms, residuals and dense feed-forward around it."""
-    if layer.mlp is None:
+    """A layer's output [B, L, D]: the mixer alone, or with norms and residuals and perhaps a dense feed-forward."""
+    if not layer.norms:
         return _output(layer, x, w, causal)
-    x = x + _output(layer, _norm(x, w["mixer_norm"]), w, causal)
-    return x + _feed_forward(_norm(x, w["mlp_norm"]), w)
+    mixed = _output(layer, _norm(x, w["mixer_norm"]), w, causal)
+    x = x + (_norm(mixed, w["mixer_post_norm"]) if "mixer_post_norm" in w else mixed)
+    if layer.mlp is None:
+        return x
+    fed = _feed_forward(_norm(x, w["mlp_norm"]), w)
+    return x + (_norm(fed, w["mlp_post_norm"]) if "mlp_post_norm" in w else fed)
 
 
 def mixing_matrix(q: Tensor, k: Tensor, mask: Mask, scale: float) -> Tensor:

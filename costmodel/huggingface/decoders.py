@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from costmodel.huggingface.family import (
+    FULL,
     after_dense,
     always,
     attention,
@@ -15,9 +16,10 @@ from costmodel.huggingface.family import (
     routed,
     sparse_steps,
     stack,
+    stated_mlps,
 )
 from costmodel.huggingface.fields import Fields
-from costmodel.model import LayerSpec, MlpSpec
+from costmodel.model import LayerSpec, MixerSpec, MlpSpec
 
 
 @family("llama", attention_bias=False, mlp_bias=False)
@@ -136,13 +138,43 @@ def _deepseek_v3(fields: Fields) -> tuple[LayerSpec, ...]:
     return _deepseek(fields, biases="router")  # e_score_correction_bias, arXiv:2412.19437 equation 16
 
 
-def _deepseek(fields: Fields, biases: str) -> tuple[LayerSpec, ...]:
-    """Latent attention; experts from layer ``first_k_dense_replace`` on, in every ``moe_layer_freq``-th."""
+@family(
+    "deepseek_v32",
+    attention_bias=False,
+    first_k_dense_replace=3,
+    moe_layer_freq=1,
+    index_topk=2048,
+    index_head_dim=128,
+    index_n_heads=64,
+)
+def _deepseek_v32(fields: Fields) -> tuple[LayerSpec, ...]:
+    """DeepSeek-V3 with sparse attention (DSA): the tokens that a query sees are chosen by an index."""
+    latent = latent_attention(fields)
+    if latent.params.get("bias") or not latent.params["q_rank"]:
+        field, value = ("attention_bias", True) if latent.params.get("bias") else ("q_lora_rank", None)
+        raise fields.error(field, value, "is not so in any model with DSA, whose index reads the query latent")
+    turning, whole = latent.params["rope_dim"], fields.integer("index_head_dim")
+    if whole <= turning:
+        raise fields.error("index_head_dim", whole, f"must be above qk_rope_head_dim ({turning}), which is part of it")
+    index = {"index_heads": fields.integer("index_n_heads"), "index_dim": whole - turning}
+    mixer = MixerSpec("dsa", {**latent.params, **index, "chosen": fields.integer("index_topk")})
+    return _deepseek(fields, "router", mixer, (FULL, "indexed_attention"))
+
+
+def _deepseek(
+    fields: Fields, biases: str, mixer: MixerSpec | None = None, kinds: tuple[str, ...] = (FULL,)
+) -> tuple[LayerSpec, ...]:
+    """Experts in layers that the file names, or else from ``first_k_dense_replace`` on, in every ``moe_layer_freq``-th.
+
+    ``mixer`` is latent attention unless given; ``kinds`` are what the file may call it.
+    """
+    mixer = mixer or latent_attention(fields)
     plain = MlpSpec(fields.integer("intermediate_size"))
     count = fields.pick("n_routed_experts", "num_experts", "num_local_experts")
     if fields.optional(count) is None:
-        return stack(fields, latent_attention(fields), always(plain))
+        return stack(fields, mixer, always(plain), kinds=kinds)
     shared = fields.optional_integer("n_shared_experts", low=0) or 0
     experts = routed(fields, count, "moe_intermediate_size", shared, biases)
     first, step = fields.integer("first_k_dense_replace", low=0), fields.integer("moe_layer_freq")
-    return stack(fields, latent_attention(fields), after_dense(plain, experts, first, step))
+    mlps = stated_mlps(fields, plain, experts) or after_dense(plain, experts, first, step)
+    return stack(fields, mixer, mlps, kinds=kinds)

@@ -65,10 +65,14 @@ def stack(
     mlp: Callable[[int], MlpSpec],
     slides: Callable[[int], bool] = lambda layer: False,
     norms: int = 2,
+    kinds: tuple[str, ...] = (FULL, SLIDING),
 ) -> tuple[LayerSpec, ...]:
-    """All layers; ``mlp`` is the feed-forward of a layer, ``slides`` whether its attention has a window."""
+    """All layers; ``mlp`` is the feed-forward of a layer, ``slides`` whether its attention has a window.
+
+    ``kinds`` are what the file may call a layer's mixer.
+    """
     depth = fields.integer("num_hidden_layers", high=LARGEST_DEPTH)
-    types = layer_types(fields, depth)
+    types = layer_types(fields, depth, kinds)
     sliding = [slides(layer) for layer in range(depth)] if types is None else [t == SLIDING for t in types]
     windowed = mixer.replace(window=window(fields)) if any(sliding) else mixer
     return tuple(LayerSpec(windowed if slide else mixer, mlp(layer), norms) for layer, slide in enumerate(sliding))
@@ -116,6 +120,13 @@ def sparse_steps(fields: Fields, experts: MlpSpec) -> Callable[[int], MlpSpec]:
     step, dense_layers = fields.integer("decoder_sparse_step"), _mlp_only_layers(fields)
     plain = MlpSpec(fields.integer("intermediate_size"))
     return lambda layer: plain if layer in dense_layers or (layer + 1) % step else experts
+
+
+def stated_mlps(fields: Fields, plain: MlpSpec, experts: MlpSpec) -> Callable[[int], MlpSpec] | None:
+    """The feed-forwards that the file's ``mlp_layer_types`` names, where it does."""
+    depth = fields.integer("num_hidden_layers", high=LARGEST_DEPTH)
+    kinds = layer_types(fields, depth, ("dense", "sparse"), "mlp_layer_types")
+    return None if kinds is None else lambda layer: experts if kinds[layer] == "sparse" else plain
 
 
 def after_dense(plain: MlpSpec, experts: MlpSpec, first: int, step: int = 1) -> Callable[[int], MlpSpec]:

@@ -28,7 +28,10 @@ FIELDS = frozenset(
     linear_num_heads linear_head_dim linear_attn_config mamba_d_state mamba_d_conv mamba_expand mamba_dt_rank
     mamba_n_heads mamba_d_head mamba_n_groups mamba_chunk_size attn_layer_indices attn_layer_period
     attn_layer_offset expert_layer_period expert_layer_offset shared_intermediate_size block_size
-    layers_block_type num_shared_experts
+    layers_block_type num_shared_experts conv_bias conv_L_cache full_attn_idxs block_ff_dim
+    block_auto_adjust_ff_dim block_multiple_of block_ffn_dim_multiplier hybrid_override_pattern use_bias
+    ssm_state_size mamba_num_heads mamba_head_dim n_groups conv_kernel chunk_size moe_latent_size
+    moe_shared_expert_intermediate_size index_topk index_head_dim index_n_heads mlp_layer_types
     """.split()  # noqa: SIM905 - a list would take a line each
 )
 

@@ -227,3 +227,129 @@ def _kimi_linear(fields: Fields) -> tuple[LayerSpec, ...]:
         (lambda layer: layer + 1 in full) if isinstance(full, list) else (lambda layer: layer > 0 and layer % 4 == 0)
     )
     return _mixed(fields, latent_attention(fields), linear, mlp, attends)
+
+
+@family(
+    "lfm2",
+    num_key_value_heads=8,
+    tie_word_embeddings=True,
+    conv_bias=False,
+    conv_L_cache=3,
+    full_attn_idxs=None,
+    block_auto_adjust_ff_dim=True,
+    block_multiple_of=256,
+    block_ffn_dim_multiplier=1.0,
+)
+def _lfm2(fields: Fields) -> tuple[LayerSpec, ...]:
+    """Gated short convolutions and attention with normed queries and keys; without ``full_attn_idxs``, attention only.
+
+    The feed-forward's width is the file's, less a third and rounded up, unless the file says that it is meant as it is.
+    """
+    if fields.flag("conv_bias"):
+        raise fields.error("conv_bias", True, "must be false: no LFM2 model has biases there")
+    full = attention(fields, bias=False, qk_norm=True)
+    conv = _spec("shortconv", channels=fields.integer("hidden_size"), taps=fields.integer("conv_L_cache"))
+    chosen = fields.raw("full_attn_idxs")
+    if chosen is not None and (not isinstance(chosen, list) or not all(type(layer) is int for layer in chosen)):
+        raise fields.error("full_attn_idxs", chosen, "must be a list of layer numbers, counted from 0")
+    mlp = always(MlpSpec(_lfm2_hidden(fields)))
+    return _mixed(fields, full, conv, mlp, lambda layer: chosen is None or layer in chosen, (FULL, "conv"))
+
+
+def _lfm2_hidden(fields: Fields) -> int:
+    hidden = fields.integer("block_ff_dim" if "block_ff_dim" in fields.values else "intermediate_size")
+    if not fields.flag("block_auto_adjust_ff_dim"):
+        return hidden
+    factor, step = fields.raw("block_ffn_dim_multiplier"), fields.integer("block_multiple_of")
+    if factor is None:
+        factor = 1
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < LARGEST_DEPTH:
+        raise fields.error("block_ffn_dim_multiplier", factor, f"must be a number above 0 and below {LARGEST_DEPTH}")
+    return step * -(-int(factor * (2 * hidden // 3)) // step)
+
+
+#: Parts of Nemotron-H's layers, by the letters of its pattern and by the names of its list.
+NEMOTRON_H = {"M": "linear_attention", "*": FULL, "-": "mlp", "E": "moe"}
+OLDER = {"mamba": "M", "attention": "*"}
+
+
+@family(
+    "nemotron_h",
+    num_key_value_heads=8,
+    head_dim=128,
+    attention_bias=False,
+    mlp_bias=False,
+    use_bias=False,
+    ssm_state_size=128,
+    mamba_num_heads=128,
+    mamba_head_dim=64,
+    n_groups=8,
+    conv_kernel=4,
+    chunk_size=128,
+    n_routed_experts=8,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    moe_intermediate_size=7688,
+    moe_shared_expert_intermediate_size=7688,
+    moe_latent_size=None,
+    hybrid_override_pattern=None,
+    num_hidden_layers=None,
+)
+def _nemotron_h(fields: Fields) -> tuple[LayerSpec, ...]:
+    """A mixer or a feed-forward in each layer of the file: a feed-forward after a mixer makes one layer with it here.
+
+    Both have a norm and a residual of their own, so that this is the same model. Router biases are counted as those of
+    DeepSeek-V3 are; experts have two matrices.
+    """
+    for flag in ("attention_bias", "mlp_bias", "use_bias"):
+        if fields.flag(flag):
+            raise fields.error(flag, True, "must be false: no Nemotron-H model has biases there")
+    mixed = {"M": _nemotron_mamba2(fields), "*": attention(fields, bias=False)}
+    fed = {"-": MlpSpec(fields.integer("intermediate_size"), gated=False)}
+    parts = _nemotron_parts(fields)
+    if "E" in parts:
+        fed["E"] = _nemotron_experts(fields)
+    layers: list[LayerSpec] = []
+    for place, part in enumerate(parts):
+        if part in mixed:
+            layers.append(LayerSpec(mixed[part], None, 1))
+        elif not place or parts[place - 1] in fed:
+            rule = "is a feed-forward without a mixer before it, which is not modelled"
+            raise fields.error(f"layer {place}", NEMOTRON_H[part], rule)
+        else:
+            layers[-1] = LayerSpec(layers[-1].mixer, fed[part])
+    return tuple(layers)
+
+
+def _nemotron_parts(fields: Fields) -> str:
+    """The pattern: a letter for each layer of the file."""
+    field = fields.pick("hybrid_override_pattern", *TYPES)
+    value = fields.optional(field)
+    names = OLDER | {name: letter for letter, name in NEMOTRON_H.items()}
+    if isinstance(value, list) and all(isinstance(name, str) and name in names for name in value):
+        value = "".join(names[name] for name in value)
+    rule = f"must be a pattern of {' '.join(NEMOTRON_H)} or a list of {', '.join(NEMOTRON_H.values())}"
+    if not isinstance(value, str) or not value or not set(value) <= set(NEMOTRON_H) or len(value) > LARGEST_DEPTH:
+        raise fields.error(field, value, rule)
+    return value
+
+
+def _nemotron_mamba2(fields: Fields) -> MixerSpec:
+    return _spec(
+        "mamba2",
+        heads=fields.integer("mamba_num_heads"),
+        kv_heads=fields.integer(fields.pick("n_groups", "mamba_n_groups")),
+        head_dim=fields.integer("ssm_state_size"),
+        value_dim=fields.integer("mamba_head_dim"),
+        taps=fields.integer(fields.pick("conv_kernel", "mamba_d_conv")),
+        chunk=fields.integer(fields.pick("chunk_size", "mamba_chunk_size")),
+    )
+
+
+def _nemotron_experts(fields: Fields) -> MlpSpec:
+    """Whatever ``n_shared_experts`` says, one shared network, as in transformers."""
+    if fields.raw("moe_latent_size") is not None:
+        raise fields.error("moe_latent_size", fields.raw("moe_latent_size"), "must be null: latent experts are unknown")
+    shared = fields.integer("moe_shared_expert_intermediate_size")
+    experts = routed(fields, "n_routed_experts", "moe_intermediate_size", 1, "router")
+    return replace(experts, shared_hidden=shared, gated=False)

@@ -64,7 +64,9 @@ def sizes(subject: Subject) -> str:
     for layer in subject.layers:
         numbers = " ".join(f"{key}={value}" for key, value in layer.sizes.items())
         window = f" w={layer.window}" if layer.window else ""
-        said.append(f"{layer.count} x {layer.mixer.name} {numbers}{window}" if subject.vocabulary else numbers + window)
+        alone = " without feed-forward" if layer.mlp is None else ""
+        name = f"{layer.count} x {layer.mixer.name}{alone} "
+        said.append(f"{name if subject.vocabulary else ''}{numbers}{window}")
     return "; ".join(said)
 
 

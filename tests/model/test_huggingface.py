@@ -46,6 +46,10 @@ FAMILIES: dict[str, Config] = {
     "gpt_oss": MIXTURE | {"num_local_experts": 4},
     "deepseek_v2": MIXTURE | LATENT | {"n_routed_experts": 4, "n_shared_experts": 1},
     "deepseek_v3": MIXTURE | LATENT | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "deepseek_v32": MIXTURE
+    | LATENT
+    | {"q_lora_rank": 6, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+    | {"index_head_dim": 5, "index_n_heads": 3, "index_topk": 2},
 }
 
 
@@ -216,6 +220,21 @@ def test_the_layers_of_deepseek() -> None:
     assert (dense.mlp.hidden, dense.mlp.experts) == (10944, 1)
     assert (routed.mlp.hidden, routed.mlp.experts, routed.mlp.active) == (1408, 64, 6)
     assert (routed.mlp.shared, routed.mlp.shared_hidden) == (2, 1408)
+
+
+def test_the_index_of_deepseek_v32(tmp_path: Path) -> None:
+    """DeepSeek-V3.2 at its published sizes: 671,877,929,216 parameters in transformers 5.24, and 256 score-correction
+    biases, which it keeps as buffers, in each of 58 layers. The index of a layer has 1536*64*128 + 7168*128 + 2*128 +
+    7168*64 = 13,959,424: times 61, what it has more than DeepSeek-V3.
+    """
+    sizes = json.loads((EXAMPLES / "deepseek-v3.json").read_text())
+    sizes |= {"model_type": "deepseek_v32", "index_topk": 2048, "index_head_dim": 128, "index_n_heads": 64}
+    model = read(tmp_path, sizes)
+    assert model.parameters() == 671_877_929_216 + 58 * 256 == REAL["deepseek-v3"] + 61 * 13_959_424
+    index = {"index_heads": 64, "index_dim": 64, "chosen": 2048}
+    assert {key: model.layers[0].mixer.params[key] for key in index} == index
+    stated = {"layer_types": ["indexed_attention"] * 61, "mlp_layer_types": ["dense", "sparse"] * 30 + ["dense"]}
+    assert [layer.mlp and layer.mlp.experts for layer in read(tmp_path, sizes | stated).layers[:3]] == [1, 256, 1]
 
 
 # --- families, against transformers' rules ---
@@ -407,7 +426,7 @@ def test_unsupported_families_name_the_supported(tmp_path: Path) -> None:
     assert "did you mean" not in refusal(tmp_path, config("llama") | {"model_type": "t5"})
     message = refusal(tmp_path, config("llama") | {"model_type": "lama"})
     assert message.startswith(
-        'model_type: "lama" is not valid: must be one of bamba, deepseek_v2, deepseek_v3, gemma2, '
+        'model_type: "lama" is not valid: must be one of bamba, deepseek_v2, deepseek_v3, deepseek_v32, '
     )
     assert message.endswith('; did you mean "llama"?')
     assert 'did you mean "gemma3_text"?' in refusal(tmp_path, config("llama") | {"model_type": "gemma3"})
@@ -530,6 +549,9 @@ def test_whole_numbers_written_otherwise_get_a_remedy(tmp_path: Path, value: obj
             {key: value for key, value in config("deepseek_v2").items() if key != "q_lora_rank"},
             "q_lora_rank: (missing)",
         ),
+        (config("deepseek_v32", q_lora_rank=None), "q_lora_rank: null is not valid: is not so in any model with DSA"),
+        (config("deepseek_v32", index_head_dim=2), "index_head_dim: 2 is not valid: must be above qk_rope_head_dim"),
+        (config("deepseek_v3", mlp_layer_types=["moe"] * 3), 'mlp_layer_types[0]: "moe" is not valid: must be dense'),
         ({"model_type": "llava", "text_config": 3}, "text_config: 3 is not valid: must be an object"),
         ({"text_config": config("llama", head_dim=0)}, "text_config: head_dim: 0 is not valid"),
     ],

@@ -60,6 +60,19 @@ HYBRIDS: dict[str, Config] = {
         "n_shared_experts": 1,
         "kv_lora_rank": 64,
     },
+    "lfm2": BASE | {"full_attn_idxs": [2, 5]},
+    "nemotron_h": BASE
+    | {
+        "hybrid_override_pattern": "M-ME*EM-",
+        "head_dim": 64,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 64,
+        "ssm_state_size": 32,
+        "n_groups": 2,
+        "n_routed_experts": 4,
+        "moe_intermediate_size": 96,
+        "moe_shared_expert_intermediate_size": 64,
+    },
 }
 COUNTED = {
     # 7 layers of Mamba: the convolution's bias 512, norms of step, keys and queries 16 each
@@ -74,6 +87,10 @@ COUNTED = {
     # 7 layers of KDA: the output gate's bias of 128, as in flash-linear-attention; 7 of experts: 4 router biases, which
     # transformers keeps as buffers
     "kimi_linear": 5_396_412 + 7 * 128 + 7 * 4,
+    "lfm2": 4_060_160,
+    # 3 layers of Mamba-2: the convolution's bias 640; a norm of 64 for every head, not 512; 2 of experts: 4 router
+    # biases, which transformers keeps as buffers
+    "nemotron_h": 3_306_696 - 3 * (640 + 512 - 64) + 2 * 4,
 }
 
 
@@ -102,6 +119,8 @@ def test_parameters_are_those_of_transformers(tmp_path: Path, name: str) -> None
         ("qwen3_next", "attention", [3, 7]),
         ("minimax", "attention", [0, 2, 4, 6]),
         ("kimi_linear", "mla", [4]),
+        ("lfm2", "attention", [2, 5]),
+        ("nemotron_h", "attention", [2]),
     ],
 )
 def test_which_layers_attend(tmp_path: Path, name: str, full: str, places: list[int]) -> None:
@@ -113,6 +132,35 @@ def test_layer_types_of_the_file_go_first(tmp_path: Path) -> None:
     types = ["full_attention"] * 7 + ["linear_attention"]
     model = read(tmp_path, HYBRIDS["qwen3_next"] | {"model_type": "qwen3_next", "layer_types": types})
     assert [spec.mixer.name for spec in model.layers] == ["attention"] * 7 + ["gated-deltanet"]
+
+
+def test_a_feed_forward_joins_the_mixer_before_it(tmp_path: Path) -> None:
+    """M-, ME, *E, M-: four layers of two parts; where two mixers follow each other, the first is alone."""
+    values = HYBRIDS["nemotron_h"] | {"model_type": "nemotron_h"}
+    mlps = [layer.mlp and (layer.mlp.hidden, layer.mlp.experts) for layer in read(tmp_path, values).layers]
+    assert mlps == [(320, 1), (96, 4), (96, 4), (320, 1)]
+    alone = read(tmp_path, values | {"hybrid_override_pattern": "MM*-"})
+    assert [(layer.mixer.name, layer.mlp is None, layer.norms) for layer in alone.layers] == [
+        ("mamba2", True, 1),
+        ("mamba2", True, 1),
+        ("attention", False, 2),
+    ]
+    named = values | {"hybrid_override_pattern": None, "layers_block_type": ["mamba", "mlp", "attention", "moe"]}
+    assert [layer.mixer.name for layer in read(tmp_path, named).layers] == ["mamba2", "attention"]
+
+
+def test_the_width_of_lfm2(tmp_path: Path) -> None:
+    """LFM2-1.2B: 12288 less a third is 8192, a multiple of 256."""
+    widths = {"intermediate_size": 12288}
+    changes: dict[int, Config] = {
+        8192: {},
+        9216: {"block_ffn_dim_multiplier": 1.1},  # 9011.2 rounded up
+        12288: {"block_auto_adjust_ff_dim": False},
+        256: {"block_ff_dim": 300},
+    }
+    for expected, change in changes.items():
+        values = HYBRIDS["lfm2"] | {"model_type": "lfm2"} | widths | change
+        assert {layer.mlp and layer.mlp.hidden for layer in read(tmp_path, values).layers} == {expected}
 
 
 def test_the_nested_sizes_of_kimi_linear(tmp_path: Path) -> None:
@@ -134,6 +182,13 @@ def test_the_nested_sizes_of_kimi_linear(tmp_path: Path) -> None:
             "mamba_n_heads: 7 .* must divide the 512",
         ),
         ("kimi_linear", {"linear_attn_config": 3}, "linear_attn_config: 3 .* must be an object"),
+        ("nemotron_h", {"hybrid_override_pattern": "MX"}, "hybrid_override_pattern: .* must be a pattern of M "),
+        ("nemotron_h", {"hybrid_override_pattern": "M--"}, "layer 2: .* a feed-forward without a mixer before it"),
+        ("nemotron_h", {"hybrid_override_pattern": None}, "hybrid_override_pattern: null .* must be a pattern"),
+        ("nemotron_h", {"moe_latent_size": 8}, "moe_latent_size: 8 .* must be null"),
+        ("lfm2", {"conv_bias": True}, "conv_bias: true .* must be false"),
+        ("lfm2", {"full_attn_idxs": [0.5]}, "full_attn_idxs: .* must be a list"),
+        ("lfm2", {"block_ffn_dim_multiplier": "1"}, "block_ffn_dim_multiplier: .* must be a number"),
         ("jamba", {"mamba_dt_rank": "all"}, "mamba_dt_rank: .* must be a whole number"),
         (
             "qwen3_next",
@@ -145,6 +200,15 @@ def test_the_nested_sizes_of_kimi_linear(tmp_path: Path) -> None:
 def test_bad_fields(tmp_path: Path, name: str, changes: Config, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(tmp_path, HYBRIDS[name] | {"model_type": name} | changes)
+
+
+def test_nemotron_h_8b_has_its_exact_number_of_parameters() -> None:
+    """8,100,852,736 in transformers 5.24: in each of 24 layers of Mamba-2 the convolution's bias of 8192 + 2*8*128 and a
+    norm of 8192 instead of 64."""
+    model = read_config(EXAMPLES / "nemotron-h-8b.json")
+    assert model.parameters() == 8_100_852_736 - 24 * (10_240 + 8192 - 64)
+    kinds = [(layer.mixer.name, layer.mlp is not None, count) for layer, count in model.groups()]
+    assert kinds == [("mamba2", True, 20), ("mamba2", False, 4), ("attention", True, 4)]
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode", "train"])

@@ -82,7 +82,8 @@ def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -
     option = draw(st.sampled_from([{}, OPTIONS.get(mixer.name, {})]))
     layer = replace(layer, sizes={**layer.sizes, **option})
     hidden = tensor * draw(st.integers(1, 4))
-    return replace(layer, mlp=draw(st.sampled_from([None, MlpSpec(hidden), MlpSpec(hidden, gated=False)])))
+    mlp = draw(st.sampled_from([None, MlpSpec(hidden), MlpSpec(hidden, gated=False)]))
+    return replace(layer, mlp=mlp, norms=draw(st.sampled_from([0, 1, 2] if mlp is None else [2, 4])))
 
 
 #: The largest values of sizes that multiply each other to the tokens of a segment.
