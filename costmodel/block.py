@@ -86,11 +86,19 @@ class Block:
         feed = {} if self.feed_forward is None else self.feed_forward.weights(width)
         return self.mixer.weights(self.sizes) | feed | dict.fromkeys(self.norms, (width,))
 
-    def __call__(self, ops: Vocabulary[T], x: T, tables: tuple[T, T], cache: tuple[T, ...], w: Weights) -> T:
-        """The layer's output [B, n, D] for its input [B, n, D]."""
+    def __call__(
+        self,
+        ops: Vocabulary[T],
+        x: T,
+        tables: tuple[T, T],
+        cache: tuple[T, ...],
+        w: Weights,
+        memory: tuple[T, ...] = (),
+    ) -> T:
+        """The layer's output [B, n, D] for its input [B, n, D], and for a second sequence if the mixer reads one."""
         if not self.norms:
-            return self._mix(ops, x, tables, cache, w)
-        x = self._added(ops, x, "mixer", w, lambda y: self._mix(ops, y, tables, cache, w))
+            return self._mix(ops, (x, *memory), tables, cache, w)
+        x = self._added(ops, x, "mixer", w, lambda y: self._mix(ops, (y, *memory), tables, cache, w))
         return x if self.feed_forward is None else self._added(ops, x, "mlp", w, lambda y: self._feed(ops, y, w))
 
     def _added(self, ops: Vocabulary[T], x: T, part: str, w: Weights, inner: Callable[[T], T]) -> T:
@@ -99,7 +107,9 @@ class Block:
         after = f"{part}_post_norm"
         return ops.add(x, rms_norm(ops, y, w[after]) if after in self.norms else y)
 
-    def _mix(self, ops: Vocabulary[T], x: T, tables: tuple[T, T], cache: tuple[T, ...], w: Weights) -> T:
+    def _mix(
+        self, ops: Vocabulary[T], given: tuple[T, ...], tables: tuple[T, T], cache: tuple[T, ...], w: Weights
+    ) -> T:
         at: Site[T] = replace(
             self.site,
             tables=tables,
@@ -108,8 +118,11 @@ class Block:
             line=line(self.axes),
             tensor=self.axes.get("tensor"),
         )
-        names = self.mixer.inputs(self.sizes)
-        read = self._read(ops, x, [None if name == INPUT else w[name] for name in names])
+        second = self.mixer.memory(self.sizes)
+        names = [self.mixer.inputs(self.sizes), *([second.inputs] if second else [])]
+        read: tuple[T, ...] = ()
+        for x, weights in zip(given, names, strict=False):  # a decoded token comes without a second sequence
+            read += self._read(ops, x, [None if name == INPUT else w[name] for name in weights])
         if self.phase == "decode":
             carry: Carry[T] = self.mixer.decode(ops, read, w, at)
         else:

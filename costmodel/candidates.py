@@ -169,6 +169,11 @@ def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> It
     yield Requirement(decodes, "a token is decoded after those it sees: decoding is causal"), at
     if layer.mixer.undecoded:
         yield Requirement(at.phase != "decode", layer.mixer.undecoded), at
+    memory = layer.mixer.memory(layer.sizes)
+    if memory is not None:
+        ranks = at.context * (at.ulysses * at.tensor if workload.phase != "decode" else 1)
+        spread = "{context} x {ulysses} x {tensor} ranks"
+        yield divides(memory.tokens, ranks, f"{memory.tokens} tokens of the memory do not divide over {spread}"), at
     if workload.phase != "decode":
         for requirement in _enough_tokens(layer, at):
             yield requirement, at

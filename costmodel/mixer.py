@@ -62,6 +62,7 @@ class Site(Generic[T]):
         line: the ranks that hold the sequence one after the other, if it is cut.
         tensor: the ranks that heads and channels are cut over, if they are.
         aside: in ``finish``, what the carry laid aside for it.
+        memory: in ``written``, the second sequence (see ``SecondSequence``).
     """
 
     sizes: Sizes
@@ -73,6 +74,22 @@ class Site(Generic[T]):
     line: Axis | None = None
     tensor: Axis | None = None
     aside: tuple[T, ...] = ()
+    memory: T | None = None
+
+
+@dataclass(frozen=True)
+class SecondSequence:
+    """A second sequence [B, tokens, width] that a mixer reads beside the layer's input, such as an encoder's output.
+
+    Without a mask between the two. Each rank holds as many of its tokens as any other.
+
+    Attributes:
+        inputs: the weights that are multiplied with it, in the order in which ``project`` gets them after ``inputs``.
+    """
+
+    tokens: Dim
+    width: Dim
+    inputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -152,11 +169,18 @@ class Mixer(ABC):
 
     @abstractmethod
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        """Shapes of the weights on one tensor-parallel rank. Those that read the input begin with the model width."""
+        """Shapes of the weights on one tensor-parallel rank.
+
+        Those that read the input begin with the model width, those that read a memory with its width.
+        """
 
     @abstractmethod
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         """The weights that are multiplied with the layer's input, in the order in which ``project`` gets them."""
+
+    def memory(self, m: Sizes) -> SecondSequence | None:
+        """The second sequence that it reads; none unless a mixer says otherwise."""
+        return None
 
     @abstractmethod
     def project(

@@ -13,9 +13,11 @@ from functools import cached_property
 from costmodel.arrangement import AXES, Way
 from costmodel.block import Share
 from costmodel.data_parallel import Replicas
-from costmodel.dims import Dim, Shape, minimum, product, same
+from costmodel.dims import Dim, Shape, product, same
+from costmodel.expression import lift
 from costmodel.head import embed, logits, loss
 from costmodel.liveness import Memory, memory
+from costmodel.mixer import Sizes
 from costmodel.ops.mesh import Axis
 from costmodel.program import Program
 from costmodel.subject import Layer, Subject
@@ -56,8 +58,8 @@ class Piece:
 
     @property
     def given(self) -> Dim:
-        """Bytes of its input."""
-        return sum((tensor.bytes for tensor in self.program.inputs), 0)
+        """Bytes of its input; a second sequence is there for all layers."""
+        return sum((tensor.bytes for tensor in self.program.inputs[:1]), 0)
 
     def sizes(self) -> dict[str, Dim]:
         """Formulas of counts, parameters and bytes, by name."""
@@ -143,13 +145,13 @@ class Pieces:
             for name, shape in block.weights().items()
         }
         table = Tensor.new((self.tokens, layer.mixer.rotary(sizes) / 2), 4, "table")
-        kept = layer.mixer.cache(sizes, self._kept(layer))
+        kept = layer.mixer.cache(sizes, layer.kept(symbol("L")) / self.spread)
         width = self.ops.width
         cache = tuple(Tensor.new((self.batch, *k.shape), width(k.precision), "cache") for k in kept if self.decode)
         program = trace(
             self.ops,
-            lambda ops, x, w: block(ops, x, (table, table), cache, w),
-            [self.new(self.batch, self.shard, self.subject.width)],
+            lambda ops, x, *given: block(ops, x, (table, table), cache, given[-1], given[:-1]),
+            [self.new(self.batch, self.shard, self.subject.width), *self._memory(layer, sizes)],
             weights,
             train=self.train,
         )
@@ -172,10 +174,12 @@ class Pieces:
         cut = [name for name, shape in weights.items() if not all(map(same, shape, whole[name]))]
         return sum((product(weights[name]) for name in cut), 0)
 
-    def _kept(self, layer: Layer) -> Dim:
-        """Tokens of a sequence that one rank keeps."""
-        kept = symbol("L") if layer.window is None else minimum(symbol("L"), layer.window)
-        return kept / self.spread
+    def _memory(self, layer: Layer, sizes: Sizes) -> list[Tensor]:
+        """One rank's shard of the second sequence, if the layer reads one; decoding reads what was kept of it."""
+        memory = layer.mixer.memory(sizes)
+        if memory is None or self.decode:
+            return []
+        return [self.new(self.batch, lift(memory.tokens) / self.spread / self.cut, memory.width)]
 
     def ends(self, axis: Axis | None) -> Iterator[Piece]:
         """Embedding and output head; ``axis`` is that of tensor parallelism."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from costmodel.dims import Dim, minimum
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.mixer import Mixer, mixers
 from costmodel.model import MlpSpec, Model
@@ -30,6 +31,15 @@ class Layer:
     mlp: MlpSpec | None
     count: int
     norms: int = 0
+
+    def kept(self, length: Dim) -> Dim:
+        """Tokens of which a cache along tokens holds keys and values, of a sequence's: of a second one where one is
+        read, or at most a window's.
+        """
+        memory = self.mixer.memory(self.sizes)
+        if memory is not None:
+            return memory.tokens
+        return length if self.window is None else minimum(length, self.window)
 
     def check_mask(self, causal: bool) -> None:
         """Whether the mixer is defined under a mask.

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 MEANING: dict[str, str] = {
     "B": "batch: sequences in the global batch",
     "L": "sequence length: tokens of one sequence, over all ranks",
+    "L_M": "tokens of a second sequence (cross-attention)",
+    "D_M": "width of a second sequence (cross-attention)",
     "T": "tokens already in the key-value cache",
     "D": "model width",
     "V": "vocabulary size",

@@ -158,6 +158,10 @@ class DistributedLayer(nn.Module):
         """
         return self._part(self._part(whole, 0, ["data"]), dim, self._spread)
 
+    def shard_memory(self, whole: Tensor) -> Tensor:
+        """This rank's part of a second sequence [B, L_M, D_M]: contiguous, as no mask asks for its order."""
+        return self._part(self._part(whole, 0, ["data"]), 1, SEQUENCE, "contiguous")
+
     def shard_cache(self, whole: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """This rank's part of a cache: tensors of the shapes of ``Mixer.cache``, with the batch before them."""
         kept = self.layer.mixer.cache(self.block(None).sizes, whole[0].shape[2])
@@ -179,15 +183,20 @@ class DistributedLayer(nn.Module):
         data = self.mesh.axes.get("data")
         return part if data is None else self.ops.transport.all_gather(part, data, 0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """The layer's output for this rank's tokens [B, n, D], as ``shard`` leaves them.
+
+        Args:
+            memory: this rank's tokens of the second sequence, cut by ``shard_memory``, where the mixer reads one.
 
         Raises:
             InputError: when the strategy does not apply to these shapes, or they differ between ranks.
         """
         length = x.shape[1] * _size(self.mesh, SEQUENCE)
-        self._check(x, length)
-        return self.block(length)(self.ops, x, self.tables(length), (), dict(self.weights.items()))
+        second = () if memory is None else (memory,)
+        self._check_memory(memory)
+        self._check(x, length, second=second)
+        return self.block(length)(self.ops, x, self.tables(length), (), dict(self.weights.items()), second)
 
     def decode(self, x: Tensor, cache: Sequence[Tensor], length: int) -> Tensor:
         """The layer's output [B, 1, D] for the last of ``length`` tokens.
@@ -229,19 +238,26 @@ class DistributedLayer(nn.Module):
     def _layout(self, axis: str) -> str:
         return self.task.way.strategy.layout if axis == "context" else "contiguous"
 
-    def _part(self, whole: Tensor, dim: int, names: Sequence[str]) -> Tensor:
-        """This rank's part of a dimension that is spread over some axes."""
+    def _part(self, whole: Tensor, dim: int, names: Sequence[str], layout: str | None = None) -> Tensor:
+        """This rank's part of a dimension that is spread over some axes, in the strategy's layout unless given."""
         axes = [self.mesh.axes[name] for name in names if name in self.mesh.axes]
-        levels = [Level(axis.size, self._layout(axis.name)) for axis in axes]
+        levels = [Level(axis.size, layout or self._layout(axis.name)) for axis in axes]
         return shard_nested(whole, dim, levels, [axis.rank for axis in axes])
 
-    def _check(self, x: Tensor, length: int, *cache: Tensor) -> None:
+    def _check_memory(self, memory: Tensor | None) -> None:
+        wanted = self.layer.mixer.memory(self.layer.sizes)
+        given = None if memory is None else (memory.shape[1] * _size(self.mesh, SEQUENCE), memory.shape[2])
+        expected = None if wanted is None else (wanted.tokens, wanted.width)
+        if given != expected:
+            raise InputError("tokens and width of memory", given, f"{self.layer.mixer.name} reads {expected}")
+
+    def _check(self, x: Tensor, length: int, *cache: Tensor, second: tuple[Tensor, ...] = ()) -> None:
         """Refuse what would go wrong between the ranks: shapes that differ, or that the strategy is not for."""
         if (self.task.phase == "decode") != bool(cache):
             raise InputError("pass", self.task.phase, "forward(x) is for other passes than decode, decode(...) for it")
         if x.dim() != 3 or x.shape[2] != self.layer.sizes["D"]:
             raise InputError("shape of x", tuple(x.shape), f"it is [B, n, {self.layer.sizes['D']}]")
-        self._check_alike(", ".join(str(tuple(t.shape)) for t in (x, *cache)))
+        self._check_alike(", ".join(str(tuple(t.shape)) for t in (x, *second, *cache)))
         workload = Workload(length, x.shape[0] * _size(self.mesh, ["data"]), self.task.phase, self.task.causal)
         _, reasons = refusals(self.layer, self.task.way, workload, _meshes(self.mesh))
         if reasons:

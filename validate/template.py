@@ -22,19 +22,20 @@ Weights = Mapping[str, Tensor]
 EPSILON = 1e-5
 
 
-def written(layer: Layer, x: Tensor, w: Weights, causal: bool) -> Written:
-    """The mixer of a layer on its input [B, L, D], with weights given whole."""
+def written(layer: Layer, x: Tensor, w: Weights, causal: bool, memory: Tensor | None = None) -> Written:
+    """The mixer of a layer on its input [B, L, D], and on a second sequence if it reads one, with whole weights."""
     length, turns = x.shape[1], layer.mixer.turns(layer.sizes)
     turn = torch.tensor([[place * angle for angle in turns] for place in range(length)], dtype=torch.float64)
     sizes = {**layer.sizes, "L": length, "rows": length}
-    return layer.mixer.written(torch, x, w, Site(sizes, Mask(causal, layer.window), "fused", (turn.cos(), turn.sin())))
+    mask, tables = Mask(causal, layer.window), (turn.cos(), turn.sin())
+    return layer.mixer.written(torch, x, w, Site(sizes, mask, "fused", tables, memory=memory))
 
 
-def whole_layer(layer: Layer, x: Tensor, w: Weights, causal: bool) -> Tensor:
+def whole_layer(layer: Layer, x: Tensor, w: Weights, causal: bool, memory: Tensor | None = None) -> Tensor:
     """A layer's output [B, L, D]: the mixer alone, or with norms and residuals and perhaps a dense feed-forward."""
     if not layer.norms:
-        return _output(layer, x, w, causal)
-    mixed = _output(layer, _norm(x, w["mixer_norm"]), w, causal)
+        return _output(layer, x, w, causal, memory)
+    mixed = _output(layer, _norm(x, w["mixer_norm"]), w, causal, memory)
     x = x + (_norm(mixed, w["mixer_post_norm"]) if "mixer_post_norm" in w else mixed)
     if layer.mlp is None:
         return x
@@ -55,8 +56,8 @@ def mix(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
     return einsum("bhij,bhje->bhie", mixing_matrix(q, k, mask, scale), v)
 
 
-def _output(layer: Layer, x: Tensor, w: Weights, causal: bool) -> Tensor:
-    output: Tensor = written(layer, x, w, causal).output
+def _output(layer: Layer, x: Tensor, w: Weights, causal: bool, memory: Tensor | None) -> Tensor:
+    output: Tensor = written(layer, x, w, causal, memory).output
     return output
 
 

@@ -77,10 +77,13 @@ class Attention(Mixer):
         groups = q.shape[1] // k.shape[1]
         k, v = (xp.repeat_interleave(y, groups, 1) for y in (k, v))
         matrix = softmax_matrix(xp, xp.einsum("bhid,bhjd->bhij", q, k) * q.shape[-1] ** -0.5, at.mask)
-        mixed = matrix @ v
+        return Written(matrix, v, self._output(xp, x, matrix @ v, w, at))
+
+    def _output(self, xp: Any, x: Any, mixed: Any, w: Weights, at: Site[Any]) -> Any:
+        """The written-out layer's output of mixed values [B, H, n, d]."""
         if at.sizes.get("gate"):
             mixed = mixed / (1 + xp.exp(-xp.einsum("bld,dhe->bhle", x, w["w_g"])))
-        return Written(matrix, v, xp.einsum("bhie,hed->bid", mixed, w["w_o"]))
+        return xp.einsum("bhie,hed->bid", mixed, w["w_o"])
 
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         return (Kept((m["H_kv"], tokens, m["d"]), tokens=True),) * 2

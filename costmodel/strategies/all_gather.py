@@ -60,12 +60,12 @@ class _Gathered:
 
     def __init__(self, axis: Axis, pairs: Pairs[Any]) -> None:
         self.axis, self.mask, self.scale = axis, pairs.mask, pairs.scale
+        self.order = "zigzag" if pairs.mask.causal else "rank"  # without a mask any order of the keys serves
 
-    def pieces(self, n: Dim) -> list[_Piece]:
-        """The two zigzag pieces of n local queries under a causal mask; all of them without one."""
-        total = n * self.axis.size
+    def pieces(self, n: Dim, keys: Dim) -> list[_Piece]:
+        """The two zigzag pieces of n local queries under a causal mask; all of them without one, against all keys."""
         if not self.mask.causal:
-            return [_Piece(0, n, 0, total)]
+            return [_Piece(0, n, 0, keys)]
         half, r = divide(n, 2), self.axis.rank
         ends = (r + 1) * half, (2 * self.axis.size - r) * half
         lengths = [end if self.mask.window is None else minimum(end, half + self.mask.window - 1) for end in ends]
@@ -75,12 +75,12 @@ class _Gathered:
         ]
 
     def gather(self, ops: Vocabulary[T], k: T, v: T) -> tuple[T, T]:
-        return ops.all_gather(k, self.axis, 2, "zigzag"), ops.all_gather(v, self.axis, 2, "zigzag")
+        return ops.all_gather(k, self.axis, 2, self.order), ops.all_gather(v, self.axis, 2, self.order)
 
     def forward(self, ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, tuple[T, ...]]:
         all_k, all_v = self.gather(ops, k, v)
         parts = []
-        for piece in self.pieces(ops.shape(q)[2]):
+        for piece in self.pieces(ops.shape(q)[2], ops.shape(all_k)[2]):
             q_, k_, v_ = _cut(ops, piece, (q,), (all_k, all_v))
             parts.append(ops.attention(q_, k_, v_, self.mask, self.scale))
         out, lse = (_joined(ops, [part[i] for part in parts]) for i in (0, 1))
@@ -91,12 +91,12 @@ class _Gathered:
         all_k, all_v = self.gather(ops, k, v)
         dk, dv = ops.zeros_like(all_k, "gradient"), ops.zeros_like(all_v, "gradient")
         parts = []
-        for piece in self.pieces(ops.shape(q)[2]):
+        for piece in self.pieces(ops.shape(q)[2], ops.shape(all_k)[2]):
             q_, k_, v_, out_, lse_, gradient_ = _reordered(_cut(ops, piece, (q, out, lse, gradient), (all_k, all_v)))
             bq, bk, bv = ops.attention_backward(q_, k_, v_, out_, lse_, gradient_, self.mask, self.scale)
             parts.append(bq)
             dk, dv = ops.add_into(dk, bk, 2, piece.key), ops.add_into(dv, bv, 2, piece.key)
-        own = [ops.cast(ops.reduce_scatter(x, self.axis, 2, "zigzag"), "model") for x in (dk, dv)]
+        own = [ops.cast(ops.reduce_scatter(x, self.axis, 2, self.order), "model") for x in (dk, dv)]
         return (_joined(ops, parts), *own)
 
 

@@ -67,6 +67,13 @@ class Case:
         drawn = {name: torch.randn(shape, generator=random, dtype=torch.float64) for name, shape in shapes.items()}
         return {name: w * (w.shape[0] ** -0.5 if w.dim() > 1 else 1) for name, w in drawn.items()}
 
+    def memory(self) -> tuple[Tensor, ...]:
+        """A random second sequence [B, L_M, D_M], if the mixer reads one."""
+        second = self.layer.mixer.memory(self.layer.sizes)
+        random = torch.Generator().manual_seed(self.seed + 2)
+        shapes = [] if second is None else [(self.batch, second.tokens, second.width)]
+        return tuple(torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes)
+
     def tokens(self) -> tuple[Tensor, Tensor]:
         """Random input, and gradient of the output, [B, L, D]."""
         random = torch.Generator().manual_seed(self.seed + 1)
@@ -82,7 +89,7 @@ class Outcome:
     """What one rank did.
 
     Attributes:
-        out: its part of the output; ``gradient``: of the input's gradient.
+        out: its part of the output; ``gradient``: of the input's gradient; ``memory``: of that of a second sequence.
         weights: its parts of the weights' gradients, summed over copies.
         sent: what its transport sent, by axis, before that sum.
         flops: of products, by torch's counter; ``useful``: by masks written out.
@@ -97,6 +104,7 @@ class Outcome:
     classes: Mapping[str, int]
     kept: int = 0
     gradient: Tensor | None = None
+    memory: Tensor | None = None
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -108,11 +116,12 @@ def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -
     whole, seed = (t.to(DTYPES[case.dtype]) for t in case.tokens())
     train = case.phase == "train"
     x = made.shard(whole).clone().requires_grad_(train)
+    second = [made.shard_memory(t.to(DTYPES[case.dtype])).clone().requires_grad_(train) for t in case.memory()]
     counter, keeper, sums = (
         (flop_counter(), keeping(), GradientSums(made.ops)) if counts else (nullcontext(), nullcontext(), nullcontext())
     )
     with torch.set_grad_enabled(train), counter, sums, keeper as kept:
-        out = made(x)
+        out = made(x, *second)
         saved = kept.bytes(without=[*made.weights.values(), *made.tables(case.length)]) if counts else 0
         if train:
             out.backward(made.shard(seed))
@@ -121,19 +130,22 @@ def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -
     if not (train and values):
         return done
     made.sum_gradients()
-    return replace(done, gradient=x.grad, weights={name: w.grad for name, w in made.weights.items() if w.requires_grad})
+    weights = {name: w.grad for name, w in made.weights.items() if w.requires_grad}
+    return replace(done, gradient=x.grad, weights=weights, memory=second[0].grad if second else None)
 
 
 def _decode(made: DistributedLayer, case: Case) -> Outcome:
     """Decode the last token, after one process has decoded those before it."""
     x, whole = case.tokens()[0], alone(case)
-    kept = whole.layer.mixer.cache(whole.block(case.length).sizes, case.length)
+    kept = whole.layer.mixer.cache(whole.block(case.length).sizes, _kept_tokens(case))
     cache = [torch.zeros(case.batch, *k.shape, dtype=torch.float64) for k in kept]
+    if case.memory():
+        cache = _prefilled(case)
     with torch.no_grad():
         for token in range(case.length - 1):
             whole.decode(x[:, token : token + 1], _seen(case, cache, token), token + 1)
         for t, k in zip(cache, kept, strict=True):
-            if k.tokens:
+            if k.tokens and not case.memory():
                 t[:, :, -1] = torch.nan  # the room for the new token must not be read
         own = made.shard_cache(_seen(case, cache, case.length - 1))
         given = [t.to(made.ops.dtypes[k.precision]).clone() for t, k in zip(own, kept, strict=True)]
@@ -149,9 +161,26 @@ def alone(case: Case) -> DistributedLayer:
     return replace(case, strategy=strategies.get("whole"), mesh={}, dtype="fp64").on(0)
 
 
+def _kept_tokens(case: Case) -> int:
+    """Tokens of a cache along tokens, before a window leaves any out."""
+    second = case.memory()
+    return second[0].shape[1] if second else case.length
+
+
+def _prefilled(case: Case) -> list[Tensor]:
+    """What prefill keeps, on one process."""
+    made, found = alone(replace(case, phase="prefill")), []
+    vars(made.ops)["keep"] = found.append
+    with torch.no_grad():
+        made(case.tokens()[0], *case.memory())
+    return found
+
+
 def _seen(case: Case, cache: Sequence[Tensor], token: int) -> list[Tensor]:
     """Of caches along tokens, the part that a token sees, itself included."""
-    kept = case.layer.mixer.cache(case.layer.sizes, case.length)
+    kept = case.layer.mixer.cache(case.layer.sizes, _kept_tokens(case))
+    if case.memory():
+        return [*cache]
     first = max(0, token + 1 - (case.layer.window or case.length))
     return [t[:, :, first : token + 1] if k.tokens else t for t, k in zip(cache, kept, strict=True)]
 
@@ -178,7 +207,8 @@ def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
     x, seed = case.tokens()
     weights = case.weights(on_ranks[0].whole_shapes)
     trained = {name: w.requires_grad_() for name, w in weights.items() if name not in case.layer.mixer.fixed}
-    wanted = whole_layer(case.layer, x.requires_grad_(), weights, case.causal)
+    second = [t.requires_grad_() for t in case.memory()]
+    wanted = whole_layer(case.layer, x.requires_grad_(), weights, case.causal, *second)
     last = wanted[:, -1:] if case.phase == "decode" else wanted
     for made, outcome in zip(on_ranks, outcomes, strict=True):
         _check_close(f"output on rank {made.mesh.rank}", outcome.out, made.shard(last.detach()))
@@ -187,6 +217,10 @@ def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
     wanted.backward(seed)
     for made, outcome in zip(on_ranks, outcomes, strict=True):
         _check_close(f"gradient of x on rank {made.mesh.rank}", outcome.gradient, made.shard(x.grad))
+        for t in second:
+            _check_close(
+                f"gradient of the second sequence on rank {made.mesh.rank}", outcome.memory, made.shard_memory(t.grad)
+            )
         assert outcome.weights.keys() == trained.keys()
         for name, w in trained.items():
             _check_close(f"gradient of {name} on rank {made.mesh.rank}", outcome.weights[name], made.cut(name, w.grad))

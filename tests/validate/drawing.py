@@ -72,9 +72,10 @@ def meshes(draw: st.DrawFn, strategy: Strategy, cut: bool) -> dict[str, int]:
 
 @st.composite
 def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -> Layer:
-    """A small layer whose heads can be cut so many ways, and strides among so many ranks."""
+    """A small layer whose heads and second sequence can be cut so many ways, and strides among so many ranks."""
     groups = cut * draw(st.integers(1, 2))
     given = {"kv_heads": groups, "window": draw(st.integers(0, 6)), "stride": context * draw(st.integers(1, 3))}
+    given |= {"memory": cut * context * draw(st.integers(1, 4))}
     given |= {name: groups * draw(st.integers(1, 3)) for name, size in mixer.sizes.items() if size.cut} | given
     given |= {"head_dim": 2 * draw(st.integers(2, 4))} if mixer.name in STEEP else {}
     sizes = {name: given[name] if name in given else _size(draw, name, mixer.sizes[name].least) for name in mixer.sizes}

@@ -5,6 +5,7 @@ Those work in float32 where they say so; then numbers near 1 agree to 1e-5. ``te
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
     Mamba2Config,
     MambaConfig,
     MiniMaxConfig,
+    MllamaTextConfig,
     NystromformerConfig,
     ReformerConfig,
     RwkvConfig,
@@ -27,6 +29,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
+from transformers.models.mllama.modeling_mllama import MllamaTextCrossAttention
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 from transformers.models.reformer.modeling_reformer import LSHSelfAttention
@@ -88,6 +91,28 @@ def test_attention_is_llamas(kv_heads: int) -> None:
     places = LlamaRotaryEmbedding(config)(x, torch.arange(LENGTH)[None])
     mask = torch.full((LENGTH, LENGTH), -torch.inf, dtype=torch.float64).triu(1)[None, None]
     close(module(x, places, mask)[0], output(layer, x, w))
+
+
+@torch.no_grad()
+def test_cross_attention_is_llama_visions() -> None:
+    sizes = {"heads": 4, "kv_heads": 2, "head_dim": 8, "memory": 10, "memory_width": 32}
+    layer, w, x = layer_of("cross-attention", 32, **sizes)
+    layer = replace(layer, sizes={**layer.sizes, "qk_norm": 1})
+    w |= {"q_norm": torch.rand(8).double(), "k_norm": torch.rand(8).double()}
+    config = MllamaTextConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5)
+    config._attn_implementation = "eager"
+    module = MllamaTextCrossAttention(config, 0).double()
+    give(
+        module,
+        q_proj__weight=rows(w["w_q"]),
+        k_proj__weight=rows(w["w_k"]),
+        v_proj__weight=rows(w["w_v"]),
+        o_proj__weight=w["w_o"].flatten(0, 1).T,
+        q_norm__weight=w["q_norm"],
+        k_norm__weight=w["k_norm"],
+    )
+    memory = torch.randn(BATCH, 10, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    close(module(x, memory, attention_mask=None)[0], written(layer, x, w, True, memory).output)
 
 
 @torch.no_grad()
