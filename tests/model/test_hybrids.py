@@ -203,8 +203,10 @@ def test_bad_fields(tmp_path: Path, name: str, changes: Config, message: str) ->
 
 
 def test_nemotron_h_8b_has_its_exact_number_of_parameters() -> None:
-    """8,100,852,736 in transformers 5.24: in each of 24 layers of Mamba-2 the convolution's bias of 8192 + 2*8*128 and a
-    norm of 8192 instead of 64."""
+    """8,100,852,736 in transformers 5.24.
+
+    In each of 24 layers of Mamba-2 the convolution's bias of 8192 + 2*8*128, and a norm of 8192 instead of 64.
+    """
     model = read_config(EXAMPLES / "nemotron-h-8b.json")
     assert model.parameters() == 8_100_852_736 - 24 * (10_240 + 8192 - 64)
     kinds = [(layer.mixer.name, layer.mlp is not None, count) for layer, count in model.groups()]
