@@ -57,6 +57,7 @@ MEANING: dict[str, str] = {
     "R": "keys, queries and values of a token (Mamba-3)",
     "r": "rank of a projection",
     "k": "rows that keys and values are projected to (Linformer)",
+    "w_b": "tokens at this distance or farther have no position biases (AFT-local)",
     "r_p": "rank of the position biases (AFT)",
     "r_q": "rank of the query latent (MLA)",
     "r_kv": "rank of the key-value latent (MLA)",

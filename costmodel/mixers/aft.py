@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.product import Product
-from costmodel.carries.total import Total
+from costmodel.carries.total import Sums, Total, total
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Site, Sizes, Unmasked, Weights, Written
+from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -133,5 +134,76 @@ class AftSimple(_Free):
         return self._written(xp, x, w, xp.ones((n, n), dtype=x.dtype))
 
 
+@dataclass(frozen=True)
+class NearAndFar(Sums[T]):
+    """The sum of values [B, H, n, e] over all tokens, those near a token weighted by exp(bias) for it, others by 1.
+
+    What is near is summed up a second time, weighted by exp(bias) - 1, so that a rank needs the sum of all values, and
+    rows of its neighbours.
+
+    Attributes:
+        biases: [n, 2 reach + 1], of this rank's tokens for those around them.
+    """
+
+    values: T
+    biases: T
+    reach: Dim
+
+    def streams(self) -> tuple[T, ...]:
+        return (self.values,)
+
+    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> NearAndFar[T]:
+        return replace(self, values=streams[0])
+
+    def over(self, ops: Vocabulary[T], line: Axis | None) -> T:
+        everything = total(ops, ops.cast(ops.sum(self.values, (2,)), "accumulate"), line)
+        rows = ops.halo(self.values, 2, self.reach, self.reach, line)
+        result: T = ops.fused("near and far", self._both, rows, self.biases, everything)
+        return result
+
+    def _both(self, ops: Vocabulary[Any], rows: Any, biases: Any, everything: Any) -> Any:
+        (n, taps), (b, h) = ops.shape(biases), ops.shape(rows)[:2]
+        weights = ops.reshape(ops.shift(ops.map("exp", biases), -1), (1, 1, n, taps))
+        near = ops.dynamic_depthwise(rows, ops.expand(weights, (b, h, n, taps)))
+        return ops.add(near, everything)
+
+
+class AftLocal(_Free):
+    """w_ij = exp(bias_ij) for places nearer than w_b, 1 for all others, which so are still averaged over."""
+
+    name: ClassVar[str] = "aft-local"
+    title: ClassVar[str] = "AFT-local (attention-free transformer)"
+    template: ClassVar[str] = (
+        "P_ij = exp(w_ij) exp(K_j) / rowsum, for each channel, w_ij = 0 unless |i - j| < w_b,  V = X W_v,  "
+        "Y = sigmoid(Q) * P V"
+    )
+    source: ClassVar[str] = "Zhai et al. 2021, arXiv 2105.14103, equation 4"
+    structure: ClassVar[Structure] = Structure.LOW_RANK
+    carry: ClassVar[type[Carry[Any]]] = Sums
+    sizes: ClassVar[Mapping[str, Hyperparameter]] = {
+        **_Free.sizes,
+        "near": Hyperparameter("w_b", 32, "tokens at this distance or farther have no biases"),
+    }
+
+    def weights(self, m: Sizes) -> dict[str, Shape]:
+        return {**super().weights(m), "biases": (m["rows"], 2 * m["w_b"] - 1)}
+
+    def project(
+        self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
+    ) -> tuple[Carry[T], tuple[T, ...]]:
+        q, k, v = read
+        return NearAndFar(self._weighed(ops, k, v), w["biases"], at.sizes["w_b"] - 1, aside=(q,)), ()
+
+    def overlap(self, m: Sizes) -> Dim:
+        return m["w_b"] - 1
+
+    def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
+        place, reach = xp.arange(x.shape[1]), at.sizes["w_b"] - 1
+        ahead = place - place[:, None]
+        biases = w["biases"].gather(1, ahead.clamp(-reach, reach) + reach)
+        return self._written(xp, x, w, xp.exp(biases * (ahead.abs() <= reach)))
+
+
 aft_full = AftFull()
+aft_local = AftLocal()
 aft_simple = AftSimple()
