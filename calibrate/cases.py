@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from calibrate.case import Case, Shapes, Sizes
 from calibrate.measurement import Measurement
+from calibrate.primitives import PRIMITIVES
 from costmodel.composite import rms_norm, rope, swiglu
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.masks import Mask
@@ -17,34 +19,6 @@ from costmodel.program import Program
 from costmodel.tensor import Tensor
 from costmodel.trace import Tracer, Widths, trace
 from costmodel.workload import WIDTHS
-
-Sizes = Mapping[str, int]
-Shapes = Callable[[Sizes], tuple[tuple[int, ...], ...]]
-Run = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One kind of run.
-
-    Attributes:
-        family: the kernel family of a profile whose numbers it informs, or ``"link"``.
-        sizes: names of its sizes.
-        inputs: shapes of its inputs, given the sizes.
-        run: what it does, given the tracer, the sizes and its inputs.
-        train: whether the backward pass is timed with the forward pass.
-    """
-
-    family: str
-    sizes: tuple[str, ...]
-    inputs: Shapes
-    run: Run
-    train: bool = False
-
-    @property
-    def tiled(self) -> bool:
-        """Whether a fused attention kernel works in tiles of queries."""
-        return "n_q" in self.sizes
 
 
 def axis(ranks: int) -> str:
@@ -90,16 +64,37 @@ def _buffer(shard: bool) -> Shapes:
     return shapes
 
 
-def _collective(make: Callable[[Axis], Communication], shard: bool = False) -> Case:
-    def run(ops: Tracer, s: Sizes, x: Tensor) -> Any:
-        return ops.apply(make(Axis(axis(s["P"]), s["P"], 0)), Tensor.new(x.shape, 1))
+@dataclass(frozen=True)
+class Collective:
+    """A collective of the vocabulary: ``make(axis)``, and whether a rank's larger buffer is its output."""
 
-    return Case("link", ("P", "bytes"), _buffer(shard), run)
+    make: Callable[[Axis], Communication]
+    shard: bool = False
 
+    def case(self) -> Case:
+        """Its case: sizes P and bytes."""
+
+        def run(ops: Tracer, s: Sizes, x: Tensor) -> Any:
+            return ops.apply(self.make(Axis(axis(s["P"]), s["P"], 0)), Tensor.new(x.shape, 1))
+
+        return Case("link", ("P", "bytes"), _buffer(self.shard), run)
+
+
+COLLECTIVES = {
+    "all_reduce": Collective(AllReduce),
+    "all_gather": Collective(lambda axis: AllGather(axis, 0), shard=True),
+    "reduce_scatter": Collective(lambda axis: ReduceScatter(axis, 0)),
+    "all_to_all": Collective(lambda axis: AllToAll(axis, 0, 1)),
+    "ring_shift": Collective(RingShift),
+}
+
+#: What sends one message one way, and is compared with a ring shift, which sends and receives.
+ONE_WAY = ("point_to_point", "broadcast")
 
 _QUERIES = ("B", "H", "H_kv", "n_q", "n_k", "d", "causal")
 
 CASES: dict[str, Case] = {
+    **PRIMITIVES,
     "gemm": Case(
         "gemm",
         ("M", "K", "N"),
@@ -138,11 +133,8 @@ CASES: dict[str, Case] = {
         lambda ops, s, table: ops.apply(Lookup((1, s["n"])), table)[0],
     ),
     "copy": Case("copy", ("n",), _vector, lambda ops, s, x: ops.concat([x], 0)),
-    "all_reduce": _collective(AllReduce),
-    "all_gather": _collective(lambda axis: AllGather(axis, 0), shard=True),
-    "reduce_scatter": _collective(lambda axis: ReduceScatter(axis, 0)),
-    "all_to_all": _collective(lambda axis: AllToAll(axis, 0, 1)),
-    "ring_shift": _collective(RingShift),
+    **{name: collective.case() for name, collective in COLLECTIVES.items()},
+    **{name: COLLECTIVES["ring_shift"].case() for name in ONE_WAY},
 }
 
 
@@ -177,9 +169,10 @@ def program(measurement: Measurement, tile: int) -> Program:
         raise UnknownNameError("dtype", measurement.dtype, WIDTHS)
     width = WIDTHS[measurement.dtype]
     sizes = {name: int(size) for name, size in measurement.sizes.items()}
-    ops = Tracer(Widths(width, max(4, width), max(4, width)), tile if found.tiled else 1)
+    widths = Widths(width, max(4, width), max(4, width))
+    ops = Tracer(widths, tile if found.tiled else 1)
 
     def run(ops: Tracer, *given: Any) -> Any:
         return found.run(ops, sizes, *given[:-1])
 
-    return trace(ops, run, [Tensor.new(shape, width) for shape in found.inputs(sizes)], {}, train=found.train)
+    return trace(ops, run, found.traced(sizes, widths), {}, train=found.train)

@@ -119,7 +119,7 @@ class Timing:
 
     Attributes:
         seconds: of one call: the median of the samples that nothing disturbed, of all where these are too few.
-        half_width: of the median's 95 % interval, relative to it; infinite with too few samples.
+        half_width: of the median's 95 % interval, relative to it; ``None`` with too few samples to tell.
         samples: seconds of one call, in the order in which they were taken.
         disturbed: places of samples during which other work had the processor.
         outliers: places of samples far from the median.
@@ -127,7 +127,7 @@ class Timing:
     """
 
     seconds: float
-    half_width: float
+    half_width: float | None
     samples: tuple[float, ...]
     disturbed: tuple[int, ...]
     outliers: tuple[int, ...]
@@ -150,15 +150,15 @@ class Timing:
         )
 
 
-def half_width(ordered: Sequence[float]) -> float:
-    """Of the 95 % interval of the median of samples in ascending order, relative to the median.
+def half_width(ordered: Sequence[float]) -> float | None:
+    """Of the 95 % interval of the median of samples in ascending order, relative to it; ``None`` of fewer than six.
 
     The interval is between two order statistics, whatever the distribution (Conover, Practical Nonparametric
     Statistics, section 3.2): the median lies below the k-th of n samples with the probability that fewer than k of n
     fair coins show heads.
 
     >>> half_width([1.0, 1.0, 1.0, 1.0, 1.0]), half_width([0.9, 1.0, 1.0, 1.0, 1.0, 1.2])
-    (inf, 0.1499...)
+    (None, 0.1499...)
     """
     count, outside, rank = len(ordered), 0.0, 0
     while rank < count // 2:
@@ -167,7 +167,7 @@ def half_width(ordered: Sequence[float]) -> float:
             break
         rank += 1
     if rank == 0:
-        return math.inf
+        return None
     return (ordered[count - rank] - ordered[rank - 1]) / 2 / statistics.median(ordered)
 
 
@@ -194,7 +194,8 @@ def measure(work: Work, clock: Clock, budget_s: float) -> Timing:
 
 def _known(samples: Sequence[Sample]) -> bool:
     quiet = sorted(sample.seconds for sample in samples if not sample.disturbed)
-    return len(quiet) >= FEWEST and half_width(quiet) <= NARROW
+    width = half_width(quiet)
+    return len(quiet) >= FEWEST and width is not None and width <= NARROW
 
 
 def rotating(function: Callable[..., object], operands: Sequence[tuple[Any, ...]]) -> Work:

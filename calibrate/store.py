@@ -67,9 +67,10 @@ class Environment(Record, frozen=True, tag="environment"):
 
 
 class Run(Record, frozen=True, tag="run"):
-    """One kernel or collective, and every sample that was taken of it."""
+    """One kernel or collective, and every sample that was taken of it, ``at_s`` after the start of its session."""
 
     environment: str
+    at_s: float
     measurement: Measurement
     timing: Timing
 
@@ -87,6 +88,7 @@ class Beside(Record, frozen=True, tag="overlap"):
     """Communication and computation alone, and both started together: seconds, on the slower rank."""
 
     environment: str
+    at_s: float
     what: str
     bytes: int
     communication_s: float
@@ -152,6 +154,14 @@ class Contents:
         """Of all runs; the last where a shape was measured again."""
         latest = {key(run.measurement): run.measurement for run in self.runs}
         return tuple(latest.values())
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of measuring in all sessions."""
+        ends = dict.fromkeys(self.environments, 0.0)
+        for record in (*self.runs, *self.drift, *self.overlaps):
+            ends[record.environment] = max(ends[record.environment], record.at_s)
+        return sum(ends.values())
 
 
 def key(measurement: Measurement) -> str:

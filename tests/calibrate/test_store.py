@@ -27,17 +27,18 @@ TIMING = Timing(1e-3, 0.01, (1e-3, 1e-3, 5e-3), (2,), (2,), 4)
 def run(n: int, seconds: float = 1e-3) -> Run:
     sizes = {"n": float(n)}
     row = Measurement("cpu", "copy", "", "fp32", sizes, seconds, "time", "", "a CPU", "", "2026", "", "fit", "")
-    return Run("a1", row, TIMING)
+    return Run("a1", float(n), row, TIMING)
 
 
 def test_what_is_added_is_read(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    drift, beside = Checked("a1", 3.5, 1.02, TIMING), Beside("a1", "ring_shift", 1024, 1.0, 2.0, 2.5)
+    drift, beside = Checked("a1", 3.5, 1.02, TIMING), Beside("a1", 4.5, "ring_shift", 1024, 1.0, 2.0, 2.5)
     with Store(path, ENVIRONMENT) as store:
         for record in (run(1), drift, beside, run(2)):
             store.add(record)
     assert read(path) == Contents({"a1": ENVIRONMENT}, (run(1), run(2)), (drift,), (beside,))
     assert beside.hidden == 0.5
+    assert read(path).spent_s == 4.5
 
 
 def test_the_last_run_of_a_shape_counts(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_records_of_another_schema_or_environment_or_that_no_run_can_be_are_dama
     newer = written(ENVIRONMENT).replace(b'"schema":1', b'"schema":2')
     body = newer[newer.index(b'"record":') + 9 : -2]
     newer = b'{"crc":"%08x","record":%s}\n' % (zlib.crc32(body), body)
-    stray = written(Run("b2", run(1).measurement, TIMING))
+    stray = written(Run("b2", 0.0, run(1).measurement, TIMING))
     path.write_bytes(written(ENVIRONMENT) + newer + stray)
     damaged = read(path).damaged
     assert list(damaged) == [2, 3]

@@ -1,0 +1,124 @@
+"""Cases on real tensors: the very kernels that the executor runs, with operands that no cache holds.
+
+Operands are views of one pool of numbers, so that none is made or filled for a shape, and a kernel is given one set of
+them after the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibrate.case import Case, Operand, Sizes
+from calibrate.cases import CASES
+from calibrate.method import Clock, CudaClock, ThreadClock, WallClock, Work, rotating
+from calibrate.shapes import Shape
+from validate.executor import Executor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: The pool is so many times as large as the last-level cache.
+POOL = 2.5
+
+#: Sets of operands at most: of small ones, those of a kernel just before are in a cache in use, too.
+SETS = 64
+
+#: Elements between the starts of two operands: those of a cache line, and an odd number of them.
+GAP = 16 * 5
+
+
+def clock_for(device: str) -> Clock:
+    """How work on a device is timed; on one thread of a CPU by the time that the thread itself had."""
+    if device == "cuda":
+        return CudaClock()
+    return ThreadClock() if torch.get_num_threads() == 1 else WallClock()
+
+
+#: mallopt(3): the number of blocks that the system gives by themselves, and when free memory is given back to it.
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1
+
+
+def keep_memory() -> None:
+    """Have the C library use freed memory again, however large, as the caching allocator of CUDA does.
+
+    Otherwise results of some tens of MB are in new pages each time, and the system's work on these is most of the
+    time. Does nothing where the C library is not glibc.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_MMAP_MAX, 0)
+            mallopt(_TRIM_THRESHOLD, -1)
+
+
+@dataclass
+class Bench:
+    """Makes work for a timer.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        cache_bytes: of the last-level cache.
+    """
+
+    device: str
+    cache_bytes: int
+    _pools: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def work(self, shape: Shape) -> Work:
+        """Calls of the kernel at this shape, each with other operands than the call before."""
+        case, dtype = CASES[shape.kernel], DTYPES[shape.dtype]
+        if shape.kernel == "adam":
+            return _adam(torch.rand(case.operands(shape.sizes)[0].shape, dtype=dtype, device=self.device))
+        ops = Executor(dtype, device=self.device)
+        return rotating(_call(case, ops, shape.sizes), self._sets(case.operands(shape.sizes), ops))
+
+    def reference(self) -> Work:
+        """What is timed again and again to see whether the device is as fast as before."""
+        return self.work(Shape("gemm", "fp32", {"M": 256, "K": 256, "N": 256}))
+
+    def _sets(self, operands: tuple[Operand, ...], ops: Executor) -> list[tuple[Tensor, ...]]:
+        dtypes = [torch.int64 if x.precision == "index" else ops.dtypes[x.precision] for x in operands]
+        sizes = [math.prod(operand.shape) + GAP for operand in operands]
+        elements = sum(sizes)
+        whole = sum(size * dtype.itemsize for size, dtype in zip(sizes, dtypes, strict=True))
+        count = min(max(2, math.ceil(POOL * self.cache_bytes / whole)), SETS)
+        found = []
+        for number in range(count):
+            at, made = number * elements, []
+            for operand, size, dtype in zip(operands, sizes, dtypes, strict=True):
+                made.append(self._taken(operand, dtype, at))
+                at += size
+            found.append(tuple(made))
+        return found
+
+    def _taken(self, operand: Operand, dtype: torch.dtype, start: int) -> Tensor:
+        """A view of the pool, which begins anew where it is too short."""
+        size = math.prod(operand.shape)
+        if operand.precision == "index":
+            return torch.randint(operand.below, operand.shape, device=self.device)
+        pool = self._pools.get(dtype)
+        needed = max(math.ceil(POOL * self.cache_bytes / dtype.itemsize), 2 * size + GAP)
+        if pool is None or len(pool) < needed:
+            pool = self._pools[dtype] = (torch.rand(needed, device=self.device) + 0.5).to(dtype)
+        at = start % (len(pool) - size + 1) // 16 * 16
+        return pool[at : at + size].view(operand.shape)
+
+
+def _call(case: Case, ops: Executor, sizes: Sizes) -> Any:
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def call(*operands: Tensor) -> object:
+        return case.run(ops, sizes, *operands)
+
+    return call
+
+
+def _adam(parameters: Tensor) -> Work:
+    """The fused step of torch's optimizer."""
+    parameters.requires_grad_().grad = torch.rand_like(parameters)
+    return torch.optim.AdamW([parameters], fused=True).step

@@ -1,0 +1,117 @@
+"""A session spends its time, and goes on where the one before it ended."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from calibrate.measure import Session, expected_s
+from calibrate.method import Clock, Sample, Timing
+from calibrate.shapes import Shape, bytes_of
+from calibrate.store import Environment, Store, read
+from tests.calibrate.test_store import ENVIRONMENT
+
+
+class Steady(Clock):
+    """Every call takes a millisecond; time passes only then."""
+
+    name = "steady"
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def sample(self, work, calls: int) -> Sample:
+        self.time += 1e-3 * calls
+        return Sample(1e-3)
+
+    def now(self) -> float:
+        return self.time
+
+
+class Maker:
+    def __init__(self) -> None:
+        self.made: list[Shape] = []
+
+    def work(self, shape: Shape):
+        self.made.append(shape)
+        return lambda: None
+
+    def reference(self):
+        return lambda: None
+
+
+class Wire:
+    ranks = 2
+
+    def __init__(self, clock: Steady) -> None:
+        self.clock = clock
+
+    def messages(self) -> Iterator[tuple[str, int]]:
+        return iter([("ring_shift", 1024), ("broadcast", 1024), ("ring_shift", 2**20)])
+
+    def timed(self, kernel: str, size: int, budget_s: float) -> Timing:
+        self.clock.time += budget_s
+        return Timing.of([Sample(1e-3)] * 7, 1)
+
+    def beside(self, size: int, budget_s: float) -> tuple[float, float, float]:
+        self.clock.time += budget_s
+        return 1.0, 1.0, 1.5
+
+
+def session(path: Path, budget_s: float, name: str = "a1") -> Session:
+    values = {field: getattr(ENVIRONMENT, field) for field in ENVIRONMENT.__struct_fields__}
+    environment = Environment(**values | {"id": name})
+    return Session(Store(path, environment), environment, "cpu", budget_s, Maker(), Steady(), lambda *_: None)
+
+
+def test_kernels_are_measured_until_their_time_is_spent(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    made = session(path, 2.0)
+    with made.store:
+        made.kernels(("fp32",), 0.5)
+    found = read(path)
+    assert 1.0 <= made.spent_s < 1.06  # one shape takes at most 0.05 s
+    assert len(found.runs) == len({str(run.measurement) for run in found.runs}) > 50
+    assert found.spent_s == made.spent_s
+    assert found.drift[0].ratio == 1.0
+    kernels = {run.measurement.kernel for run in found.runs}
+    assert {"gemm", "exp", "softmax"} <= kernels
+
+
+def test_a_session_goes_on_where_the_one_before_ended(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    once = session(whole, 4.0)
+    with once.store:
+        once.kernels(("fp32",), 1.0)
+    for number in range(4):
+        part = session(parts, 1.0 + number, f"part {number}")
+        assert part.spent_s >= number
+        with part.store:
+            part.kernels(("fp32",), 1.0)
+    shapes = [run.measurement.sizes for run in read(whole).runs]
+    again = [run.measurement.sizes for run in read(parts).runs]
+    shorter = min(len(shapes), len(again))
+    assert again[:shorter] == shapes[:shorter]
+    assert shorter > 0.8 * len(shapes)
+
+
+def test_collectives_are_measured_once_each_with_their_overlap(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    for name in ("a1", "a2"):
+        made = session(path, 60.0, name)
+        with made.store:
+            made.collectives(Wire(made.clock))
+    found = read(path)
+    runs = [(run.measurement.kernel, run.measurement.sizes["bytes"], run.measurement.use) for run in found.runs]
+    assert runs == [("ring_shift", 1024, "fit"), ("broadcast", 1024, "check"), ("ring_shift", 2**20, "fit")]
+    assert [(beside.bytes, beside.hidden) for beside in found.overlaps] == [(1024, 0.5), (2**20, 0.5)]
+
+
+def test_what_takes_too_long_or_too_much_memory_is_not_measured(tmp_path: Path) -> None:
+    made = session(tmp_path / "runs.jsonl", 10.0)
+    with made.store:
+        made.kernels(("fp32",), 1.0)
+    shapes = random.Random(0).sample(made.maker.made, 40)
+    assert all(expected_s(shape) <= 0.05 for shape in shapes)
+    assert all(bytes_of(shape) <= 2**29 for shape in shapes)
