@@ -242,9 +242,8 @@ def fused_attention_backward(primitive: AttentionBackward, ops: Executor, *input
 def merge(
     primitive: Merge, ops: Executor, out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    running = [_entries(x, primitive, block_lse.shape[primitive.axis]) for x in (out, lse)]
-    for old, new in zip(running, attention.merge(*running, block_out, block_lse), strict=True):
-        old.copy_(new)
+    entries = block_lse.shape[primitive.axis]
+    attention.merge(_entries(out, primitive, entries), _entries(lse, primitive, entries), block_out, block_lse)
     return out, lse
 
 

@@ -1,17 +1,22 @@
-"""Flash kernels and products in memory against attention written out in float64, within bounds that follow from dtype.
+"""Flash kernels and blocks of scores against attention written out in float64, within bounds that follow from dtype.
 
 u is the unit roundoff: a rounded number is off by at most u times itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from costmodel.masks import Mask
 from validate import attention
@@ -76,6 +81,48 @@ def test_masks_written_out(causal: bool, window: int | None, n_q: int, before: i
             assert keep[query, key] == ((ahead <= 0 or not causal) and (window is None or abs(ahead) < window))
 
 
+@contextmanager
+def blocks(small: bool) -> Iterator[None]:
+    """Blocks so small that a small problem has several, or those that are used."""
+    with patch.multiple(attention, ROWS=8, COLUMNS=12, FEWEST_ROWS=4) if small else nullcontext():
+        yield
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> tuple[Mask, int, int]:
+    """A mask of each kind, with numbers of queries and of keys that it is for."""
+    n_q, before = draw(st.integers(1, 40)), draw(st.integers(0, 20))
+    kind = draw(st.sampled_from(["all", "causal", "window", "both sides", "stride"]))
+    window = draw(st.integers(1, 30))
+    if kind == "both sides":
+        ahead = draw(st.integers(0, min(window - 1, before)))
+        return Mask(window=window, ahead=ahead), n_q, n_q + before
+    if kind == "stride":
+        stride = draw(st.integers(2, 5))
+        return Mask(causal=True, stride=stride), n_q * stride, n_q + before
+    return Mask(kind != "all", window if kind == "window" else None), n_q, n_q + before
+
+
+@pytest.mark.parametrize("small", [True, False])
+@given(drawn=masks(), flash=st.booleans())
+def test_pieces_are_the_pairs_of_the_mask_each_once(small: bool, drawn: tuple[Mask, int, int], flash: bool) -> None:
+    mask, n_q, n_k = drawn
+    seen = torch.zeros(n_q, n_k, dtype=torch.int)
+    with blocks(small):
+        q, k = torch.zeros(1, 1, n_q, 2), torch.zeros(1, 1, n_k, 2)
+        work = attention._Work.of((q, k, k), mask, 1.0, flash)
+        for piece in work.pieces:
+            size = [end - start for start, end in (piece.rows, piece.columns)]
+            part = seen[slice(*piece.rows), slice(*piece.columns)]
+            bias = work.bias(piece, q)
+            keep = torch.ones(size, dtype=torch.bool) if bias is None else bias == 0
+            part += keep.tril() if piece.seen is attention.Seen.CAUSAL else keep
+            if piece.seen is attention.Seen.SOME:
+                assert size[0] <= attention.ROWS
+                assert size[1] <= attention.COLUMNS + attention.ROWS
+    assert torch.equal(seen, attention.kept(mask, n_q, n_k).int())
+
+
 def assert_within(what: str, actual: Tensor, expected: Tensor, bound: Tensor) -> None:
     worst = ((actual.double() - expected).abs() / bound).max()
     assert worst <= 1, f"{what} is off by {worst:.3g} times the bound"
@@ -83,11 +130,12 @@ def assert_within(what: str, actual: Tensor, expected: Tensor, bound: Tensor) ->
 
 @pytest.mark.parametrize("flash", [True, False])
 @pytest.mark.parametrize("dtype", ROUNDOFF)
-@settings(max_examples=40)
-@given(data=st.data())
-def test_forward(dtype: torch.dtype, flash: bool, data: st.DataObject) -> None:
+@settings(max_examples=60)
+@given(data=st.data(), small=st.booleans())
+def test_forward(dtype: torch.dtype, flash: bool, data: st.DataObject, small: bool) -> None:
     given_ = data.draw(problems(dtype))
-    out, lse = attention.forward(given_.qkv, given_.mask, given_.scale, flash)
+    with blocks(small):
+        out, lse = attention.forward(given_.qkv, given_.mask, given_.scale, flash)
     assert out.dtype == dtype
     # Weights are rounded before they meet the values, and so is the result; one piece merged with another is rounded
     # twice more. Scores and sums of up to 50 terms are in float32 (or float64).
@@ -95,20 +143,23 @@ def test_forward(dtype: torch.dtype, flash: bool, data: st.DataObject) -> None:
     u, wide = given_.roundoff, max(ROUNDOFF[torch.float64], min(given_.roundoff, ROUNDOFF[torch.float32]))
     scores = 1 + given_.largest_score
     assert_within("out", out, mix(*given_.qkv, given_.mask, given_.scale), (4 * u + 200 * wide * scores) * size + 1e-30)
-    assert_within("lse", lse, given_.lse, 200 * wide * scores * torch.ones_like(given_.lse))
+    # Torch's kernel takes a faster exponential where its result is rounded to bfloat16: 1e-5 off at most, as tried.
+    exponential = u / 64 if dtype == torch.bfloat16 and flash else 200 * wide
+    assert_within("lse", lse, given_.lse, exponential * scores * torch.ones_like(given_.lse))
 
 
 @pytest.mark.parametrize("flash", [True, False])
 @pytest.mark.parametrize("dtype", ROUNDOFF)
-@settings(max_examples=40)
-@given(data=st.data())
-def test_backward(dtype: torch.dtype, flash: bool, data: st.DataObject) -> None:
+@settings(max_examples=60)
+@given(data=st.data(), small=st.booleans())
+def test_backward(dtype: torch.dtype, flash: bool, data: st.DataObject, small: bool) -> None:
     given_ = data.draw(problems(dtype))
     exact = [x.double().requires_grad_() for x in given_.qkv]
     out = mix(*exact, given_.mask, given_.scale)
     expected = torch.autograd.grad(out, exact, given_.gradient.double())
     known = out.detach().to(dtype), given_.lse.to(torch.promote_types(dtype, torch.float32)), given_.gradient
-    found = attention.backward(given_.qkv, known, given_.mask, given_.scale, flash)
+    with blocks(small):
+        found = attention.backward(given_.qkv, known, given_.mask, given_.scale, flash)
     for name, actual, value, bound in zip("qkv", found, expected, _gradient_bounds(given_, out.detach()), strict=True):
         assert actual.dtype == dtype
         assert_within(f"gradient of {name}", actual, value, bound)
@@ -154,11 +205,16 @@ def test_merging_two_stretches_of_keys_is_attention_over_both(data: st.DataObjec
 
 def test_queries_that_see_no_key_give_zeros_not_nan() -> None:
     nothing = torch.zeros(1, 1, 2, 3), torch.full((1, 1, 2), -torch.inf)
-    out, lse = attention.merge(*nothing, *nothing)
+    running = [x.clone() for x in nothing]
+    out, lse = attention.merge(*running, *nothing)
+    assert out is running[0], "merging is in place"
     assert torch.equal(out, nothing[0])
     assert torch.equal(lse, nothing[1])
     some = torch.ones(1, 1, 2, 3), torch.zeros(1, 1, 2)
-    out, lse = attention.merge(*nothing, *some)
+    out, lse = attention.merge(*running, *some)
+    assert torch.equal(out, some[0])
+    assert torch.equal(lse, some[1])
+    out, lse = attention.merge(*running, *nothing)
     assert torch.equal(out, some[0])
     assert torch.equal(lse, some[1])
 
@@ -166,13 +222,40 @@ def test_queries_that_see_no_key_give_zeros_not_nan() -> None:
 @pytest.mark.parametrize("dtype", ROUNDOFF)
 def test_flash_kernels_run_where_they_apply(dtype: torch.dtype) -> None:
     """What they do not know would otherwise quietly take the other path in every test."""
-    q = torch.zeros(1, 1, 4, 8, dtype=dtype)
-    assert attention._flash_applies(q, q, q, Mask(causal=True))
-    assert not attention._flash_applies(q, q, q, Mask(causal=True, window=2))
-    assert not attention._flash_applies(q, q, q, Mask(causal=True, stride=2))
-    assert not attention._flash_applies(q, q, q[..., :4], Mask(causal=True))
-    assert not attention._flash_applies(q, q[:, :, :0], q[:, :, :0], Mask())
-    assert not attention._flash_applies(q, q.to(torch.float16), q.to(torch.float16), Mask())
+    q = torch.zeros(1, 2, 4, 8, dtype=dtype)
+    masks = Mask(), Mask(causal=True), Mask(causal=True, window=2), Mask(window=2), Mask(causal=True, stride=2)
+    for mask in masks:
+        assert attention._Work.of((q, q[:, :1], q[:, :1]), mask, 1.0, flash=True).flash
+    assert not attention._flash_applies(q, q, q[..., :4])
+    assert not attention._flash_applies(q, q[:, :, :0], q[:, :, :0])
+    assert not attention._flash_applies(q, q.to(torch.float16), q.to(torch.float16))
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any new tensor has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        for x in result if isinstance(result, tuple) else (result,):
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in known:
+                self.elements = max(self.elements, x.untyped_storage().nbytes() // x.itemsize)
+        return result
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("mask", [Mask(causal=True), Mask(causal=True, window=10), Mask(window=100)])
+def test_memory_is_that_of_a_block(mask: Mask, flash: bool) -> None:
+    """Neither all scores nor a copy of the keys for every query head that shares them."""
+    heads, n, d = 4, 300, 2
+    q, k, v = torch.randn(1, heads, n, d), torch.randn(1, 1, n, d), torch.randn(1, 1, n, d)
+    with blocks(small=True), Largest() as forward:
+        out, lse = attention.forward((q, k, v), mask, 0.3, flash)
+    with blocks(small=True), Largest() as backward:
+        attention.backward((q, k, v), (out, lse, out), mask, 0.3, flash)
+    assert max(forward.elements, backward.elements) <= q.numel() < n * n
 
 
 @pytest.mark.parametrize("flash", [False, True])
