@@ -23,7 +23,7 @@ from costmodel.hardware.profile import Profile
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
 from costmodel.program import Wire
-from costmodel.rates import Rates, absent, is_scalar, strides
+from costmodel.rates import Rates, absent, is_link_rate, is_scalar, strides
 from costmodel.step import MEMORY, Costs, Parts, Step, update_costs
 from costmodel.subject import Subject
 from costmodel.symbols import symbol
@@ -139,16 +139,30 @@ class Evaluator:
 
     def moved_rates(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Array]:
         """Rates of one candidate with each profile of ``Uncertainty.moved``, one entry for each."""
-        moved = self.uncertainty.moved
-        base = self.rates(mesh, symbols, self.cluster)
-        found = {name: np.full(len(moved), float(np.reshape(value, -1)[0])) for name, value in base.items()}
-        links = frozenset(name for name in base if not is_scalar(name))
-        found |= {name: self._moved_rate(name) for name in base if is_scalar(name)}
-        for place, (key, profile) in enumerate(moved):
-            if key.startswith("links"):
-                for name, value in self.rates(mesh, links, Cluster(profile, self.cluster.devices)).items():
-                    found[name][place] = float(np.reshape(value, -1)[0])
+        sizes, strides = spans(mesh)
+        found = {name: self._moved_rate(name) for name in symbols if is_scalar(name)}
+        for name in filter(is_link_rate, symbols):
+            axis = name.split(":")[1]
+            found[name] = self._moved_link(name, int(sizes[axis][0]), int(strides[axis][0]))
         return found
+
+    def _moved_link(self, name: str, size: int, stride: int) -> Array:
+        """A rate of a link with each profile of ``Uncertainty.moved``, along an axis of that size and stride."""
+        key = f"{name} {size} {stride}"
+        if key not in self._moved:
+            axis = name.split(":")[1]
+            spread = {axis: np.array([size])}, {axis: np.array([stride])}
+
+            def rate(cluster: Cluster) -> float:
+                return float(Rates(cluster, self.workload.dtype).links([name], *spread)[name][0])  # type: ignore[index]
+
+            base = rate(self.cluster)
+            every = [
+                rate(Cluster(profile, self.cluster.devices)) if moved.startswith("links") else base
+                for moved, profile in self.uncertainty.moved
+            ]
+            self._moved[key] = np.array(every)
+        return self._moved[key]
 
     def _moved_rate(self, name: str) -> Array:
         """A rate of the device with each profile of ``Uncertainty.moved``."""

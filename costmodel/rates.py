@@ -25,6 +25,11 @@ def is_scalar(symbol: str) -> bool:
     return symbol.split(":", maxsplit=1)[0] in SCALARS
 
 
+def is_link_rate(symbol: str) -> bool:
+    """Whether a symbol is a rate of the link that an axis communicates over."""
+    return symbol.split(":", maxsplit=1)[0] in LINKS
+
+
 class Rates:
     """Looks up rates of a cluster.
 
@@ -47,9 +52,9 @@ class Rates:
         """Rates of links among some symbols, for candidates with these axes."""
         found: dict[str, Value] = {}
         for symbol in symbols:
-            kind, *where = symbol.split(":")
-            if kind not in LINKS:
+            if not is_link_rate(symbol):
                 continue
+            kind, *where = symbol.split(":")
             spread = self._at_level(_spread, sizes[where[0]], strides[where[0]])
             if kind == "seconds_per_byte":
                 found[symbol] = spread / self.cluster.link_arrays(where[1], sizes[where[0]], strides[where[0]])[1]
