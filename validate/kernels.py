@@ -378,6 +378,7 @@ def all_to_all(primitive: AllToAll, ops: Executor, x: Tensor) -> Tensor:
 
 # Families of primitives in files of their own register themselves when they are imported.
 from validate import (  # noqa: E402
+    kernels_affine_scan,  # noqa: F401
     kernels_block_table,  # noqa: F401
     kernels_chosen,  # noqa: F401
     kernels_convolution,  # noqa: F401

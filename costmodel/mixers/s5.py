@@ -25,8 +25,8 @@ class S5(Mixer):
 
     The output matrix holds twice the real, and minus twice the imaginary, parts of C: C and the state of conjugates
     together give twice a real part. After it the code's "half_glu1". Rates are -exp(log_decay) + i frequency, where
-    the code has their real parts as weights, and clips them. Its associative scan is left out: ``chunked`` does the
-    same in two levels.
+    the code has their real parts as weights, and clips them. ``associative`` is the code's own scan; ``chunked`` makes
+    products of matrices of it.
     """
 
     name: ClassVar[str] = "s5"

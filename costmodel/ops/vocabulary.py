@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from costmodel.dims import Dim, Shape, divide, is_number
 from costmodel.masks import Mask
+from costmodel.ops.affine_scan import AffineScan
 from costmodel.ops.chosen_blocks import ChosenAttention, ChosenAttentionBackward, Placed, VisibleBlocks
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter
 from costmodel.ops.contraction import Contract
@@ -213,6 +214,10 @@ class Vocabulary(ABC, Generic[T]):
     def cumsum(self, x: T, axis: int, reverse: bool = False, exclusive: bool = False) -> T:
         """Running sum along an axis, each entry included, or exclusive: without its own entry."""
         return self.apply(CumSum(axis, reverse, exclusive), x)[0]
+
+    def affine_scan(self, x: T, factors: T, axis: int, pairs: bool = False) -> T:
+        """y_t = a_t y_{t-1} + x_t along an axis, from 0, for factors a that broadcast; pairs [..., 2] are complex."""
+        return self.apply(AffineScan(axis, pairs), x, factors)[0]
 
     def masked(self, pairs: T, mask: Mask, fill: str = "0", strict: bool = False) -> T:
         """Pairs [..., n_q, n_k] where the mask leaves them (strict: without the diagonal), ``fill`` elsewhere."""

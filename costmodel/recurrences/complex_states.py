@@ -1,7 +1,8 @@
 """States that each keep a complex factor of themselves: x_t = exp(growth + i turn) x_{t-1} + u_t.
 
-Two implementations: ``chunked`` (of each chunk a product with the powers of the factor, a triangular Toeplitz matrix
-for each state; a scan over chunks) and ``recurrent`` (token by token, the state on chip).
+Three implementations: ``chunked`` (of each chunk a product with the powers of the factor, a triangular Toeplitz matrix
+for each state; a scan over chunks), ``recurrent`` (token by token, the state on chip) and ``associative`` (all tokens
+at a time, in a logarithmic number of steps).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from costmodel.recurrences.diagonal import factor
 
 T = TypeVar("T")
 
-KERNELS = ("chunked", "recurrent")
+KERNELS = ("chunked", "recurrent", "associative")
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,20 @@ class ComplexStates(State[T]):
         real, imaginary = ops.halves(transition[0], 2)
         return (ops.concat([real, ops.map("neg", imaginary)], 2),)
 
+    def whole(self, ops: Vocabulary[T]) -> T:
+        return ops.cast(self._from_none(ops), "model") if self.kernel == "associative" else super().whole(ops)
+
     def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """States of chunks that begin with none [B, H, N, C, 2], and each chunk's last, at accumulation precision."""
+        """States of chunks that begin with none [B, H, N, C, 2], and each chunk's last, at accumulation precision.
+
+        To the associative scan, all tokens are one chunk.
+        """
         if self.kernel == "recurrent":
             return ()
         b, h, n, _ = ops.shape(self.u)
+        if self.kernel == "associative":
+            states = self._from_none(ops)
+            return ops.reshape(states, (b, h, 1, n, 2)), ops.slice(states, 2, n - 1, 1)
         c = self.chunk
         cut = ops.reshape(self.u, (b, h, divide(n, c), c, 2))
         powers = ops.fused("powers of factors", _triangle, counted(ops, c), self.growth, self.turn)
@@ -81,16 +91,23 @@ class ComplexStates(State[T]):
         if self.kernel == "recurrent":
             return handed
         b, h, n, _ = ops.shape(handed)
+        chunk = ops.shape(prepared[0])[3]
 
         def added(ops: Vocabulary[Any], within: Any, before: Any, growth: Any, turn: Any, places: Any) -> Any:
             lags = ops.shift(places, 1)
-            rate = (ops.reshape(ops.mul(x, lags), (h, 1, self.chunk, 1)) for x in (growth, turn))
+            rate = (ops.reshape(ops.mul(x, lags), (h, 1, chunk, 1)) for x in (growth, turn))
             grown = ops.complex_mul(ops.reshape(before, (b, h, n, 1, 2)), factor(ops, *rate))
-            return ops.add(within, grown)
+            return ops.cast(ops.add(within, grown), "model")
 
-        places = counted(ops, self.chunk)
+        places = counted(ops, chunk)
         both = ops.fused("states before", added, prepared[0], handed, self.growth, self.turn, places)
         return ops.reshape(both, ops.shape(self.u))
+
+    def _from_none(self, ops: Vocabulary[T]) -> T:
+        """States [B, H, n, 2], at accumulation precision, where there is none before, by an associative scan."""
+        _, h, n, _ = ops.shape(self.u)
+        factors = ops.expand(ops.reshape(self._power(ops, 1), (1, h, 1, 2)), (1, h, n, 2))
+        return ops.affine_scan(ops.cast(self.u, "accumulate"), factors, 2, pairs=True)
 
     def _power(self, ops: Vocabulary[T], tokens: Dim) -> T:
         """What so many tokens leave of a state: complex [H, 2]."""
@@ -107,7 +124,8 @@ class ComplexStates(State[T]):
         """Through chunks, handing out the state before each; or through tokens, handing out the state after each."""
         if self.kernel == "recurrent":
             return ops.scan(_tokens(read), state, (self.u,), (self._power(ops, 1),), axis=2)
-        return ops.scan(_over_chunks(read), state, prepared[1:], (self._power(ops, self.chunk),), axis=2)
+        chunk = ops.shape(prepared[0])[3]
+        return ops.scan(_over_chunks(read), state, prepared[1:], (self._power(ops, chunk),), axis=2)
 
 
 def _triangle(ops: Vocabulary[T], places: T, growth: T, turn: T) -> T:

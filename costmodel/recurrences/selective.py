@@ -3,7 +3,8 @@
 step = softplus(dt + bias), h_t = exp(step_t A) h_{t-1} + step_t x_t b_t, y_t = (c_t h_t + skip x_t) silu(z_t), with A =
 -exp(rate) (Gu & Dao 2023, arXiv 2312.00752, algorithm 2; state-spaces/mamba selective_scan_interface.py). ``fused`` is
 one kernel, which keeps the state on chip; ``vanilla`` has decays and inputs of all states [B, E, n, N] in memory, as
-transformers' code without that kernel.
+transformers' code without that kernel; ``associative`` has them too, and finds the states by an associative scan, as
+code without a kernel of its own does that is not to go token by token (alxndrTL/mamba.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
 
-KERNELS = ("fused", "vanilla")
+KERNELS = ("fused", "vanilla", "associative")
 
 
 @dataclass(frozen=True)
@@ -57,25 +58,47 @@ class Selective(State[T]):
         return (ops.zeros((batch, channels, ops.shape(self.rate)[1]), "accumulate"),)
 
     def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """A [E, N]; decays and inputs of all states, if they are in memory."""
+        """A [E, N]; decays and inputs of all states, if they are in memory; states where there is none before."""
         a = ops.map("neg", ops.map("exp", ops.cast(self.rate, "accumulate")))
         if self.kernel == "fused":
             return (a,)
         step = ops.map("softplus", ops.add(ops.cast(self.dt, "accumulate"), _by_channel(ops, self.bias)))
         decay = ops.map("exp", ops.mul(step, ops.reshape(a, (ops.shape(a)[0], 1, ops.shape(a)[1]))))
-        return a, decay, ops.mul(ops.mul(step, self.x), self.b)
+        added = ops.mul(ops.mul(step, self.x), self.b)
+        return (a, decay, added) if self.kernel == "vanilla" else (a, ops.affine_scan(added, decay, 2))
+
+    def whole(self, ops: Vocabulary[T]) -> T:
+        return self._read(ops, self.prepare(ops)[1]) if self.kernel == "associative" else super().whole(ops)
 
     def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
-        (state,), _ = self._scan(ops, prepared, self.initial(ops), read=False)
+        if self.kernel == "associative":
+            b, e, n, states = ops.shape(prepared[1])
+            state = ops.reshape(ops.slice(prepared[1], 2, n - 1, 1), (b, e, states))
+        else:
+            (state,), _ = self._scan(ops, prepared, self.initial(ops), read=False)
         decay = ops.fused("total decay", _total_decay, self.dt, _by_channel(ops, self.bias), prepared[0])
         return Affine((decay,), (state,))
 
     def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
+        if self.kernel == "associative":
+            before = self.dt, _by_channel(ops, self.bias), prepared[0], state[0]
+            return self._read(ops, ops.fused("states before", _with_state, prepared[1], *before))
         _, (y,) = self._scan(ops, prepared, state, read=True)
         if self.kernel == "fused":
             return y
         skipped = ops.add(ops.mul(self.x, _by_channel(ops, self.skip)), y)
         return ops.mul(skipped, ops.map("silu", self.z))
+
+    def _read(self, ops: Vocabulary[T], states: T) -> T:
+        """The output from the states [B, E, n, N] after each token, as one kernel."""
+        skip = _by_channel(ops, self.skip)
+
+        def body(ops: Vocabulary[Any], x: Any, z: Any, states: Any, c: Any, skip: Any) -> Any:
+            read = ops.sum(ops.mul(states, c), (3,))
+            return ops.mul(ops.add(ops.mul(x, skip), read), ops.map("silu", z))
+
+        result: T = ops.fused("output", body, self.x, self.z, states, self.c, skip)
+        return result
 
     def _scan(
         self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T], read: bool
@@ -98,6 +121,14 @@ def _total_decay(ops: Vocabulary[T], dt: T, bias: T, a: T) -> T:
     steps = ops.sum(ops.map("softplus", ops.add(ops.cast(dt, "accumulate"), bias)), (2,))
     batch, channels = ops.shape(dt)[:2]
     return ops.map("exp", ops.mul(ops.reshape(steps, (batch, channels, 1)), a))
+
+
+def _with_state(ops: Vocabulary[T], states: T, dt: T, bias: T, a: T, before: T) -> T:
+    """States [B, E, n, N] that began with none, had they begun with one [B, E, N]."""
+    steps = ops.cumsum(ops.map("softplus", ops.add(ops.cast(dt, "accumulate"), bias)), 2)
+    e, n = ops.shape(a)
+    faded = ops.map("exp", ops.mul(steps, ops.reshape(a, (e, 1, n))))
+    return ops.add(states, ops.mul(faded, ops.reshape(before, (*ops.shape(before)[:2], 1, n))))
 
 
 def selective_step(ops: Vocabulary[T], state: T, token: tuple[T, T, T], a: T, bias: T) -> T:

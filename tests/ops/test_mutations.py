@@ -11,7 +11,15 @@ import pytest
 from costmodel.ops import pointwise
 from costmodel.ops.primitive import Primitive, Reading, View
 from costmodel.program import Leaf, operations
-from tests.ops import test_fourier, test_functions, test_matrices, test_moves, test_reductions, test_selection
+from tests.ops import (
+    test_affine_scan,
+    test_fourier,
+    test_functions,
+    test_matrices,
+    test_moves,
+    test_reductions,
+    test_selection,
+)
 from tests.ops.checking import Case, check_counts, check_values
 
 SIZES = {"B": 2, "L": 4, "C": 3, "H": 2, "w": 3, "k": 3}
@@ -23,6 +31,7 @@ CASES: dict[str, Case] = {
     **test_selection.CASES,
     **test_matrices.CASES,
     **test_moves.CASES,
+    **test_affine_scan.CASES,
 }
 
 
