@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pattern import Pattern, Seen, ends, over_all
-from costmodel.carry import Carry, Structure
+from costmodel.carry import Carry
 from costmodel.dims import Dim, Shape, divide
 from costmodel.masks import Mask
 from costmodel.mixer import Hyperparameter, Site, Sizes, Unmasked, Weights, Written
+from costmodel.mixers.heads import Patterned, first_head
 from costmodel.ops.block_table import BlockTable, random_blocks
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
@@ -143,7 +144,7 @@ def _own(ops: Vocabulary[T], gradient: T, line: Axis | None) -> T:
     return ops.cast(gradient, "model")
 
 
-class BigBird(Unmasked):
+class BigBird(Patterned, Unmasked):
     """P = softmax over the own block, its neighbours, n_r random blocks, the first and the last; their rows are full.
 
     The form with global tokens in the sequence (ITC). Random blocks are none that a row sees anyway; they differ from
@@ -157,9 +158,6 @@ class BigBird(Unmasked):
         "rows of the first and last see all;  V = X W_v"
     )
     source: ClassVar[str] = "Zaheer et al. 2020, arXiv 2007.14062, section 2; google-research/bigbird core/attention.py"
-    structure: ClassVar[Structure] = Structure.SPARSE
-    carry: ClassVar[type[Carry[Any]]] = Pattern
-    kernels: ClassVar[tuple[str, ...]] = ("fused",)
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 12, "heads", cut=True),
         "head_dim": Hyperparameter("d", 64, "head dimension"),
@@ -167,26 +165,13 @@ class BigBird(Unmasked):
         "random": Hyperparameter("n_r", 3, "random blocks that a block of queries sees"),
     }
 
-    def weights(self, m: Sizes) -> dict[str, Shape]:
-        D, H, d = m["D"], m["H"], m["d"]
-        return dict.fromkeys(("w_q", "w_k", "w_v"), (D, H, d)) | {"w_o": (H, d, D)}
-
-    def inputs(self, m: Sizes) -> tuple[str, ...]:
-        return "w_q", "w_k", "w_v"
-
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
         q, k, v = read
         m = at.sizes
-        heads = ops.numbers(0 if at.tensor is None else at.tensor.rank * m["H"], m["H"])
+        heads = ops.numbers(first_head(at), m["H"])
         return Blocks(q, k, v, heads, m["b"], m["n_r"], m["d"] ** -0.5), ()
-
-    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        return ops.contract("bhle,hed->bld", mixed, w["w_o"])
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def grain(self, m: Sizes) -> int:
         return int(m["b"])

@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
-from costmodel.carries.monarch import KERNELS, LONGEST, long_convolution
+from costmodel.carries.monarch import long_convolution
 from costmodel.carries.sliding import Sliding
-from costmodel.carries.spectrum import Spectrum
-from costmodel.carry import Carry, Structure
+from costmodel.carry import Carry
 from costmodel.dims import Dim, Shape
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights, Written
+from costmodel.mixers.gated_convolution import GatedConvolution
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.diagonal import diagonal_filter, diagonal_step, filter_weights, written_taps
 from costmodel.recurrences.pieces import remembered
-from costmodel.written import banded, toeplitz
+from costmodel.written import banded
 
 T = TypeVar("T")
 
 
-class H3(Mixer):
+class H3(GatedConvolution):
     """Of head dimension 1, as the paper's models: k and v are multiplied channel by channel.
 
     The shift state space's impulse response is as long as its state, and is slid over the keys; its skip is one more
@@ -34,10 +34,6 @@ class H3(Mixer):
         "Y = (P V + q skip V) W_o"
     )
     source: ClassVar[str] = "Fu et al. 2022, arXiv 2212.14052; HazyResearch/H3 src/models/ssm/h3.py"
-    structure: ClassVar[Structure] = Structure.TOEPLITZ
-    carry: ClassVar[type[Carry[Any]]] = Spectrum
-    kernels: ClassVar[tuple[str, ...]] = KERNELS
-    causality: ClassVar[str] = "causal"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "channels": Hyperparameter("D_i", 768, "inner channels", cut=True),
         "taps": Hyperparameter("K", 64, "taps of the shift state space, which is its state's size"),
@@ -64,35 +60,14 @@ class H3(Mixer):
         values = ops.mul(remembered(ops, k, w["taps"], at.cache[1]).value, v)
         return Direct(diagonal_step(ops, values, w, at.cache[0]), aside=(q, values))
 
-    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        def gated(ops: Vocabulary[Any], mixed: Any, q: Any, values: Any, skip: Any) -> Any:
-            return ops.mul(ops.add(mixed, ops.mul(values, skip)), q)
-
-        skip = ops.reshape(w["skip"], (at.sizes["D_i"], 1, 1))
-        return ops.contract("bhle,hed->bld", ops.fused("skip and gate", gated, mixed, *at.aside, skip), w["w_o"])
-
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         return Kept((m["D_i"], m["N"], 2), "accumulate"), Kept((m["D_i"], m["K"] - 1))
-
-    def overlap(self, m: Sizes) -> Dim:
-        return m["K"] - 1
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["D_i"], m["D_i"]
-
-    def longest(self, kernel: str) -> int:
-        return LONGEST.get(kernel, 0)
-
-    def usual_width(self, sizes: Mapping[str, int]) -> int:
-        return sizes["channels"]
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         n = x.shape[1]
         q, k, v = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in self.inputs(at.sizes))
         values = (banded(xp, w["taps"][:, 0], n, at.sizes["K"] - 1) @ k) * v
-        mixing = toeplitz(xp, written_taps(xp, w, n))
-        mixed = mixing @ values + w["skip"][:, None, None] * values
-        return Written(mixing * q, values, xp.einsum("bhle,hed->bld", mixed * q, w["w_o"]))
+        return self.written_of(xp, written_taps(xp, w, n), q, values, w)
 
 
 h3 = H3()

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
 from costmodel.carries.direct import Direct
-from costmodel.carries.monarch import KERNELS, LONGEST, long_convolution
+from costmodel.carries.monarch import long_convolution
 from costmodel.carries.sliding import Sliding
-from costmodel.carries.spectrum import Filter, Spectrum, counted
-from costmodel.carry import Carry, Structure
+from costmodel.carries.spectrum import Filter, counted
+from costmodel.carry import Carry
 from costmodel.dims import Dim, Shape, divide
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights, Written
+from costmodel.mixers.gated_convolution import GatedConvolution
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.pieces import remembered
-from costmodel.written import banded, toeplitz
+from costmodel.written import banded
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ def _sine(ops: Vocabulary[T], x: T, bias: T, frequency: T) -> T:
     return result
 
 
-class Hyena(Mixer):
+class Hyena(GatedConvolution):
     """Of order 2: one long convolution between two gates. Biases of projections and short convolutions are left out.
 
     There is no decode state of constant size: a token is a sum over all gated values before it, which are kept, with
@@ -106,10 +107,6 @@ class Hyena(Mixer):
         "q, k, v = short convolutions of X W,  Y = (P V + q skip V) W_o"
     )
     source: ClassVar[str] = "Poli et al. 2023, arXiv 2302.10866; HazyResearch/safari src/models/sequence/hyena.py"
-    structure: ClassVar[Structure] = Structure.TOEPLITZ
-    carry: ClassVar[type[Carry[Any]]] = Spectrum
-    kernels: ClassVar[tuple[str, ...]] = KERNELS
-    causality: ClassVar[str] = "causal"
     fixed: ClassVar[tuple[str, ...]] = ("decay",)
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "channels": Hyperparameter("D_i", 768, "inner channels", cut=True),
@@ -149,28 +146,9 @@ class Hyena(Mixer):
         mixed = ops.contract("bet,et->be", ops.reshape(values, (b, e, n)), taps)
         return Direct(ops.reshape(mixed, (b, e, 1, 1)), aside=(q, new))
 
-    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        def gated(ops: Vocabulary[Any], mixed: Any, q: Any, values: Any, skip: Any) -> Any:
-            return ops.mul(ops.add(mixed, ops.mul(values, skip)), q)
-
-        skip = ops.reshape(w["skip"], (at.sizes["D_i"], 1, 1))
-        return ops.contract("bhle,hed->bld", ops.fused("skip and gate", gated, mixed, *at.aside, skip), w["w_o"])
-
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         before = Kept((m["D_i"], m["K"] - 1))
         return Kept((m["D_i"], tokens, 1), tokens=True), before, before, before
-
-    def overlap(self, m: Sizes) -> Dim:
-        return m["K"] - 1
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["D_i"], m["D_i"]
-
-    def longest(self, kernel: str) -> int:
-        return LONGEST.get(kernel, 0)
-
-    def usual_width(self, sizes: Mapping[str, int]) -> int:
-        return sizes["channels"]
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         n, taps = x.shape[1], at.sizes["K"]
@@ -185,9 +163,7 @@ class Hyena(Mixer):
         for layer in range(INNER):
             y = xp.sin((y @ w["filter_mid"][layer] + w["filter_mid_bias"][layer]) * w["filter_frequency"])
         filters = (w["filter_out"] @ y.T) * xp.exp(-w["decay"].abs()[:, None] * time)
-        values, mixing = k * v, toeplitz(xp, filters)
-        mixed = mixing @ values + w["skip"][:, None, None] * values
-        return Written(mixing * q, values, xp.einsum("bhle,hed->bld", mixed * q, w["w_o"]))
+        return self.written_of(xp, filters, q, k * v, w)
 
     def _filter(self, w: Mapping[str, T], at: Site[T]) -> ImplicitFilter[T]:
         shared = tuple(w[name] for name in SHARED)

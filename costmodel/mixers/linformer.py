@@ -12,6 +12,7 @@ from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.masks import Mask
 from costmodel.mixer import Hyperparameter, Site, Sizes, Unmasked, Weights, Written
+from costmodel.mixers.heads import Headed
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.written import softmax_matrix
 
@@ -44,7 +45,7 @@ class Projected(Total[T]):
         return Pairs(self.q, k, v, Mask(), self.scale, self.kernel).whole(ops)
 
 
-class Linformer(Unmasked):
+class Linformer(Headed, Unmasked):
     """E and F are shared by the heads ("headwise sharing"), and have a row for each token.
 
     Only for full masks: a row of E^T K is made of all tokens.
@@ -63,30 +64,13 @@ class Linformer(Unmasked):
     }
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        inward, rows = (m["D"], m["H"], m["d"]), (m["rows"], m["k"])
-        return {
-            "w_q": inward,
-            "w_k": inward,
-            "w_v": inward,
-            "w_e": rows,
-            "w_f": rows,
-            "w_o": (m["H"], m["d"], m["D"]),
-        }
-
-    def inputs(self, m: Sizes) -> tuple[str, ...]:
-        return "w_q", "w_k", "w_v"
+        return super().weights(m) | dict.fromkeys(("w_e", "w_f"), (m["rows"], m["k"]))
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
         q, k, v = read
         return Projected(q, k, v, (w["w_e"], w["w_f"]), at.sizes["d"] ** -0.5, at.kernel), ()
-
-    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        return ops.contract("bhle,hed->bld", mixed, w["w_o"])
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         q, k, v = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in ("w_q", "w_k", "w_v"))

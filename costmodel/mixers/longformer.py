@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pattern import Pattern, Seen, ends, of_the_first, over_all, stretch, united
-from costmodel.carry import Carry, Structure
+from costmodel.carry import Carry
 from costmodel.dims import Dim, Shape
 from costmodel.masks import Mask
-from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.mixer import INPUT, Hyperparameter, Site, Sizes, Unmasked, Weights, Written
+from costmodel.mixers.heads import Patterned
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.written import softmax_where
@@ -60,7 +61,7 @@ class WindowAndGlobal(Pattern[T]):
         return ops.concat([ops.slice(rows, 2, 0, count * first), others], 2)
 
 
-class Longformer(Mixer):
+class Longformer(Patterned, Unmasked):
     """P = softmax over a window of w_s tokens to each side and the G global tokens; rows of global tokens are full.
 
     The first G tokens are global, as [CLS] or a question at the beginning is. Their rows have projections of their own,
@@ -74,10 +75,6 @@ class Longformer(Mixer):
         "P = softmax(M + Q K^T / sqrt(d)), M: |i - j| <= w_s or j < G;  rows i < G: all j, own W_q, W_k, W_v"
     )
     source: ClassVar[str] = "Beltagy et al. 2020, arXiv 2004.05150, section 3.1; allenai/longformer"
-    structure: ClassVar[Structure] = Structure.SPARSE
-    carry: ClassVar[type[Carry[Any]]] = Pattern
-    kernels: ClassVar[tuple[str, ...]] = ("fused",)
-    causality: ClassVar[str] = "full"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 12, "heads", cut=True),
         "head_dim": Hyperparameter("d", 64, "head dimension"),
@@ -86,9 +83,8 @@ class Longformer(Mixer):
     }
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        D, H, d = m["D"], m["H"], m["d"]
-        inward = ("w_q", "w_k", "w_v", "w_q_global", "w_k_global", "w_v_global")
-        return dict.fromkeys(inward, (D, H, d)) | {"w_o": (H, d, D)}
+        shapes = super().weights(m)
+        return shapes | {f"{name}_global": shapes[name] for name in ("w_q", "w_k", "w_v")}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return INPUT, "w_q", "w_k", "w_v", "w_k_global", "w_v_global"
@@ -100,18 +96,6 @@ class Longformer(Mixer):
         side, count, scale = at.sizes["w_s"], at.sizes["G"], at.sizes["d"] ** -0.5
         q_all = ops.contract("bld,dhe->bhle", ops.slice(x, 1, 0, count), w["w_q_global"])
         return WindowAndGlobal(q, k, v, q_all, k_all, v_all, side, count, scale), ()
-
-    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
-        raise NotImplementedError("Longformer reads whole sequences: it has no causal form")
-
-    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        return ops.contract("bhle,hed->bld", mixed, w["w_o"])
-
-    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
-        return ()
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def shortest(self, m: Sizes) -> int:
         return int(m["G"] + m["w_s"])

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
 from costmodel.carries.pattern import Pattern
-from costmodel.carry import Carry, Structure
+from costmodel.carry import Carry
 from costmodel.composite import rope
 from costmodel.dims import Dim, Shape, ceil_div, divide, floor_div
 from costmodel.masks import Mask
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights, Written
+from costmodel.mixers.heads import Patterned, first_head
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.written import kept, softmax_where, turned
@@ -118,7 +119,7 @@ def _rows(ops: Vocabulary[T], x: T, shape: Shape, branch: Branch, heads: Sequenc
     return rows if branch.step == 1 else ops.spread(rows, heads[0], branch.step)
 
 
-class LongNet(Mixer):
+class LongNet(Patterned):
     """P = softmax over the tokens that n_s branches show: in branch i, every r_i-th of the own segment of w_i.
 
     r_i = x_r^i and w_i = m_s x_m^i r_i, so that a branch costs (x_m / x_r)^i times the first: linear in L. A token that
@@ -135,9 +136,6 @@ class LongNet(Mixer):
         "tokens and i = j = h mod x_r^c, in head h;  V = X W_v"
     )
     source: ClassVar[str] = "Ding et al. 2023, arXiv 2307.02486, section 2.2; microsoft/torchscale dilated_attention.py"
-    structure: ClassVar[Structure] = Structure.SPARSE
-    carry: ClassVar[type[Carry[Any]]] = Pattern
-    kernels: ClassVar[tuple[str, ...]] = ("fused",)
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 12, "heads", cut=True),
         "head_dim": Hyperparameter("d", 64, "head dimension"),
@@ -147,18 +145,11 @@ class LongNet(Mixer):
         "growth": Hyperparameter("x_m", 1, "factor of the tokens that a segment keeps from branch to branch"),
     }
 
-    def weights(self, m: Sizes) -> dict[str, Shape]:
-        D, H, d = m["D"], m["H"], m["d"]
-        return dict.fromkeys(("w_q", "w_k", "w_v"), (D, H, d)) | {"w_o": (H, d, D)}
-
-    def inputs(self, m: Sizes) -> tuple[str, ...]:
-        return "w_q", "w_k", "w_v"
-
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
         q, k, v = rope(ops, read[0], *at.tables), rope(ops, read[1], *at.tables), read[2]
-        heads, scale = ops.numbers(_first_head(at), at.sizes["H"]), at.sizes["d"] ** -0.5
+        heads, scale = ops.numbers(first_head(at), at.sizes["H"]), at.sizes["d"] ** -0.5
         return Dilated(q, k, v, heads, tuple(branches(at.sizes)), at.mask.causal, scale), (k, v)
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
@@ -168,7 +159,7 @@ class LongNet(Mixer):
         out, lse = _newest(ops, (q, *seen), first, at.sizes["d"] ** -0.5)
         out = ops.cast(out, "accumulate")
         for branch in others:
-            back = ops.shape(seen[0])[2] - 1 - _first_head(at)
+            back = ops.shape(seen[0])[2] - 1 - first_head(at)
             start = back - branch.step * floor_div(back, branch.step)
             count = ceil_div(at.sizes["H"] - start, branch.step)
             turn = [ops.slice(x, 1, start, count, branch.step) for x in (q, *seen)]
@@ -176,14 +167,8 @@ class LongNet(Mixer):
             out, lse = ops.merge_heads(out, lse, part, start, branch.step)
         return Direct(ops.cast(out, "model"))
 
-    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        return ops.contract("bhle,hed->bld", mixed, w["w_o"])
-
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         return (Kept((m["H"], tokens, m["d"]), tokens=True),) * 2
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def grain(self, m: Sizes) -> int:
         return int([*branches(m)][-1].segment)
@@ -212,11 +197,6 @@ def _newest(ops: Vocabulary[T], qkv: Sequence[T], branch: Branch, scale: Dim) ->
     before = floor_div(newest - branch.segment * floor_div(newest, branch.segment), branch.step)
     k, v = (ops.slice(x, 2, newest - before * branch.step, before + 1, branch.step) for x in qkv[1:])
     return ops.attention(qkv[0], k, v, Mask(), scale)
-
-
-def _first_head(at: Site[Any]) -> Dim:
-    """The number of this rank's first head among those of all tensor-parallel ranks."""
-    return 0 if at.tensor is None else at.tensor.rank * at.sizes["H"]
 
 
 longnet = LongNet()

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.selection import Blocks, Choice, Selection
-from costmodel.carry import Carry, Structure
+from costmodel.carries.selection import Blocks, Choice
 from costmodel.composite import rope
-from costmodel.dims import Dim, Shape, ceil_div, divide, floor_div, minimum
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.dims import Dim, ceil_div, divide, floor_div, minimum
+from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights, Written
+from costmodel.mixers.heads import Choosing
 from costmodel.ops.chosen_blocks import Placed
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.written import kept, softmax_matrix, turned
@@ -18,7 +18,7 @@ from costmodel.written import kept, softmax_matrix, turned
 T = TypeVar("T")
 
 
-class Moba(Mixer):
+class Moba(Choosing):
     """A query sees its own block up to itself, and the S - 1 blocks before it whose mean keys it likes best.
 
     What is hidden in it: the gate compares every query with every block, 2 B H L (L / b) d FLOP, and chooses among
@@ -32,11 +32,6 @@ class Moba(Mixer):
         "the largest q_i . mean(k), else -inf;  V = X W_v"
     )
     source: ClassVar[str] = "Lu et al. 2025, arXiv 2502.13189; MoonshotAI/MoBA moba/moba_{naive,efficient}.py"
-    structure: ClassVar[Structure] = Structure.SPARSE
-    carry: ClassVar[type[Carry[Any]]] = Selection
-    causality: ClassVar[str] = "causal"
-    kernels: ClassVar[tuple[str, ...]] = ("fused",)
-    grain_first: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 32, "query heads", cut=True),
         "kv_heads": Hyperparameter("H_kv", 8, "key-value heads", cut=True),
@@ -44,13 +39,6 @@ class Moba(Mixer):
         "block": Hyperparameter("b", 4096, "tokens of a block"),
         "chosen": Hyperparameter("S", 12, "blocks that a query sees, its own included"),
     }
-
-    def weights(self, m: Sizes) -> dict[str, Shape]:
-        D, H, H_kv, d = m["D"], m["H"], m["H_kv"], m["d"]
-        return {"w_q": (D, H, d), "w_k": (D, H_kv, d), "w_v": (D, H_kv, d), "w_o": (H, d, D)}
-
-    def inputs(self, m: Sizes) -> tuple[str, ...]:
-        return "w_q", "w_k", "w_v"
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
@@ -69,9 +57,6 @@ class Moba(Mixer):
         own = floor_div(ops.shape(keys)[2] - 1, at.sizes["b"])
         return self._carry(q, keys, values, ops.add_into(at.cache[2], k, 2, own), at)
 
-    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        return ops.contract("bhle,hed->bld", mixed, w["w_o"])
-
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         q, k, v = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in ("w_q", "w_k", "w_v"))
         q, k = (turned(xp, y, *at.tables) for y in (q, k))
@@ -84,15 +69,6 @@ class Moba(Mixer):
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         keys = Kept((m["H_kv"], tokens, m["d"]), tokens=True)
         return keys, keys, Kept((m["H_kv"], ceil_div(tokens, m["b"]), m["d"]), "accumulate")
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H_kv"]
-
-    def grain(self, m: Sizes) -> int:
-        return int(m["b"])
-
-    def rotary(self, m: Sizes) -> Dim:
-        return m["d"]
 
     def _carry(self, q: T, k: T, v: T, sums: T, at: Site[T]) -> Blocks[T]:
         choice = Choice(at.sizes["b"], partial(best_blocks, at.sizes["S"]), by_block=not at.cache)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.selection import Selection, everywhere, first_query, own_part
-from costmodel.carry import Carry, Structure
 from costmodel.composite import rope
 from costmodel.dims import Dim, Shape, ceil_div, divide, floor_div, minimum
 from costmodel.masks import Mask
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights, Written
+from costmodel.mixers.heads import Choosing
 from costmodel.ops.chosen_blocks import ChosenAttention, Placed
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
@@ -137,7 +137,7 @@ def gated_sum(ops: Vocabulary[T], gates: T, *outs: T) -> T:
     return first
 
 
-class Nsa(Mixer):
+class Nsa(Choosing):
     """Compressed, selected and sliding attention of the same queries, keys and values.
 
     Blocks are compressed by their mean and do not overlap, as in flash-linear-attention; the paper learns an MLP over
@@ -156,11 +156,6 @@ class Nsa(Mixer):
         "+ g_3 softmax(M_w + Q K^T / sqrt(d)),  g = sigmoid(X W_g);  V = X W_v"
     )
     source: ClassVar[str] = "Yuan et al. 2025, arXiv 2502.11089; flash-linear-attention fla/{ops,layers}/nsa"
-    structure: ClassVar[Structure] = Structure.SPARSE
-    carry: ClassVar[type[Carry[Any]]] = Selection
-    causality: ClassVar[str] = "causal"
-    kernels: ClassVar[tuple[str, ...]] = ("fused",)
-    grain_first: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 64, "query heads", cut=True),
         "kv_heads": Hyperparameter("H_kv", 4, "key-value heads, each with a choice of its own", cut=True),
@@ -171,12 +166,10 @@ class Nsa(Mixer):
     }
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        D, H, H_kv, d = m["D"], m["H"], m["H_kv"], m["d"]
-        inward = {"w_q": (D, H, d), "w_k": (D, H_kv, d), "w_v": (D, H_kv, d), "w_g": (D, H, 3)}
-        return inward | {"w_o": (H, d, D)}
+        return super().weights(m) | {"w_g": (m["D"], m["H"], 3)}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
-        return "w_q", "w_k", "w_v", "w_g"
+        return *super().inputs(m), "w_g"
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
@@ -195,9 +188,6 @@ class Nsa(Mixer):
             ops.add_into(cache, ops.scale(x, 1 / block), 2, own) for cache, x in zip(at.cache[2:], new, strict=True)
         )
         return _carry((q, k, v, mean_k, mean_v, read[3]), Mask(), at)
-
-    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        return ops.contract("bhle,hed->bld", mixed, w["w_o"])
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         q, k, v = (xp.einsum("bld,dhe->bhle", x, w[name]) for name in ("w_q", "w_k", "w_v"))
@@ -219,15 +209,6 @@ class Nsa(Mixer):
         keys = Kept((m["H_kv"], tokens, m["d"]), tokens=True)
         means = Kept((m["H_kv"], ceil_div(tokens, m["b"]), m["d"]), "accumulate")
         return keys, keys, means, means
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H_kv"]
-
-    def grain(self, m: Sizes) -> int:
-        return int(m["b"])
-
-    def rotary(self, m: Sizes) -> Dim:
-        return m["d"]
 
 
 def _carry(streams: tuple[T, T, T, T, T, T], mask: Mask, at: Site[T]) -> Branches[T]:

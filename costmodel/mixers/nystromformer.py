@@ -10,9 +10,9 @@ from costmodel.carries.sliding import around
 from costmodel.carries.total import Sums, total
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape, divide
-from costmodel.errors import InputError
 from costmodel.masks import Mask
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.mixer import Hyperparameter, Site, Sizes, Unmasked, Weights, Written
+from costmodel.mixers.heads import Headed
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.written import banded, softmax_matrix
@@ -110,7 +110,7 @@ def _times(ops: Vocabulary[T], a: T, b: T) -> T:
     return ops.contract("bhij,bhjk->bhik", a, b)
 
 
-class Nystromformer(Mixer):
+class Nystromformer(Headed, Unmasked):
     """P is the softmax's matrix, interpolated from its columns and rows at landmarks, plus a convolution of the values.
 
     The pseudo-inverse starts from each head's own norm, the code's second option: its first takes the largest of all
@@ -126,7 +126,6 @@ class Nystromformer(Mixer):
     structure: ClassVar[Structure] = Structure.LOW_RANK
     carry: ClassVar[type[Carry[Any]]] = Sums
     kernels: ClassVar[tuple[str, ...]] = ("published", "reordered")
-    causality: ClassVar[str] = "full"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 12, "heads", cut=True),
         "head_dim": Hyperparameter("d", 64, "head dimension of queries and keys"),
@@ -136,11 +135,8 @@ class Nystromformer(Mixer):
     }
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        D, H, d, e = m["D"], m["H"], m["d"], m["e"]
-        return {"w_q": (D, H, d), "w_k": (D, H, d), "w_v": (D, H, e), "taps": (H, m["K"]), "w_o": (H, e, D)}
-
-    def inputs(self, m: Sizes) -> tuple[str, ...]:
-        return "w_q", "w_k", "w_v"
+        D, H, e = m["D"], m["H"], m["e"]
+        return super().weights(m) | {"w_v": (D, H, e), "taps": (H, m["K"]), "w_o": (H, e, D)}
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
@@ -149,17 +145,8 @@ class Nystromformer(Mixer):
         near = _convolved(ops, v, w["taps"], at)
         return Landmarks(q, k, v, at.sizes["m"], at.sizes["d"] ** -0.5, at.kernel, aside=(near,)), ()
 
-    def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
-        raise InputError("pass", "decode", f"{self.name} is not causal, and cannot decode token by token")
-
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        return ops.contract("bhle,hed->bld", ops.add(mixed, at.aside[0]), w["w_o"])
-
-    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
-        return ()
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
+        return super().finish(ops, ops.add(mixed, at.aside[0]), w, at)
 
     def segments(self, m: Sizes) -> int:
         return int(m["m"])

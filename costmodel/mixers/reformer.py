@@ -10,7 +10,8 @@ from costmodel.carry import Carry, Structure
 from costmodel.composite import mean
 from costmodel.dims import Dim, Shape, divide
 from costmodel.errors import InputError
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights, Written
+from costmodel.mixers.heads import Headed
 from costmodel.ops.sorted_attention import SortedAttention, SortedAttentionBackward
 from costmodel.ops.vocabulary import Vocabulary
 
@@ -129,7 +130,7 @@ def row_sums(ops: Vocabulary[T], gradient: T, out: T) -> T:
     return ops.reshape(ops.sum(products, (3,)), ops.shape(out)[:3])
 
 
-class Reformer(Mixer):
+class Reformer(Headed):
     """Queries are keys of unit length; a token sees its own chunk and the one before, in each of n_h hashed orders.
 
     A round hashes a token to the largest of [x R, -x R], R random [d, L / C], so that a bucket has half a chunk on
@@ -163,9 +164,9 @@ class Reformer(Mixer):
     }
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        D, H, d = m["D"], m["H"], m["d"]
-        rotations = H, d, m["n_h"], divide(m["L"], m["C"])
-        return {"w_q": (D, H, d), "w_v": (D, H, d), "rotations": rotations, "w_o": (H, d, D)}
+        shapes = super().weights(m)
+        del shapes["w_k"]
+        return shapes | {"rotations": (m["H"], m["d"], m["n_h"], divide(m["L"], m["C"]))}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return "w_q", "w_v"
@@ -179,14 +180,8 @@ class Reformer(Mixer):
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
         raise InputError("pass", "decode", f"{self.name}: {self.undecoded}")
 
-    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        return ops.contract("bhle,hed->bld", mixed, w["w_o"])
-
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         return ()
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def grain(self, m: Sizes) -> int:
         return int(m["C"])

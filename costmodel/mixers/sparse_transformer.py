@@ -8,10 +8,11 @@ from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
 from costmodel.carries.pattern import Pattern, stretch
-from costmodel.carry import Carry, Structure
+from costmodel.carry import Carry
 from costmodel.dims import Dim, Shape, ceil_div, divide, floor_div, minimum
 from costmodel.masks import Mask
-from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights, Written
+from costmodel.mixers.heads import Patterned
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.written import softmax_where
@@ -62,7 +63,7 @@ class Strided(Pattern[T]):
         return mixed if line is None else ops.all_to_all(mixed, line, split=3, concat=2)
 
 
-class SparseTransformer(Mixer):
+class SparseTransformer(Patterned):
     """P = softmax over a window of l tokens in one head of a pair, over every l-th token in the other.
 
     Two steps of both reach all earlier tokens if l is about the root of L. A lane of strided tokens is a sequence of
@@ -73,9 +74,6 @@ class SparseTransformer(Mixer):
     title: ClassVar[str] = "Sparse Transformer: local and strided heads"
     template: ClassVar[str] = "P = softmax(M + Q K^T / sqrt(d)), M: 0 <= i - j < l, or l divides i - j >= 0;  V = X W_v"
     source: ClassVar[str] = "Child et al. 2019, arXiv 1904.10509, section 4.2; openai/sparse_attention"
-    structure: ClassVar[Structure] = Structure.SPARSE
-    carry: ClassVar[type[Carry[Any]]] = Pattern
-    kernels: ClassVar[tuple[str, ...]] = ("fused",)
     causality: ClassVar[str] = "causal"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "pairs": Hyperparameter("H", 4, "pairs of a local and a strided head", cut=True),
@@ -84,11 +82,7 @@ class SparseTransformer(Mixer):
     }
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        D, H, d = m["D"], m["H"], m["d"]
-        return dict.fromkeys(("w_q", "w_k", "w_v"), (D, H, 2 * d)) | {"w_o": (H, 2 * d, D)}
-
-    def inputs(self, m: Sizes) -> tuple[str, ...]:
-        return "w_q", "w_k", "w_v"
+        return super().weights({**m, "d": 2 * m["d"]})
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
@@ -108,14 +102,8 @@ class SparseTransformer(Mixer):
         parts = [ops.attention(query, k, v, Mask(), scale)[0] for query, (k, v) in ((near[0], window), (far[0], lane))]
         return Direct(ops.concat(parts, 3))
 
-    def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
-        return ops.contract("bhle,hed->bld", mixed, w["w_o"])
-
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         return (Kept((m["H"], tokens, 2 * m["d"]), tokens=True),) * 2
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def usual_width(self, sizes: Mapping[str, int]) -> int:
         return 2 * sizes["pairs"] * sizes["head_dim"]

@@ -17,9 +17,15 @@ T = TypeVar("T")
 class SelectGather(Strategy):
     """Keys, values and summaries are gathered whole; keys and values again in the backward pass.
 
-    Which blocks a rank's queries choose is known only once they have chosen, and together they choose nearly all, so
-    nothing less than all is sent. A query reads as many blocks wherever it stands, but for the first few: contiguous
-    stretches are balanced enough.
+    Nothing less than all is sent, because nothing less is sure to be enough. Which blocks a rank needs is known only
+    once its queries have chosen. Its L / P queries, in G groups of heads that choose for themselves, may ask another
+    rank for min(L / (P b), G S L / P) different blocks: all that this has, as G S b >= 1. So an exchange of what was
+    chosen, in buffers of a fixed size, sends as much as the all-gather and the requests besides; smaller buffers would
+    have to refuse some inputs. Even the total that a rank can need, G S L / P blocks, is less than all L / b only over
+    P > G S b ranks (at usual sizes NSA 1,024, DSA 2,048, MoBA 196,608), and choices that were drawn at random would
+    leave out exp(-G S b / P) of all blocks: on 128 ranks 0.03 % for NSA.
+
+    A query reads as many blocks wherever it stands, but for the first few: contiguous stretches are balanced enough.
     """
 
     name: ClassVar[str] = "select-gather"
