@@ -71,6 +71,12 @@ class Expected:
         """The most bytes of activations that a rank holds at once, its input included."""
         return _whole(self.value(self.memory.peak, rank))
 
+    def gradients(self, rank: int) -> int:
+        """Bytes of the gradients of a rank's weights."""
+        made = (x.storage for operation, _ in operations(self.program.backward) for x in operation.outputs)
+        found = dict.fromkeys(storage for storage in made if storage.kind == "gradient")
+        return _whole(self.value(sum((storage.bytes for storage in found), 0), rank))
+
     def flops(self) -> float:
         """FLOP of all classes on the last rank, without masks."""
         last = math.prod(self.mesh.values()) - 1

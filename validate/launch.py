@@ -1,7 +1,7 @@
 """Ranks as processes: a function run on each of them, and an error that names the rank when one fails.
 
 Processes are started once and run one function after another (``RankPool``); they talk over gloo on the loopback
-interface. Under ``torchrun``, the processes are those it started.
+interface, or over NCCL where each has a GPU of its own. Under ``torchrun``, the processes are those it started.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,9 @@ from validate.communication import CommunicationError
 STARTUP_S = 120.0
 #: Seconds in which other ranks may report, after the first failure: the first to report need not be the cause.
 GRACE_S = 1.0
+
+
+Device = Literal["cpu", "cuda"]
 
 
 class RankError(RuntimeError):
@@ -67,10 +71,11 @@ class RankPool:
 
     Args:
         ranks: processes; a function may run on the first few of them.
+        device: ``"cpu"``, or ``"cuda"`` for a GPU of its own for each rank.
     """
 
-    def __init__(self, ranks: int) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: int, device: Device = "cpu") -> None:
+        self.ranks, self._device = ranks, device
         self._processes: list[Any] = []
         self._connections: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -130,7 +135,7 @@ class RankPool:
         store = str(Path(self._folder.name) / "store")
         for index in range(self.ranks):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(index, self.ranks, store, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(index, self.ranks, self._device, store, theirs), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -181,24 +186,48 @@ class RankPool:
         return _Failure(rank, f"rank {rank} died ({_death(process.exitcode)})", follows=False)
 
 
-def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, timeout_s: float = 60.0) -> list[Any]:
-    """``function(Rank, *arguments)`` on as many ranks: their results, by rank.
+@dataclass(frozen=True)
+class Launched:
+    """The processes that a launcher started, one of which this is; every one of them calls ``run`` alike."""
 
-    Starts processes and ends them; under ``torchrun`` every process calls this, and each gets all results.
+    rank: Rank
+
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout_s: float = 60.0) -> list[Any]:
+        """``function(Rank, *arguments)`` on each rank: their results, by rank, on every rank."""
+        results: list[Any] = [None] * self.rank.size
+        dist.all_gather_object(results, function(replace(self.rank, timeout_s=timeout_s), *arguments))
+        return results
+
+
+@contextmanager
+def started(ranks: int, timeout_s: float = 60.0) -> Iterator[RankPool | Launched]:
+    """So many ranks: those that ``torchrun`` started, or processes of their own, each on its GPU if there are enough.
+
+    Args:
+        timeout_s: seconds to wait for any message between a launcher's ranks.
+
+    Raises:
+        ValueError: when ``torchrun`` started another number of processes.
+    """
+    rank = init_from_environment(timeout_s)
+    if rank is None:
+        with RankPool(ranks, "cuda" if torch.cuda.device_count() >= ranks else "cpu") as pool:
+            yield pool
+        return
+    if rank.size != ranks:
+        raise ValueError(f"{ranks} ranks were asked for, but the environment says WORLD_SIZE={rank.size}")
+    yield Launched(rank)
+
+
+def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, timeout_s: float = 60.0) -> list[Any]:
+    """``function(Rank, *arguments)`` on as many ranks: their results, by rank; see ``started``.
 
     Raises:
         RankError: when a rank raises, dies or takes longer than ``timeout_s``.
         ValueError: when ``torchrun`` started another number of processes.
     """
-    rank = init_from_environment(timeout_s)
-    if rank is None:
-        with RankPool(ranks) as pool:
-            return pool.run(function, *arguments, timeout_s=timeout_s)
-    if rank.size != ranks:
-        raise ValueError(f"{ranks} ranks were asked for, but the environment says WORLD_SIZE={rank.size}")
-    results: list[Any] = [None] * ranks
-    dist.all_gather_object(results, function(rank, *arguments))
-    return results
+    with started(ranks, timeout_s) as processes:
+        return processes.run(function, *arguments, timeout_s=timeout_s)
 
 
 def init_from_environment(timeout_s: float = 60.0) -> Rank | None:
@@ -222,12 +251,13 @@ def _context() -> Any:
     return context
 
 
-def _serve(index: int, size: int, store: str, connection: Connection) -> None:
+def _serve(index: int, size: int, device: Device, store: str, connection: Connection) -> None:
     """The life of a rank: join the others, then run what is asked until the pool goes away."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes: the pool's owner ends the ranks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    connection.send_bytes(_reply(index, pickle.dumps((_join, (store,), size, STARTUP_S))))
+    connection.send_bytes(_reply(index, pickle.dumps((_join, (device, store), size, STARTUP_S))))
     while True:
         try:
             job = connection.recv_bytes()
@@ -238,9 +268,11 @@ def _serve(index: int, size: int, store: str, connection: Connection) -> None:
         dist.destroy_process_group()
 
 
-def _join(rank: Rank, store: str) -> None:
-    limit = timedelta(seconds=rank.timeout_s)
-    dist.init_process_group("gloo", f"file://{store}", rank=rank.index, world_size=rank.size, timeout=limit)
+def _join(rank: Rank, device: Device, store: str) -> None:
+    if device == "cuda":
+        torch.cuda.set_device(rank.index)
+    limit, backend = timedelta(seconds=rank.timeout_s), "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, f"file://{store}", rank=rank.index, world_size=rank.size, timeout=limit)
 
 
 def _reply(index: int, job: bytes) -> bytes:

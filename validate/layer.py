@@ -12,17 +12,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from costmodel.arrangement import Way
 from costmodel.block import Block, Share
 from costmodel.candidates import Meshes, fitting, refusals
 from costmodel.dims import Shape
 from costmodel.errors import InputError, UnknownNameError
+from costmodel.estimate import check_way
 from costmodel.strategy import strategies
 from costmodel.subject import Layer, from_mixer
 from costmodel.workload import Phase, Workload
 from validate.executor import Executor
-from validate.launch import init_from_environment
+from validate.launch import Rank, init_from_environment
 from validate.layout import Level, shard_nested
 from validate.mesh import ORDER, Mesh
 
@@ -162,6 +164,13 @@ class DistributedLayer(nn.Module):
         """This rank's part of a second sequence [B, L_M, D_M]: contiguous, as no mask asks for its order."""
         return self._part(self._part(whole, 0, ["data"]), 1, SEQUENCE, "contiguous")
 
+    def places(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
+        """Which sequences of a batch, and which tokens of a sequence, this rank holds: their numbers, in its order."""
+        sequences = self._part(torch.arange(batch), 0, ["data"])
+        if self.task.phase == "decode":
+            return sequences, torch.tensor([length - 1])
+        return sequences, self._part(torch.arange(length), 0, SEQUENCE)
+
     def shard_cache(self, whole: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """This rank's part of a cache: tensors of the shapes of ``Mixer.cache``, with the batch before them."""
         kept = self.layer.mixer.cache(self.block(None).sizes, whole[0].shape[2])
@@ -259,7 +268,7 @@ class DistributedLayer(nn.Module):
             raise InputError("shape of x", tuple(x.shape), f"it is [B, n, {self.layer.sizes['D']}]")
         self._check_alike(", ".join(str(tuple(t.shape)) for t in (x, *second, *cache)))
         workload = Workload(length, x.shape[0] * _size(self.mesh, ["data"]), self.task.phase, self.task.causal)
-        _, reasons = refusals(self.layer, self.task.way, workload, _meshes(self.mesh))
+        _, reasons = refusals(self.layer, self.task.way, workload, mesh_arrays(dict(self.mesh.sizes)))
         if reasons:
             strategy = self.task.way.strategy.name
             raise InputError("strategy", strategy, f"it does not apply here: {'; '.join(reasons)}")
@@ -281,11 +290,12 @@ class DistributedLayer(nn.Module):
 def distributed(
     mixer: str | Layer,
     strategy: str,
-    mesh: Mapping[str, int],
+    mesh: Mapping[str, int] | DeviceMesh,
     *,
     causal: bool = True,
     phase: Phase = "train",
-    kernel: str = "fused",
+    kernel: str | None = None,
+    length: int | None = None,
     dtype: torch.dtype = torch.float32,
     **sizes: int,
 ) -> DistributedLayer:
@@ -298,10 +308,12 @@ def distributed(
         mixer: the name of a mixer, whose hyperparameters follow as ``sizes``, or a layer of a model.
         strategy: the name of a strategy; see ``costmodel.strategy.strategies.names()``.
         mesh: ranks along each axis: ``data``, ``context``, ``ulysses``, ``tensor``. Their product is the number of
-            processes.
-        causal: whether a token sees later ones.
+            processes. Or a ``DeviceMesh`` of all processes whose dimensions have these names, in this order.
+        causal: whether a token sees only earlier ones.
         phase: ``train``, ``forward`` or ``prefill`` for ``layer(x)``; ``decode`` for ``layer.decode(x, cache, L)``.
-        kernel: ``fused``, or ``vanilla`` with the scores in memory.
+        kernel: the implementation of the mixer, such as ``fused`` or ``vanilla`` (scores in memory); its first if not
+            given.
+        length: tokens of the whole sequence, for mixers that have weights for each of them.
         dtype: of weights and activations. Gradients are accumulated, and travel, in float32 at least.
         sizes: hyperparameters of the mixer, and ``width`` of the model; the usual ones where not given.
 
@@ -310,25 +322,55 @@ def distributed(
         InputError: when mesh, strategy and number of processes do not go together, or a size is out of range.
     """
     layer = mixer if isinstance(mixer, Layer) else from_mixer(mixer, **sizes).layers[0]
+    sizes_of_mesh = _sizes_of(mesh)
+    rank = _rank_of(sizes_of_mesh)
+    over_nccl = rank is not None and dist.get_backend() == "nccl"
+    ops = Executor(
+        dtype,
+        Mesh.of(sizes_of_mesh, 0 if rank is None else rank.index),
+        device=torch.device("cuda", torch.cuda.current_device()) if over_nccl else "cpu",
+    )
+    chosen = layer.mixer.kernels[0] if kernel is None else kernel
+    way = Way(strategies.get(strategy), chosen, sizes_of_mesh.get("tensor", 1) > 1)
+    check_way(layer, way, causal)
+    return DistributedLayer(layer, Task(way, causal, phase, length), ops)
+
+
+def _sizes_of(mesh: Mapping[str, int] | DeviceMesh) -> dict[str, int]:
+    """Ranks along each axis of a mesh.
+
+    Raises:
+        InputError: for an axis that there is not, or without ranks, and for a mesh whose ranks are numbered otherwise.
+    """
+    if isinstance(mesh, DeviceMesh):
+        sizes = dict(zip(mesh.mesh_dim_names or (), mesh.mesh.shape, strict=False))
+        numbered = mesh.mesh.flatten().tolist() == list(range(mesh.size()))
+        if len(sizes) != mesh.mesh.dim() or list(sizes) != [name for name in ORDER if name in sizes] or not numbered:
+            rule = f"its dimensions are named, in this order: {', '.join(ORDER)}; and its ranks follow each other"
+            remedy = 'for example init_device_mesh("cpu", (2, 2), mesh_dim_names=("context", "ulysses"))'
+            raise InputError("mesh", str(mesh), rule, remedy)
+        return sizes
     for name, size in mesh.items():
         if name not in ORDER:
             raise UnknownNameError("axis", name, ORDER)
         if size < 1:
             raise InputError(name, size, "an axis has at least 1 rank")
+    return dict(mesh)
+
+
+def _rank_of(mesh: Mapping[str, int]) -> Rank | None:
+    """Which of the launcher's ranks this process is; ``None`` for a mesh of one.
+
+    Raises:
+        InputError: when the launcher started another number of processes.
+    """
     ranks = math.prod(mesh.values())
     rank = init_from_environment() if ranks > 1 else None
     running = 1 if rank is None else rank.size
     if ranks != running:
         remedy = f"start them with torchrun --nproc-per-node {ranks}" if running == 1 else None
         raise InputError("mesh", dict(mesh), f"it has {ranks} ranks, and {running} are running", remedy)
-    over_nccl = rank is not None and dist.get_backend() == "nccl"
-    ops = Executor(
-        dtype,
-        Mesh.of(mesh, 0 if rank is None else rank.index),
-        device=torch.device("cuda", torch.cuda.current_device()) if over_nccl else "cpu",
-    )
-    way = Way(strategies.get(strategy), kernel, mesh.get("tensor", 1) > 1)
-    return DistributedLayer(layer, Task(way, causal, phase), ops)
+    return rank
 
 
 def _block(layer: Layer, task: Task, mesh: Mesh, length: int | None, cut_rows: bool = True) -> Block:
@@ -342,12 +384,13 @@ def _size(mesh: Mesh, names: Sequence[str]) -> int:
     return math.prod(mesh.axes[name].size for name in names if name in mesh.axes)
 
 
-def _meshes(mesh: Mesh) -> Meshes:
-    return Meshes({name: np.array([_size(mesh, [name])]) for name in ORDER}, np.array([False]))
+def mesh_arrays(mesh: Mapping[str, int]) -> Meshes:
+    """A mesh as the planner sees it."""
+    return Meshes({name: np.array([mesh.get(name, 1)]) for name in ORDER}, np.array([False]))
 
 
 def _check_axes(way: Way, mesh: Mesh) -> None:
-    if len(fitting(way.strategy.axes, way.tensor, _meshes(mesh))) == 0:
+    if len(fitting(way.strategy.axes, way.tensor, mesh_arrays(dict(mesh.sizes)))) == 0:
         needed = ", ".join(way.strategy.axes) or "neither context nor ulysses"
         rule = f"along the sequence, strategy '{way.strategy.name}' needs axes of at least 2 ranks: {needed}"
         raise InputError("mesh", dict(mesh.sizes), rule)

@@ -1,0 +1,180 @@
+"""``costmodel run``: what it prints and keeps, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from costmodel.cli import main as command_line
+from validate.job import Job
+from validate.launch import Rank
+from validate.measured import AFFORDED_TOKENS, slice_of
+
+SMALL = ("run", "--mixer", "attention", "--set", "heads=2", "--set", "head_dim=8", "--repetitions", "1")
+RING = (*SMALL, "--strategy", "ring", "--ranks", "2", "--seq", "64")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command as the command line finds it."""
+    entry = EntryPoint("run", "validate.run:run", command_line.GROUP)
+    monkeypatch.setattr(command_line, "_registered", lambda: {"run": entry})
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+    def invoke(*arguments: str) -> Result:
+        return CliRunner(env={"COLUMNS": "100"}).invoke(command_line.main, arguments, prog_name="costmodel")
+
+    return invoke
+
+
+def document(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_counts_are_those_of_the_formula(run, tmp_path: Path) -> None:
+    kept = tmp_path / "results.jsonl"
+    found = document(run(*RING, "--save", str(kept), "--json"))
+    # Keys and values of 32 tokens, 2 heads of 8 entries of 4 bytes each, passed on once.
+    assert [own["sent"] for own in found["measured"]["ranks"]] == [{"context": {"bytes": 4096, "messages": 2}}] * 2
+    assert found["predicted"]["ranks"][0]["sent"] == found["measured"]["ranks"][0]["sent"]
+    assert all(own["memory_bytes"] >= 32 * 16 * 4 for own in found["measured"]["ranks"])
+    assert found["measured"]["checked_tokens"] == 64
+    assert 0 < found["measured"]["relative_error"] < 1e-5
+    assert found["predicted"]["profile"] == "cpu"
+    (line,) = kept.read_text().splitlines()
+    saved = json.loads(line)
+    assert saved["environment"]["torch"]
+    assert saved["measured"] == found["measured"]
+
+
+def test_a_page_for_people(run) -> None:
+    result = run(*RING, "--pass", "train", "--dtype", "bf16")
+    assert result.exit_code == 0, result.output
+    for told in ("ring 2; mesh context 2", "all 64 tokens against one process", "measured is", "and Adam"):
+        assert told in " ".join(result.stdout.split())
+    assert result.stdout.count("same") == 4  # bytes and messages of both ranks
+    assert "run 1 of 1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--strategy", "tree", "--ranks", "3", "--seq", "33", "--pass", "decode"),
+        ("--strategy", "ulysses-zigzag", "--ulysses", "2", "--ranks", "4", "--seq", "64", "--pass", "prefill"),
+    ],
+)
+def test_other_passes_and_meshes(run, arguments: tuple[str, ...]) -> None:
+    found = document(run(*SMALL, *arguments, "--json"))
+    assert [own["sent"] for own in found["measured"]["ranks"]] == [own["sent"] for own in found["predicted"]["ranks"]]
+
+
+WRONG = """
+from costmodel.strategies.ring import Ring
+
+class Forgetful(Ring):
+    name = "forgetful"
+
+    def apply(self, ops, axes, carry):
+        return ops.scale(super().apply(ops, axes, carry), 1.01)
+"""
+
+
+def test_a_wrong_result_is_an_error(run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(WRONG)
+    result = run(*SMALL, "--strategy", f"{tmp_path / 'mine.py'}:Forgetful", "--ranks", "2", "--seq", "64")
+    assert result.exit_code == 1
+    assert "the ranks' result for the first 64 tokens is off by 0.0" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((*RING, "--ranks", "0"), "--ranks: '0' is not valid"),
+        ((*RING, "--ranks", "1"), "ring needs at least 2 ranks"),
+        ((*RING, "--seq", "63"), "63 tokens do not divide"),
+        ((*RING, "--strategy", "rin"), "Did you mean 'ring'?"),
+        (("run", "--mixer", "fnet", *RING[9:]), "does not know what crosses a cut"),
+        ((*RING, "--set", "head=3"), "Did you mean 'heads'?"),
+        ((*RING, "--context", "3"), "has 3 ranks and the cluster 2 devices"),
+        ((*RING, "--profile", "h10"), "Did you mean 'h100'?"),
+        ((*RING, "--kernel", "fast"), "no kernel of attention named 'fast'"),
+        ((*RING, "--repetitions", "none"), "--repetitions: 'none' is not valid"),
+        ((*RING, "--save", "/nowhere/results.jsonl"), "--save: '/nowhere/results.jsonl' is not valid: cannot be"),
+        ((*RING, "--dtype", "fp8"), "'fp8' is not one of"),
+    ],
+)
+def test_bad_input_is_told_before_anything_starts(run, arguments: tuple[str, ...], told: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert told in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_another_number_of_launched_processes(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    result = run(*RING)
+    assert (result.exit_code, "give --ranks 3" in result.stderr) == (2, True)
+
+
+def test_a_slice_is_what_one_process_affords() -> None:
+    sizes = {"heads": 1, "head_dim": 8}
+    long = Job("attention", "zigzag", "fused", {"context": 4}, 2**20, sizes=sizes)
+    assert slice_of(long).length == AFFORDED_TOKENS
+    assert slice_of(long.of(96)).length == 96
+    # Halved until the ranks cannot be given less: 8 pieces of 3 x 2^11 tokens would be 8 of 3.
+    assert slice_of(long.of(3 * 2**18)).length == 3 * 2**11
+
+
+def test_tensors_do_not_depend_on_the_ranks() -> None:
+    job = Job("attention", "zigzag", "fused", {"context": 2}, 4096, batch=2, sizes={"heads": 1, "head_dim": 4})
+    alone = job.alone()
+    whole = alone.tokens(alone.on(Rank(0, 1, 1.0)), 0, "fp32")
+    for rank in range(2):
+        made = job.on(Rank(rank, 2, 1.0))
+        assert made.shard(whole).float().equal(job.tokens(made, 0, "fp32"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_process() -> None:
+    command = [sys.executable, "-c", "from validate.run import run; run()", *RING[1:], "--repetitions", "100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        try:
+            while "run 2 of" not in (line := process.stderr.readline()):
+                assert line, "the command ended by itself"
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            assert process.wait(20) != 0
+            assert "Traceback" not in process.stderr.read()
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline and _members(process.pid):
+                time.sleep(0.1)
+            assert not _members(process.pid)
+        finally:
+            if _members(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _members(group: int) -> list[int]:
+    """Living processes of a process group."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
