@@ -169,9 +169,15 @@ class Transport:
         before = self.sent.get(axis.name, Traffic())
         self.sent[axis.name] = Traffic(before.bytes + sent, before.messages + messages)
 
-    def shift(self, axis: Axis, tensors: Sequence[Tensor], what: str = "ring shift") -> Pending:
-        """Tensors on their way to the next rank, and as many from the one before; one message each."""
-        return self.exchange(axis, 1, what, tensors, [_like(x) for x in tensors])
+    def shift(
+        self, axis: Axis, tensors: Sequence[Tensor], what: str = "ring shift", into: Sequence[Tensor] | None = None
+    ) -> Pending:
+        """Tensors on their way to the next rank, and as many from the one before; one message each.
+
+        Args:
+            into: contiguous tensors of their shapes that are written to, in place of new memory.
+        """
+        return self.exchange(axis, 1, what, tensors, [_like(x) for x in tensors] if into is None else into)
 
     def all_gather(self, x: Tensor, axis: Axis, dim: int, order: str = "rank") -> Tensor:
         """Every rank's shard of ``dim``; P - 1 rounds, in each of which a shard goes one rank on.

@@ -139,16 +139,17 @@ class Executor(Vocabulary[Tensor]):
     def rotate(
         self, axis: Axis, blocks: tuple[Tensor, ...], accumulators: tuple[Tensor, ...] = ()
     ) -> Iterator[tuple[int, tuple[Tensor, ...], Travelling]]:
-        travelling = Travelling(self.transport, axis, accumulators)
+        travelling, spare = Travelling(self.transport, axis, accumulators), None
         for step in range(axis.size):
             following = None
             if step < axis.size - 1:
-                following = self.transport.shift(axis, blocks, f"ring step {step}, blocks")
+                following = self.transport.shift(axis, blocks, f"ring step {step}, blocks", spare)
             if step > 0:
                 travelling.shift(f"ring step {step}, accumulators")
             yield step, blocks, travelling
             travelling.settle()
             if following is not None:
+                spare = blocks if step > 0 else None  # the first are the caller's
                 blocks = following.finish()
 
 
@@ -157,11 +158,16 @@ def _copies(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 class Travelling:
-    """Accumulators on their way round a ring: sent on while the next step computes (``Vocabulary.rotate``)."""
+    """Accumulators on their way round a ring: sent on while the next step computes (``Vocabulary.rotate``).
+
+    What has been sent is the memory that is received in next.
+    """
 
     def __init__(self, transport: Transport, axis: Axis, accumulators: tuple[Tensor, ...]) -> None:
         self._transport, self._axis, self._at_hand = transport, axis, accumulators
         self._moving: Pending | None = None
+        self._leaving: tuple[Tensor, ...] = ()
+        self._spare: tuple[Tensor, ...] | None = None
 
     def arrive(self) -> tuple[Tensor, ...]:
         if self._moving is not None:
@@ -179,7 +185,8 @@ class Travelling:
     def shift(self, what: str) -> None:
         """Send on what is at hand; at hand is then, once it has arrived, what the previous rank sends."""
         if self._at_hand:
-            self._moving = self._transport.shift(self._axis, self._at_hand, what)
+            self._leaving = self._at_hand
+            self._moving = self._transport.shift(self._axis, self._leaving, what, self._spare)
             self._at_hand = self._moving.received
 
     def settle(self) -> None:
@@ -187,3 +194,4 @@ class Travelling:
         if self._moving is not None:
             self._moving.finish()
             self._moving = None
+            self._spare = self._leaving if all(x.is_contiguous() for x in self._leaving) else None

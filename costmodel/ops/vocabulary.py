@@ -101,7 +101,7 @@ class Vocabulary(ABC, Generic[T]):
 
         Yields the step, its blocks, and accumulators that travel along with them. Step 0 is a plain 0 in every
         reader, so ``if step == 0`` is allowed; of the others only comparisons given to ``when`` may be taken. At
-        step t a rank holds the blocks of rank (rank - t) mod size.
+        step t a rank holds the blocks of rank (rank - t) mod size, until the step ends: their memory is used again.
         """
 
     @abstractmethod
