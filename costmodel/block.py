@@ -114,7 +114,7 @@ class Block:
             self.site,
             tables=tables,
             cache=cache,
-            cache_axis=self.axes.get("context"),
+            cache_axis=self.axes.get("context") if self.phase == "decode" else None,
             line=line(self.axes),
             tensor=self.axes.get("tensor"),
         )
@@ -123,7 +123,7 @@ class Block:
         read: tuple[T, ...] = ()
         for x, weights in zip(given, names, strict=False):  # a decoded token comes without a second sequence
             read += self._read(ops, x, [None if name == INPUT else w[name] for name in weights])
-        if self.phase == "decode":
+        if self.phase == "decode" or cache:
             carry: Carry[T] = self.mixer.decode(ops, read, w, at)
         else:
             carry, state = self.mixer.project(ops, read, w, at)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from costmodel.arrangement import Arrangement, Way
 from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
-from costmodel.strategy import Requirement, Situation, divides, strategies, takes
+from costmodel.strategy import Requirement, Situation, Strategy, divides, strategies, takes
 from costmodel.subject import Layer, Subject
 from costmodel.workload import Workload
 
@@ -177,6 +177,9 @@ def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> It
     if workload.phase != "decode":
         for requirement in _enough_tokens(layer, at):
             yield requirement, at
+    if workload.cached:
+        for requirement in _after_cached(layer, way.strategy, at):
+            yield requirement, at
     yield divides(at.batch, at.data, "a batch of {batch} does not divide over {data} data-parallel ranks"), at
     if way.tensor:
         yield Requirement(not layer.mixer.indivisible, layer.mixer.indivisible), at
@@ -210,6 +213,17 @@ def _enough_tokens(layer: Layer, at: Situation) -> Iterator[Requirement]:
         yield Requirement(np.greater_equal(at.length, ranks * shortest), f"{spread} {shortest} that each needs")
 
 
+def _after_cached(layer: Layer, strategy: Strategy, at: Situation) -> Iterator[Requirement]:
+    """New tokens may follow on cached ones."""
+    yield Requirement(
+        layer.mixer.extends, f"{layer.mixer.name} is modelled from its first token on only: no cached ones"
+    )
+    yield Requirement(at.causal, "cached tokens do not see new ones: a prefill that follows on them is causal")
+    yield Requirement(at.window is None, "the cache of a sliding window is not modelled before a prefill")
+    yield Requirement(strategy.extends, "it does not spread cached tokens")
+    yield divides(at.cached, at.context, "{cached} cached tokens do not divide over {context} ranks")
+
+
 def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Situation:
     heads, kv_heads = layer.mixer.query_heads(layer.sizes)
     return Situation(
@@ -223,6 +237,7 @@ def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Situ
         kernel=way.kernel,
         reach=layer.mixer.reach(layer.sizes),
         lanes=layer.mixer.lanes(layer.sizes),
+        cached=workload.cached,
         phase=workload.phase,
         **{name: mesh.sizes[name] for name in MESH},
     )

@@ -124,7 +124,8 @@ class Evaluator:
         """Values of some symbols; work that depends on the rank is the last rank's, which has most."""
         found: dict[str, Value] = {AXES[name]: size for name, size in mesh.sizes.items()}
         found |= {f"rank_{AXES[name][-1]}": size - 1 for name, size in mesh.sizes.items()}
-        found |= {"B": float(self.workload.batch), "L": float(self.workload.length)}
+        workload = self.workload
+        found |= {"B": float(workload.batch), "L": float(workload.length), "T": float(workload.cached)}
         return found | self.rates(mesh, symbols, self.cluster)
 
     def rates(self, mesh: Meshes, symbols: frozenset[str], cluster: Cluster) -> dict[str, Value]:

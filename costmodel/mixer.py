@@ -135,6 +135,7 @@ class Mixer(ABC):
         causality: the masks it is defined for: ``"causal"``, ``"full"`` or ``"either"``.
         indivisible: why tensor parallelism cannot cut it; empty where it can.
         undecoded: why it is not decoded although it is causal; empty where it is.
+        extends: whether ``decode`` takes any number of new tokens, so that a prefill may follow on cached ones.
         fixed: weights that are not trained, such as random projections.
         grain_first: whether whole pieces (``grain``) are needed before heads are exchanged for sequence, too.
     """
@@ -150,6 +151,7 @@ class Mixer(ABC):
     causality: ClassVar[str] = "either"
     indivisible: ClassVar[str] = ""
     undecoded: ClassVar[str] = ""
+    extends: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ()
     grain_first: ClassVar[bool] = False
 
@@ -193,7 +195,7 @@ class Mixer(ABC):
 
     @abstractmethod
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
-        """The carry of one new token against the cache."""
+        """The carry of one new token against the cache; of any number of them where it ``extends``."""
 
     @abstractmethod
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:

@@ -145,9 +145,12 @@ class Pieces:
             for name, shape in block.weights().items()
         }
         table = Tensor.new((self.tokens, layer.mixer.rotary(sizes) / 2), 4, "table")
-        kept = layer.mixer.cache(sizes, layer.kept(symbol("L")) / self.spread)
+        kept = layer.mixer.cache(
+            sizes, layer.kept(symbol("L") + (symbol("T") if self.workload.cached else 0)) / self.spread
+        )
         width = self.ops.width
-        cache = tuple(Tensor.new((self.batch, *k.shape), width(k.precision), "cache") for k in kept if self.decode)
+        earlier = kept if self.decode or self.workload.cached else ()
+        cache = tuple(Tensor.new((self.batch, *k.shape), width(k.precision), "cache") for k in earlier)
         program = trace(
             self.ops,
             lambda ops, x, *given: block(ops, x, (table, table), cache, given[-1], given[:-1]),

@@ -32,6 +32,7 @@ class Situation:
         reach: how many tokens away, to one side, a token sees at most, for the halo carry.
         lanes: sequences of their own into which a strided pattern parts the tokens; 0 where there is none.
         phase: ``forward``, ``train``, ``prefill`` or ``decode``.
+        cached: tokens that came before those of a prefill.
     """
 
     carry: type[Carry[Any]]
@@ -44,6 +45,7 @@ class Situation:
     phase: str
     reach: Dim = 0
     lanes: Dim = 0
+    cached: Dim = 0
     batch: Dim = 1
     data: Dim = 1
     tensor: Dim = 1
@@ -69,6 +71,7 @@ class Strategy(ABC):
             and 2 P - 1 - r of 2 P), or ``striped`` (rank r holds tokens r, r + P, r + 2 P, ...).
         groups: how many equal groups it cuts the heads of a rank into.
         cuts_rows: whether weights with a row for each token of the sequence are cut like the sequence.
+        extends: whether the keys that it spreads may begin with cached ones, of which every rank has an equal share.
     """
 
     name: ClassVar[str]
@@ -79,6 +82,7 @@ class Strategy(ABC):
     layout: ClassVar[str] = "contiguous"
     groups: ClassVar[int] = 1
     cuts_rows: ClassVar[bool] = False
+    extends: ClassVar[bool] = False
 
     @abstractmethod
     def requirements(self, at: Situation) -> Iterator[Requirement]:

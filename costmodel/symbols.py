@@ -15,7 +15,7 @@ MEANING: dict[str, str] = {
     "L": "sequence length: tokens of one sequence, over all ranks",
     "L_M": "tokens of a second sequence (cross-attention)",
     "D_M": "width of a second sequence (cross-attention)",
-    "T": "tokens already in the key-value cache",
+    "T": "tokens of one sequence that were cached before",
     "D": "model width",
     "V": "vocabulary size",
     "F": "hidden width of the feed-forward layer (of one expert)",

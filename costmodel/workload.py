@@ -28,6 +28,7 @@ class Workload:
             cache is kept); ``decode`` (one token for every sequence).
         dtype: of weights, activations and what is sent.
         cache_bytes: bytes of one element of the key-value cache.
+        cached: tokens of each sequence that were taken in before, and whose cache is at hand; only for ``prefill``.
 
     Raises:
         InputError: for a number out of range.
@@ -40,6 +41,7 @@ class Workload:
     causal: bool = True
     dtype: str = "bf16"
     cache_bytes: float | None = None
+    cached: int = 0
 
     def __post_init__(self) -> None:
         for field, value, limit in (("--seq", self.length, LONGEST), ("--batch", self.batch, 2**30)):
@@ -49,6 +51,11 @@ class Workload:
                 )
         if self.phase not in PHASES:
             raise UnknownNameError("pass", self.phase, PHASES)
+        if not 0 <= self.cached <= LONGEST:
+            raise InputError("--cached", self.cached, f"must be between 0 and {LONGEST}")
+        if self.cached and self.phase != "prefill":
+            rule = f"only a prefill adds to a cache; a {self.phase} pass has none, or counts it in its length"
+            raise InputError("--cached", self.cached, rule, "add --pass prefill")
         if self.dtype not in WIDTHS:
             raise UnknownNameError("dtype", self.dtype, WIDTHS)
 

@@ -53,7 +53,7 @@ class Expected:
         if not isinstance(formula, Expression):
             return formula
         axes = Mesh.of(self.mesh, rank).axes
-        values = {"B": self.workload.batch, "L": self.workload.length}
+        values = {"B": self.workload.batch, "L": self.workload.length, "T": self.workload.cached}
         for name, size in AXES.items():
             values[size] = axes[name].size if name in axes else 1
             values[f"rank_{size[-1]}"] = axes[name].rank if name in axes else 0

@@ -18,7 +18,20 @@ from costmodel.ops.contraction import Contract
 from costmodel.ops.convolution import Depthwise, TapsGradient
 from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
 from costmodel.ops.halo import Halo, HaloReturn
-from costmodel.ops.layout import AddInto, Append, Concat, Expand, Fill, Flip, Pad, Permute, Repeat, Reshape, Slice
+from costmodel.ops.layout import (
+    AddInto,
+    Append,
+    Concat,
+    Expand,
+    Fill,
+    Flip,
+    Pad,
+    Permute,
+    Repeat,
+    Reshape,
+    Slice,
+    Write,
+)
 from costmodel.ops.pointwise import Cast, CumSum, Map, Masked, Max, Scale, Shift, Softmax, SoftmaxBackward, Sum
 from costmodel.ops.primitive import Primitive
 from validate import attention
@@ -312,6 +325,12 @@ def fill(primitive: Fill, ops: Executor) -> Tensor:
 def add_into(primitive: AddInto, ops: Executor, accumulator: Tensor, block: Tensor) -> Tensor:
     accumulator.narrow(primitive.axis, primitive.start, block.shape[primitive.axis]).add_(block)
     return accumulator
+
+
+@runs(Write)
+def write(primitive: Write, ops: Executor, whole: Tensor, block: Tensor) -> Tensor:
+    whole.narrow(primitive.axis, primitive.start, block.shape[primitive.axis]).copy_(block)
+    return whole
 
 
 @runs(Append)

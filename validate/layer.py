@@ -67,7 +67,7 @@ class DistributedLayer(nn.Module):
     def __init__(self, layer: Layer, task: Task, ops: Executor) -> None:
         super().__init__()
         self.layer, self.task, self.ops, self.mesh = layer, task, ops, ops.transport.mesh
-        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._aside = copy(ops.transport)  # the same ranks, counted apart
         self._aside.sent = dict(self._aside.sent)
         _check_axes(task.way, self.mesh)
@@ -175,7 +175,8 @@ class DistributedLayer(nn.Module):
         """This rank's part of a cache: tensors of the shapes of ``Mixer.cache``, with the batch before them."""
         kept = self.layer.mixer.cache(self.block(None).sizes, whole[0].shape[2])
         parts = [self._part(x, 0, ["data"]) for x in whole]
-        parts = [self._part(x, 2, ["context"]) if k.tokens else x for x, k in zip(parts, kept, strict=True)]
+        spread = [["context"] if k.tokens else [] for k in kept]
+        parts = [self._part(x, 2, names, "contiguous") for x, names in zip(parts, spread, strict=True)]
         return tuple(
             part if part.shape[1] == k.shape[0] else self._part(part, 1, ["tensor"])
             for part, k in zip(parts, kept, strict=True)
@@ -220,17 +221,33 @@ class DistributedLayer(nn.Module):
         self._check(x, length, *cache)
         return self.block(length)(self.ops, x, self.tables(length), tuple(cache), dict(self.weights.items()))
 
-    def tables(self, length: int) -> tuple[Tensor, Tensor]:
+    def extend(self, x: Tensor, cache: Sequence[Tensor], cached: int) -> Tensor:
+        """The layer's output for this rank's new tokens [B, n, D], which follow on ``cached`` ones: a prefill.
+
+        Args:
+            cache: this rank's part of what the cached tokens left (see ``shard_cache``), with room at its end for its
+                new ones, which is written.
+
+        Raises:
+            InputError: when the strategy does not apply to these shapes, or they differ between ranks.
+        """
+        length = x.shape[1] * _size(self.mesh, SEQUENCE)
+        self._check(x, length, *cache, cached=cached)
+        tables = self.tables(length, cached)
+        return self.block(length)(self.ops, x, tables, tuple(cache), dict(self.weights.items()))
+
+    def tables(self, length: int, cached: int = 0) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the rotary positions of this rank's part of ``length`` tokens; made once."""
-        if length not in self._tables:
-            places = self._part(torch.arange(length), 0, SEQUENCE[:2])  # between the gathers of tensor parallelism
+        if (length, cached) not in self._tables:
+            every = torch.arange(cached, cached + length)
+            places = self._part(every, 0, SEQUENCE[:2])  # between the gathers of tensor parallelism
             if self.task.phase == "decode":
                 places = torch.tensor([length - 1])
             turns = self.layer.mixer.turns(self.block(length).sizes)
             turn = torch.outer(places.double(), torch.tensor(turns, dtype=torch.float64))
             cos, sin = (x.to(self.ops.device, self.ops.dtypes["accumulate"]) for x in (turn.cos(), turn.sin()))
-            self._tables[length] = cos, sin
-        return self._tables[length]
+            self._tables[length, cached] = cos, sin
+        return self._tables[length, cached]
 
     def mix(self, carry: Any) -> Tensor:
         """The mixed values of this rank's tokens, from the carry of this rank's heads: the strategy alone."""
@@ -260,14 +277,15 @@ class DistributedLayer(nn.Module):
         if given != expected:
             raise InputError("tokens and width of memory", given, f"{self.layer.mixer.name} reads {expected}")
 
-    def _check(self, x: Tensor, length: int, *cache: Tensor, second: tuple[Tensor, ...] = ()) -> None:
+    def _check(self, x: Tensor, length: int, *cache: Tensor, second: tuple[Tensor, ...] = (), cached: int = 0) -> None:
         """Refuse what would go wrong between the ranks: shapes that differ, or that the strategy is not for."""
-        if (self.task.phase == "decode") != bool(cache):
+        if (self.task.phase == "decode") != bool(cache and not cached):
             raise InputError("pass", self.task.phase, "forward(x) is for other passes than decode, decode(...) for it")
         if x.dim() != 3 or x.shape[2] != self.layer.sizes["D"]:
             raise InputError("shape of x", tuple(x.shape), f"it is [B, n, {self.layer.sizes['D']}]")
         self._check_alike(", ".join(str(tuple(t.shape)) for t in (x, *second, *cache)))
-        workload = Workload(length, x.shape[0] * _size(self.mesh, ["data"]), self.task.phase, self.task.causal)
+        batch = x.shape[0] * _size(self.mesh, ["data"])
+        workload = Workload(length, batch, self.task.phase, self.task.causal, cached=cached)
         _, reasons = refusals(self.layer, self.task.way, workload, mesh_arrays(dict(self.mesh.sizes)))
         if reasons:
             strategy = self.task.way.strategy.name

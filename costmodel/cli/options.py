@@ -90,6 +90,7 @@ WORKLOAD = apply(
         "--dtype", type=click.Choice(list(WIDTHS)), help="Of weights and activations.  [default: the model's]"
     ),
     CAUSAL,
+    click.option("--cached", metavar="N", help="Tokens that a prefill follows on: each sequence's, in its cache."),
     click.option("--cache-bytes", metavar="X", help="Bytes of one element of the KV cache; 1 for an 8-bit cache."),
 )
 CLUSTER = click.option(
@@ -196,7 +197,8 @@ class Question:
         batch, cache = parse_count(self.options["batch"], "--batch"), parse_cache_bytes(self.options["cache_bytes"])
         asked = self.options["causal"]
         causal = self.subject.causal if asked is None else asked
-        return Workload(length, batch, phase, causal, self.dtype, cache)
+        cached = parse_count(self.options["cached"], "--cached") if self.options["cached"] else 0
+        return Workload(length, batch, phase, causal, self.dtype, cache, cached)
 
 
 #: What a dtype is called in a config and here.

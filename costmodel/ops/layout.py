@@ -164,7 +164,7 @@ class Fill(Primitive):
 
 @dataclass(frozen=True)
 class AddInto(Primitive):
-    """``accumulator[start:start+size] += block`` along an axis, in place: the only op that writes into an input.
+    """``accumulator[start:start+size] += block`` along an axis, in place.
 
     Inputs: the accumulator, and a block whose extent along the axis is the slice's.
     """
@@ -205,6 +205,22 @@ class Repeat(Primitive):
         grouped = (*shape[: self.axis + 1], self.times, *shape[self.axis + 1 :])
         summed = ops.sum(ops.reshape(gradients[0], grouped), (self.axis + 1,))
         return (ops.reshape(summed, shape),)
+
+
+@dataclass(frozen=True)
+class Write(Primitive):
+    """A slice of an axis written over, in place. Inputs: the whole, and its new entries along the axis."""
+
+    axis: int
+    start: Dim
+
+    family = "copy"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width, view_of=0),)
+
+    def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
+        return inputs[1].bytes, inputs[1].elements * inputs[0].width
 
 
 @dataclass(frozen=True)

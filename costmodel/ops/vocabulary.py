@@ -22,7 +22,20 @@ from costmodel.ops.dynamic_convolution import DynamicDepthwise
 from costmodel.ops.fourier import FFT, ComplexProduct, InverseRealFFT, RealFFT
 from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
 from costmodel.ops.halo import Halo
-from costmodel.ops.layout import AddInto, Append, Concat, Expand, Fill, Flip, Pad, Permute, Repeat, Reshape, Slice
+from costmodel.ops.layout import (
+    AddInto,
+    Append,
+    Concat,
+    Expand,
+    Fill,
+    Flip,
+    Pad,
+    Permute,
+    Repeat,
+    Reshape,
+    Slice,
+    Write,
+)
 from costmodel.ops.mesh import Axis
 from costmodel.ops.pointwise import Cast, CumSum, Map, Masked, Max, Scale, Shift, Softmax, Sum
 from costmodel.ops.primitive import Primitive
@@ -280,6 +293,10 @@ class Vocabulary(ABC, Generic[T]):
     def add_into(self, accumulator: T, block: T, axis: int = 0, start: Dim = 0) -> T:
         """``accumulator[start:] += block`` along an axis, in place."""
         return self.apply(AddInto(axis, start), accumulator, block)[0]
+
+    def write(self, whole: T, block: T, axis: int, start: Dim = 0) -> T:
+        """``whole[start:] = block`` along an axis, in place."""
+        return self.apply(Write(axis, start), whole, block)[0]
 
     def append(self, cache: T, new: T, axis: int, spread: Axis | None = None) -> T:
         """The cache with new entries in its last places, written there."""

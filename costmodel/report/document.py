@@ -53,7 +53,8 @@ def print_question(
     sequences = words.counted(workload.batch, "sequence")
     mask = "causal" if workload.causal else "every token sees every other"
     length = f" of {_tokens(workload.length)}" if one_length else ""
-    page.line(f"{sequences}{length}, {mask}, {workload.dtype}")
+    after = f" after {_tokens(workload.cached)} in the cache" if workload.cached else ""
+    page.line(f"{sequences}{length}{after}, {mask}, {workload.dtype}")
     page.line(f"{sizes(subject)}", "dim")
     page.line(f"{cluster.profile.title}; {format_bytes(capacity)} usable on each device", "dim")
 
@@ -82,7 +83,7 @@ def print_notes(page: Page, cluster: Cluster, workload: Workload, model: Model |
     fitted = "has numbers fitted to published runs" if profile.calibrated else "is not calibrated"
     page.note(f"{profile.name} {fitted}: {sum(counted.values())} numbers, {number}. Each with its source:")
     page.indented(f"costmodel list profiles {profile.name}", 2)
-    if model and model.max_positions and workload.length > model.max_positions:
+    if model and model.max_positions and workload.length + workload.cached > model.max_positions:
         page.note(f"{model.name} was made for {format_count(model.max_positions)} positions.")
 
 

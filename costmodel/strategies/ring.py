@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pairs import Pairs
-from costmodel.dims import Dim, divide
+from costmodel.dims import Dim, divide, is_number
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Travelling, Vocabulary
@@ -22,9 +22,11 @@ NO_MASK = Mask()
 class Part:
     """Which of a rank's queries need which keys of a visiting block, and the mask between them.
 
+    Keys begin with cached ones, if there are any: as many as there are more keys than queries.
+
     Attributes:
-        queries: ``all``, ``late`` (the second half), or ``rest`` (all but the first).
-        keys: ``all``, ``early`` (without the second half), or ``rest`` (all but the last).
+        queries: ``all``, ``early`` and ``late`` (the halves), ``first``, or ``rest`` (all but the first).
+        keys: ``all``, ``early`` (without the second half of the new ones), ``cached``, or ``rest`` (all but the last).
     """
 
     queries: str = "all"
@@ -35,19 +37,36 @@ class Part:
         self, ops: Vocabulary[T], queries: tuple[T, ...], keys: tuple[T, ...]
     ) -> tuple[tuple[T, ...], tuple[T, ...]]:
         """The part, as views, of tensors along queries and of tensors along keys (both at dimension 2)."""
-        first = self.first_query(ops, queries[0])
+        n_q, n_k = (ops.shape(x)[2] for x in (queries[0], keys[0]))
         if self.queries != "all":
-            queries = tuple(ops.slice(x, 2, first, ops.shape(x)[2] - first) for x in queries)
+            start, size = self._taken(n_q)
+            queries = tuple(ops.slice(x, 2, start, size) for x in queries)
         if self.keys != "all":
-            n = ops.shape(keys[0])[2]
-            seen = n - 1 if self.keys == "rest" else divide(n, 2)
+            seen = self._seen(n_q, n_k)
             keys = tuple(ops.slice(x, 2, 0, seen) for x in keys)
         return queries, keys
 
     def first_query(self, ops: Vocabulary[T], q: T) -> Dim:
-        if self.queries == "late":
-            return divide(ops.shape(q)[2], 2)
-        return 1 if self.queries == "rest" else 0
+        return self._taken(ops.shape(q)[2])[0]
+
+    def _taken(self, n: Dim) -> tuple[Dim, Dim]:
+        """The first of n queries, and how many there are."""
+        if self.queries in ("early", "late"):
+            half = divide(n, 2)
+            return (0 if self.queries == "early" else half), half
+        return {"all": (0, n), "first": (0, 1), "rest": (1, n - 1)}[self.queries]
+
+    def _seen(self, n_q: Dim, n_k: Dim) -> Dim:
+        """How many keys, from the first on."""
+        if self.keys == "early":
+            return n_k - divide(n_q, 2)
+        return n_k - n_q if self.keys == "cached" else n_k - 1
+
+
+def some(ops: Vocabulary[T], parts: tuple[Part, ...], q: T, k: T) -> Iterator[Part]:
+    """The parts in which there is anything: those of cached keys only where there are such."""
+    cached = not is_number(ops.shape(k)[2] - ops.shape(q)[2], 0)
+    return (part for part in parts if cached or part.keys != "cached")
 
 
 @dataclass(frozen=True)
@@ -60,12 +79,16 @@ class Ring(Strategy):
 
     name: ClassVar[str] = "ring"
     title: ClassVar[str] = "ring attention, contiguous blocks"
-    source: ClassVar[str] = "Liu et al. 2023, arXiv 2310.01889; backward as in zhuzilin/ring-flash-attention"
+    source: ClassVar[str] = (
+        "Liu et al. 2023, arXiv 2310.01889; backward as in zhuzilin/ring-flash-attention; after cached tokens, pass-KV "
+        "of Yang et al. 2024, arXiv 2411.01783"
+    )
     axes: ClassVar[tuple[str, ...]] = ("context",)
+    extends: ClassVar[bool] = True
 
     #: What is done with a block of an earlier rank, and of a later one, under a causal mask.
-    earlier: ClassVar[Part] = Part()
-    later: ClassVar[Part | None] = None
+    earlier: ClassVar[tuple[Part, ...]] = (Part(),)
+    later: ClassVar[tuple[Part, ...]] = (Part(keys="cached"),)
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "forward", "train", "prefill")
@@ -113,15 +136,17 @@ class Ring(Strategy):
         travelling = (ops.zeros_like(k, "gradient"), ops.zeros_like(v, "gradient"))
         for step, block, home in ops.rotate(axis, (k, v), travelling):
             spread = _Spread(ops, (q, out, lse, gradient), block, scale, dq, home)
-            dq, dk, dv = spread(Part(mask=mask)) if step == 0 else self._branch(ops, axis, mask, step, spread)
+            dq, dk, dv = spread((Part(mask=mask),)) if step == 0 else self._branch(ops, axis, mask, step, spread)
             home.depart(dk, dv)
         dk, dv = home.home()
         return ops.cast(dq, "model"), ops.cast(dk, "model"), ops.cast(dv, "model")
 
-    def _branch(self, ops: Vocabulary[T], axis: Axis, mask: Mask, step: Any, work: Callable[[Part | None], Any]) -> Any:
+    def _branch(
+        self, ops: Vocabulary[T], axis: Axis, mask: Mask, step: Any, work: Callable[[tuple[Part, ...]], Any]
+    ) -> Any:
         """The work that the mask leaves of a visiting block."""
         if not mask.causal:
-            return work(Part())
+            return work((Part(),))
         return ops.when(step <= axis.rank, lambda: work(self.earlier), lambda: work(self.later))
 
 
@@ -136,12 +161,13 @@ class _Absorb:
     out: Any
     lse: Any
 
-    def __call__(self, part: Part | None) -> tuple[Any, Any]:
-        if part is None:
-            return self.out, self.lse
-        (q,), (k, v) = part.of(self.ops, (self.q,), self.block)
-        block_out, block_lse = self.ops.attention(q, k, v, part.mask, self.scale)
-        return self.ops.merge(self.out, self.lse, block_out, block_lse, part.first_query(self.ops, self.q))
+    def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any]:
+        out, lse = self.out, self.lse
+        for part in some(self.ops, parts, self.q, self.block[0]):
+            (q,), (k, v) = part.of(self.ops, (self.q,), self.block)
+            block_out, block_lse = self.ops.attention(q, k, v, part.mask, self.scale)
+            out, lse = self.ops.merge(out, lse, block_out, block_lse, part.first_query(self.ops, self.q))
+        return out, lse
 
 
 @dataclass(frozen=True)
@@ -155,15 +181,16 @@ class _Spread:
     dq: Any
     home: Travelling[Any]
 
-    def __call__(self, part: Part | None) -> tuple[Any, Any, Any]:
-        if part is None:
-            return (self.dq, *self.home.arrive())
-        ops = self.ops
-        (q, out, lse, gradient), (k, v) = part.of(ops, self.queries, self.block)
-        bq, bk, bv = ops.attention_backward(q, k, v, out, lse, gradient, part.mask, self.scale)
-        dk, dv = self.home.arrive()
-        dq = ops.add_into(self.dq, bq, 2, part.first_query(ops, self.queries[0]))
-        return dq, ops.add_into(dk, bk, 2), ops.add_into(dv, bv, 2)
+    def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any, Any]:
+        ops, found = self.ops, []
+        for part in some(ops, parts, self.queries[0], self.block[0]):
+            (q, out, lse, gradient), (k, v) = part.of(ops, self.queries, self.block)
+            found.append((part, ops.attention_backward(q, k, v, out, lse, gradient, part.mask, self.scale)))
+        dq, (dk, dv) = self.dq, self.home.arrive()
+        for part, (bq, bk, bv) in found:
+            dq = ops.add_into(dq, bq, 2, part.first_query(ops, self.queries[0]))
+            dk, dv = ops.add_into(dk, bk, 2), ops.add_into(dv, bv, 2)
+        return dq, dk, dv
 
 
 ring = Ring()

@@ -21,8 +21,8 @@ class Striped(Ring):
     title: ClassVar[str] = "striped ring attention, balanced for causal masks"
     source: ClassVar[str] = "Brandon et al. 2023, arXiv 2311.09431; stripe_flash_attn of zhuzilin/ring-flash-attention"
     layout: ClassVar[str] = "striped"
-    earlier: ClassVar[Part] = Part(mask=Mask(causal=True))
-    later: ClassVar[Part | None] = Part("rest", "rest", Mask(causal=True))
+    earlier: ClassVar[tuple[Part, ...]] = (Part(mask=Mask(causal=True)),)
+    later: ClassVar[tuple[Part, ...]] = (Part("rest", "rest", Mask(causal=True)), Part("first", "cached"))
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield Requirement(at.causal, "it balances causal masks; without one every rank works alike: use ring")

@@ -21,6 +21,7 @@ class Whole(Strategy):
     source = "-"
     carries = (Carry,)
     axes = ()
+    extends = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield from ()

@@ -20,8 +20,8 @@ class Zigzag(Ring):
     title: ClassVar[str] = "ring attention, balanced for causal masks"
     source: ClassVar[str] = "zhuzilin/ring-flash-attention; DualChunkSwap of NVIDIA TransformerEngine"
     layout: ClassVar[str] = "zigzag"
-    earlier: ClassVar[Part] = Part(keys="early")
-    later: ClassVar[Part | None] = Part(queries="late")
+    earlier: ClassVar[tuple[Part, ...]] = (Part(keys="early"),)
+    later: ClassVar[tuple[Part, ...]] = (Part(queries="late"), Part("early", "cached"))
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield Requirement(at.causal, "it balances causal masks; without one every rank works alike: use ring")

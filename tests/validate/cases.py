@@ -41,6 +41,7 @@ class Case:
     dtype: str = "fp64"
     flash: bool = True
     seed: int = 0
+    cached: int = 0
 
     @property
     def ranks(self) -> int:
@@ -52,7 +53,7 @@ class Case:
 
     @property
     def workload(self) -> Workload:
-        return Workload(self.length, self.batch, self.phase, self.causal)
+        return Workload(self.length, self.batch, self.phase, self.causal, cached=self.cached)
 
     def on(self, rank: int) -> DistributedLayer:
         """The layer on a rank, with the case's weights."""
@@ -75,9 +76,9 @@ class Case:
         return tuple(torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes)
 
     def tokens(self) -> tuple[Tensor, Tensor]:
-        """Random input, and gradient of the output, [B, L, D]."""
+        """Random input, and gradient of the output, [B, T + L, D]."""
         random = torch.Generator().manual_seed(self.seed + 1)
-        shape = self.batch, self.length, self.layer.sizes["D"]
+        shape = self.batch, self.cached + self.length, self.layer.sizes["D"]
         return tuple(torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(2))  # type: ignore[return-value]
 
 
@@ -111,8 +112,8 @@ class Outcome:
 def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -> Outcome:
     """Run a case; counting takes as long as running, and so does adding up gradients: either may be left out."""
     made = case.on(rank.index)
-    if case.phase == "decode":
-        return _decode(made, case)
+    if case.phase == "decode" or case.cached:
+        return _after_cache(made, case)
     whole, seed = (t.to(DTYPES[case.dtype]) for t in case.tokens())
     train = case.phase == "train"
     x = made.shard(whole).clone().requires_grad_(train)
@@ -134,26 +135,38 @@ def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -
     return replace(done, gradient=x.grad, weights=weights, memory=second[0].grad if second else None)
 
 
-def _decode(made: DistributedLayer, case: Case) -> Outcome:
-    """Decode the last token, after one process has decoded those before it."""
-    x, whole = case.tokens()[0], alone(case)
-    kept = whole.layer.mixer.cache(whole.block(case.length).sizes, _kept_tokens(case))
+def _after_cache(made: DistributedLayer, case: Case) -> Outcome:
+    """Decode the last token, or prefill the last tokens, after one process has decoded those before."""
+    x, whole = case.tokens()[0], alone(replace(case, phase="decode"))
+    room = 0 if case.cached else 1  # of one cache for all; that of a prefill is each rank's own
+    tokens = case.cached or case.length
+    kept = whole.layer.mixer.cache(whole.block(tokens).sizes, _kept_tokens(case))
     cache = [torch.zeros(case.batch, *k.shape, dtype=torch.float64) for k in kept]
     if case.memory():
         cache = _prefilled(case)
     with torch.no_grad():
-        for token in range(case.length - 1):
+        for token in range(tokens - room):
             whole.decode(x[:, token : token + 1], _seen(case, cache, token), token + 1)
         for t, k in zip(cache, kept, strict=True):
             if k.tokens and not case.memory():
-                t[:, :, -1] = torch.nan  # the room for the new token must not be read
-        own = made.shard_cache(_seen(case, cache, case.length - 1))
+                t[:, :, tokens - room :] = torch.nan  # the room for the new token must not be read
+        own = made.shard_cache(_seen(case, cache, tokens - 1))
         given = [t.to(made.ops.dtypes[k.precision]).clone() for t, k in zip(own, kept, strict=True)]
+        new = made.shard(x[:, tokens - room :]).to(DTYPES[case.dtype])
         with flop_counter() as counter:
-            out = made.decode(made.shard(x[:, -1:]).to(DTYPES[case.dtype]), given, case.length)
+            if case.cached:
+                out = made.extend(new, [_with_room(t, case) for t in given], case.cached)
+            else:
+                out = made.decode(new, given, case.length)
     return Outcome(
         out, dict(made.ops.transport.sent), counter.get_total_flops(), made.ops.useful, dict(made.ops.classes)
     )
+
+
+def _with_room(cached: Tensor, case: Case) -> Tensor:
+    """A rank's cached keys, and places for its new ones that must not be read before they are written."""
+    new = case.length // math.prod(case.mesh.get(axis, 1) for axis in ("context", "ulysses"))
+    return torch.cat([cached, cached.new_full((*cached.shape[:2], new, *cached.shape[3:]), torch.nan)], 2)
 
 
 def alone(case: Case) -> DistributedLayer:
@@ -164,7 +177,7 @@ def alone(case: Case) -> DistributedLayer:
 def _kept_tokens(case: Case) -> int:
     """Tokens of a cache along tokens, before a window leaves any out."""
     second = case.memory()
-    return second[0].shape[1] if second else case.length
+    return second[0].shape[1] if second else case.cached or case.length
 
 
 def _prefilled(case: Case) -> list[Tensor]:
@@ -181,7 +194,7 @@ def _seen(case: Case, cache: Sequence[Tensor], token: int) -> list[Tensor]:
     kept = case.layer.mixer.cache(case.layer.sizes, _kept_tokens(case))
     if case.memory():
         return [*cache]
-    first = max(0, token + 1 - (case.layer.window or case.length))
+    first = max(0, token + 1 - (case.layer.window or token + 1))
     return [t[:, :, first : token + 1] if k.tokens else t for t, k in zip(cache, kept, strict=True)]
 
 
@@ -209,7 +222,7 @@ def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
     trained = {name: w.requires_grad_() for name, w in weights.items() if name not in case.layer.mixer.fixed}
     second = [t.requires_grad_() for t in case.memory()]
     wanted = whole_layer(case.layer, x.requires_grad_(), weights, case.causal, *second)
-    last = wanted[:, -1:] if case.phase == "decode" else wanted
+    last = wanted[:, -1:] if case.phase == "decode" else wanted[:, case.cached :]
     for made, outcome in zip(on_ranks, outcomes, strict=True):
         _check_close(f"output on rank {made.mesh.rank}", outcome.out, made.shard(last.detach()))
     if case.phase != "train":

@@ -133,7 +133,9 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
         flash=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
     )
-    possible = [found for phase in PHASES if (found := mended(replace(case, phase=phase)))]
+    wanted = [replace(case, phase=phase) for phase in PHASES]
+    wanted += [replace(case, phase="prefill", cached=context * draw(st.integers(1, 5)))] if mixer.extends else []
+    possible = [found for one in wanted if (found := mended(one))]
     assume(possible)
     trained = [found for found in possible if found.phase == "train"]
     return draw(st.sampled_from(trained * 2 + possible))

@@ -26,19 +26,19 @@ ULYSSES = Case(LAYER, Ulysses(), {"ulysses": 2}, length=8)
 
 
 class SeesTheFuture(Ring):
-    later = Part()
+    later = (Part(),)
 
 
 class LosesThePast(Ring):
-    earlier = Part(keys="early")
+    earlier = (Part(keys="early"),)
 
 
 class TakesAllKeys(Zigzag):
-    earlier = Part()
+    earlier = (Part(),)
 
 
 class TakesAllQueries(Zigzag):
-    later = Part()
+    later = (Part(),)
 
 
 class OutOfScale(Ring):

@@ -79,7 +79,9 @@ def problems(draw: st.DrawFn, strategy: Strategy) -> Problem:
         phase="train",
         **sizes,
     )
-    options = itertools.product(("train", "decode"), (True, False), (None, window), ("fused", "vanilla"), (1, 2))
+    options = itertools.product(
+        ("train", "prefill", "decode"), (True, False), (None, window), ("fused", "vanilla"), (1, 2)
+    )
     fitting = [
         at
         for phase, causal, limit, kernel, times in options
@@ -97,15 +99,15 @@ def run_strategy(rank: Rank, given_: Problem) -> tuple[list[Tensor], int]:
     """This rank's output and gradients of q, k and v, and its useful FLOPs."""
     ops = Watched(torch.float64, Mesh.of(given_.sizes, rank.index), timeout_s=20)
     *qkv, seed = (given_.own(rank.index, x).clone() for x in given_.tensors())
-    decode = given_.at.phase == "decode"
+    train = given_.at.phase == "train"
     for x in qkv:
-        x.requires_grad_(not decode)
+        x.requires_grad_(train)
     scale = given_.d**-0.5
-    carry = Pairs(*qkv, Mask() if decode else given_.mask, scale, given_.at.kernel)
+    carry = Pairs(*qkv, Mask() if given_.at.phase == "decode" else given_.mask, scale, given_.at.kernel)
     out = given_.strategy.apply(ops, ops.transport.mesh.axes, carry)
-    if not decode:
+    if train:
         out.backward(seed)
-    return [out.detach(), *([] if decode else [x.grad for x in qkv])], ops.useful
+    return [out.detach(), *([x.grad for x in qkv] if train else [])], ops.useful
 
 
 def useful_flops(given_: Problem) -> int:
@@ -113,7 +115,7 @@ def useful_flops(given_: Problem) -> int:
     n_q = 1 if given_.at.phase == "decode" else given_.at.length
     pairs = int(kept(given_.mask, n_q, given_.at.length).sum()) * given_.batch * given_.at.heads
     forward = 2 * (given_.d + given_.e)
-    if given_.at.phase == "decode":
+    if given_.at.phase != "train":
         return pairs * forward
     # The fused kernel computes q k^T again on its way back; the vanilla one has kept its softmax.
     again = 2 * given_.d if given_.at.kernel == "fused" else 0

@@ -1,0 +1,98 @@
+"""Pass-Q: queries go round, keys and values stay, and partial results come back by all-to-all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from costmodel.carries.pairs import Pairs
+from costmodel.dims import Dim
+from costmodel.masks import Mask
+from costmodel.ops.layout import Fill
+from costmodel.ops.mesh import Axis
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.strategies.ring import Part, some
+from costmodel.strategies.zigzag import zigzag
+from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
+
+T = TypeVar("T")
+
+
+class PassQ(Strategy):
+    """A rank sends B n H d elements of queries a step, not the 2 B (n + T / P) H_kv d of keys and values.
+
+    That is less after T cached tokens where n P / (n P + T) < 2 H_kv / H (equation 1 of the source), or with as many
+    key-value heads as query heads. The exchange of partial outputs and log-sum-exps at the end hides behind nothing.
+    For inference: it has no backward pass.
+    """
+
+    name: ClassVar[str] = "pass-q"
+    title: ClassVar[str] = "pass-Q: a ring of queries, all-to-all of partial outputs"
+    source: ClassVar[str] = "Yang et al. 2024, arXiv 2411.01783, section 3.4 and algorithm 3"
+    axes: ClassVar[tuple[str, ...]] = ("context",)
+    layout: ClassVar[str] = "zigzag"
+    extends: ClassVar[bool] = True
+
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        yield only_passes(at, "forward", "prefill")
+        yield only_fused(at)
+        yield Requirement(
+            at.window is None, "it takes every query past every key, which a sliding window does not need"
+        )
+        yield divides(
+            at.length, 2 * at.context * at.tensor, "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
+        )
+
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
+        axis = axes["context"]
+        b, h, n, _ = ops.shape(carry.q)
+        outs = ops.zeros((axis.size, b, h, n, ops.shape(carry.v)[3]), "model")
+        unseen = Fill((axis.size, b, h, n), "accumulate", ops.width("accumulate"), -math.inf)
+        lses = ops.apply(unseen)[0]
+        for step, (q,), _ in ops.rotate(axis, (carry.q,)):
+            answer = _Answer(ops, q, carry, (outs, lses), ops.visiting(axis, step))
+            if step == 0:
+                outs, lses = answer((Part(mask=carry.mask),))
+            elif not carry.mask.causal:
+                outs, lses = answer((Part(),))
+            else:  # queries of an earlier rank meet keys of a later one, and the other way round
+                outs, lses = ops.when(step <= axis.rank, lambda: answer(zigzag.later), lambda: answer(zigzag.earlier))  # noqa: B023
+        return _merged(ops, *(ops.all_to_all(x, axis, 0, 0) for x in (outs, lses)))
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Work of one step: attention of parts of the visiting queries, written where it is kept for their rank."""
+
+    ops: Vocabulary[Any]
+    q: Any
+    carry: Pairs[Any]
+    kept: tuple[Any, Any]  #: outputs [P, B, H, n, e] and log-sum-exps [P, B, H, n]
+    owner: Dim
+
+    def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any]:
+        ops = self.ops
+        for part in some(ops, parts, self.q, self.carry.k):
+            (q,), (k, v) = part.of(ops, (self.q,), (self.carry.k, self.carry.v))
+            first = part.first_query(ops, self.q)
+            for whole, found in zip(self.kept, ops.attention(q, k, v, part.mask, self.carry.scale), strict=True):
+                own = ops.reshape(ops.slice(whole, 0, self.owner, 1), ops.shape(whole)[1:])
+                ops.write(own, found, 2, first)
+        return self.kept
+
+
+def _merged(ops: Vocabulary[T], outs: T, lses: T) -> T:
+    """Partial outputs [P, B, H, n, e] weighted by their log-sum-exps [P, B, H, n] and summed, as one kernel."""
+
+    def body(ops: Vocabulary[Any], outs: Any, lses: Any) -> Any:
+        weights = ops.permute(ops.softmax(ops.permute(lses, (1, 2, 3, 0)), 1, Mask()), (3, 0, 1, 2))
+        weighted = ops.mul(ops.reshape(weights, (*ops.shape(lses), 1)), outs)
+        return ops.cast(ops.reshape(ops.sum(weighted, (0,)), ops.shape(outs)[1:]), "model")
+
+    result: T = ops.fused("merge of partial outputs", body, outs, lses)
+    return result
+
+
+pass_q = PassQ()
