@@ -64,6 +64,11 @@ class Leaf:
     def family(self) -> str:
         return self.primitive.family
 
+    @property
+    def kernel(self) -> tuple[str, str]:
+        """The family and the kernel within it."""
+        return self.family, self.primitive.kernel
+
     def flops(self, reading: Reading) -> Flops:
         return self.primitive.flops(self.inputs, self.outputs, reading)
 
@@ -85,6 +90,11 @@ class Fused:
     outputs: tuple[Tensor, ...]
     family: str = "elementwise"
     repeat: Dim = 1
+
+    @property
+    def kernel(self) -> tuple[str, str]:
+        """The family and the kernel within it."""
+        return self.family, self.name.replace(" ", "_")
 
     def flops(self, reading: Reading) -> Flops:
         return {kind: flops * self.repeat for kind, flops in total_flops(self.body, reading).items()}

@@ -87,13 +87,19 @@ _NUMBERS: dict[str, _LinkNumber] = {
 }
 
 
+def _kernel(device: Device, where: str) -> Kernel:
+    """Numbers of a kernel by ``family:name``, or by its family alone."""
+    family, _, name = where.partition(":")
+    return device.kernel(family, name)
+
+
 def _device_rate(device: Device, dtype: str, symbol: str) -> float:
-    kind, _, family = symbol.partition(":")
+    kind, _, where = symbol.partition(":")
     if kind == "step":
         return device.step_s.value
     if kind == "cache":
         return _value(device.cache_bytes, 0.0)
-    kernel = device.kernels.taken(family)
+    kernel, alone = _kernel(device, where), where.partition(":")[2] in device.single
     bandwidth = device.memory_bytes_per_s.value * kernel.memory.value
     if kind == "saved":
         return max(0.0, 1 / bandwidth - 1 / _value(device.cache_bytes_per_s, bandwidth)) * _spread(kernel)
@@ -101,11 +107,12 @@ def _device_rate(device: Device, dtype: str, symbol: str) -> float:
         return _value(kernel.exposed if kind == "exposed" else kernel.ramp, 0.0)
     if kind == "launch":
         return _value(kernel.launch_s, device.launch_s.value) * _spread(kernel)
+    vector = device.vector_flop_per_s.value * kernel.compute.value
     rates: dict[str, Callable[[], float]] = {
         "memory": lambda: bandwidth,
         "matrix": lambda: device.peak(dtype).value * kernel.compute.value,
-        "vector": lambda: device.vector_flop_per_s.value * kernel.compute.value,
-        "special": lambda: device.special_op_per_s.value,
+        "vector": lambda: vector,
+        "special": lambda: vector if alone else device.special_op_per_s.value,
     }
     return rates[kind]() / _spread(kernel)
 
@@ -114,8 +121,8 @@ def absent(profile: Profile, symbols: Iterable[str]) -> frozenset[str]:
     """Rates among some symbols that are 0 as the profile says nothing of them, and stay so if its numbers move."""
     device = profile.device
     known: dict[str, Callable[[str], bool]] = {
-        "exposed": lambda family: device.kernels.taken(family).exposed is not None,
-        "ramp": lambda family: device.kernels.taken(family).ramp is not None,
+        "exposed": lambda where: _kernel(device, where).exposed is not None,
+        "ramp": lambda where: _kernel(device, where).ramp is not None,
         "cache": lambda _: device.cache_bytes is not None,
         "saved": lambda _: device.cache_bytes_per_s is not None,
         "start": lambda _: any(link.start_s for link in profile.links),

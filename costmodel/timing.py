@@ -132,17 +132,19 @@ def operation_times(operation: Operation) -> Times:
         seconds = _wire_seconds(operation, operation.primitive)
         return Times(seconds, 0, seconds)
     arithmetic, traffic = _arithmetic_seconds(operation), _traffic_seconds(operation)
-    busy = traffic if is_number(arithmetic, 0) else _both(operation.family, arithmetic, traffic)
+    busy = traffic if is_number(arithmetic, 0) else _both(operation, arithmetic, traffic)
     if isinstance(operation, Fused) and not is_number(operation.repeat, 1):
         busy = maximum(busy, operation.repeat * rate("step"))
-    seconds = rate("launch", operation.family) + busy
+    seconds = rate("launch", *operation.kernel) + busy
     return Times(seconds, seconds, 0)
 
 
-def _both(family: str, arithmetic: Dim, traffic: Dim) -> Dim:
+def _both(operation: Operation, arithmetic: Dim, traffic: Dim) -> Dim:
     """Arithmetic beside traffic: the longer of both, and in a matrix product what the shorter one does not hide."""
     longer = maximum(arithmetic, traffic)
-    return longer + rate("exposed", family) * minimum(arithmetic, traffic) if family == "gemm" else longer
+    if operation.family != "gemm":
+        return longer
+    return longer + rate("exposed", *operation.kernel) * minimum(arithmetic, traffic)
 
 
 def _wire_seconds(leaf: Leaf, primitive: Communication) -> Dim:
@@ -168,20 +170,20 @@ def _arithmetic_seconds(operation: Operation) -> Dim:
     for unit, kinds in units.items():
         amount = sum(flops.get(kind, 0) for kind in kinds)
         if not is_number(amount, 0):
-            busy.append(amount / rate(unit, operation.family))
+            busy.append(amount / rate(unit, *operation.kernel))
     return reduce(maximum, busy) if busy else 0
 
 
 def _ramp(leaf: Leaf) -> Dim:
     """FLOP that would fit in the time until tiles of queries run at full rate: those of some keys more."""
     front = leaf.primitive.front(leaf.inputs, leaf.outputs)
-    return front if is_number(front, 0) else front * rate("ramp", leaf.family)
+    return front if is_number(front, 0) else front * rate("ramp", *leaf.kernel)
 
 
 def _traffic_seconds(operation: Operation) -> Dim:
     """Each byte at the memory's rate, except those that a kernel before this one left in the cache."""
     moved = sum(operation.traffic())
-    seconds = moved / rate("memory", operation.family)
+    seconds = moved / rate("memory", *operation.kernel)
     if operation.family not in CACHED or is_number(moved, 0):
         return seconds
-    return seconds - minimum(moved, rate("cache")) * rate("saved", operation.family)
+    return seconds - minimum(moved, rate("cache")) * rate("saved", *operation.kernel)

@@ -8,7 +8,8 @@ import pytest
 from costmodel.compiled import Compiled
 from costmodel.expression import symbol_named
 from costmodel.hardware import Cluster, Profile, Quantity, load_profile
-from costmodel.hardware.profile import placed
+from costmodel.hardware.profile import Kernel, placed
+from costmodel.hardware.provenance import numbers
 from costmodel.rates import Rates, absent
 
 
@@ -35,6 +36,21 @@ def test_a_family_has_its_own_launch_or_the_devices() -> None:
     profile = machine(device__kernels__gemm__launch_s=7e-6)
     assert device(profile, "launch:gemm") == 7e-6
     assert device(profile, "launch:attention") == profile.device.launch_s.value
+
+
+def test_a_kernel_measured_by_itself_has_its_own_numbers() -> None:
+    plain = machine()
+    own = Kernel(number(0.01), number(0.3), launch_s=number(9e-6))
+    profile = placed(plain, {"device.single.exp": own})
+    # 67e12 FLOP/s outside matrix units, of which special functions have a part here too.
+    rates = {"vector": 0.67e12, "special": 0.67e12, "memory": 0.3 * 3.35e12, "launch": 9e-6}
+    for kind, rate in rates.items():
+        assert device(profile, f"{kind}:elementwise:exp") == pytest.approx(rate)
+        assert device(profile, f"{kind}:elementwise:add") == device(plain, f"{kind}:elementwise")
+    assert dict(numbers(profile))["device.single.exp.memory"].value == 0.3
+    assert hash(profile) != hash(plain)
+    changed = placed(profile, {"device.single.exp.memory": number(0.4)})
+    assert device(changed, "memory:elementwise:exp") == pytest.approx(0.4 * 3.35e12)
 
 
 def test_spread_stretches_every_time_of_its_family() -> None:

@@ -131,7 +131,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _struct_in(annotation: Any) -> Any:
-    """The struct class in ``X``, ``X | None`` or ``tuple[X, ...]``."""
+    """The struct class in ``X``, ``X | None``, ``tuple[X, ...]`` or ``dict[str, X]``."""
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
         return annotation
     return next(a for a in annotation.__args__ if isinstance(a, type) and issubclass(a, msgspec.Struct))

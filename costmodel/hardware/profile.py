@@ -88,7 +88,8 @@ class Kernel(Noun, frozen=True):
     tile in which a fused attention kernel works (it executes whole tiles, masked or not).
     ``launch_s``: time of one that does nothing, where it differs from the device's.
     ``exposed``: part of the shorter of arithmetic and traffic that the longer does not hide (matrix products).
-    ``ramp``: keys that a tile of queries could fold in the time until it runs at full rate (fused attention).
+    ``ramp``: keys that a tile of queries could fold in the time until it runs at full rate (fused attention); rows,
+    columns and summands more that a product takes as long as (``Primitive.front``).
     ``spread``: factor, usually 1, on all times of the family; its range is what remains between machines and kernels.
     ``measured``: sizes between which these numbers were fitted; other sizes are extrapolated.
     """
@@ -156,6 +157,8 @@ class Device(Noun, frozen=True):
     ``special_op_per_s`` rate of exp, log, sin and the like; ``launch_s`` time of a kernel that does nothing;
     ``step_s`` time of one step of a loop inside a kernel whose next step waits for it (a scan).
     ``cache_bytes`` of what a kernel just before wrote are read again at ``cache_bytes_per_s`` (the last-level cache).
+    ``single``: kernels that were measured by themselves, by ``Primitive.kernel``; others have their family's numbers.
+    ``compute`` of these is of ``vector_flop_per_s`` for special functions as well.
     """
 
     name: str
@@ -170,6 +173,14 @@ class Device(Noun, frozen=True):
     kernels: Kernels
     cache_bytes: Quantity | None = None
     cache_bytes_per_s: Quantity | None = None
+    single: dict[str, Kernel] = {}
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.kernels, tuple(self.single.items())))
+
+    def kernel(self, family: str, name: str = "") -> Kernel:
+        """The numbers of a kernel: its own where it has some, or its family's."""
+        return self.single.get(name) or self.kernels.taken(family)
 
     def peak(self, dtype: str) -> Quantity:
         """Dense peak in FLOP/s for ``dtype`` ("bf16", "fp32", ...).
@@ -288,9 +299,12 @@ class Profile(Noun, frozen=True):
         _check_links(self.links)
 
 
-def _check_ranges(noun: msgspec.Struct | tuple[object, ...], path: str) -> None:
+def _check_ranges(noun: msgspec.Struct | tuple[object, ...] | dict[str, Kernel], path: str) -> None:
     """Hold every `Quantity` below ``noun`` against `ALLOWED`."""
-    if isinstance(noun, tuple):
+    children: list[tuple[str, str, object]]
+    if isinstance(noun, dict):
+        children = [(f"{path}.{key}", key, child) for key, child in noun.items()]
+    elif isinstance(noun, tuple):
         children = [(f"{path}[{index}]", "", child) for index, child in enumerate(noun)]
     else:
         dot = f"{path}." if path else ""
@@ -298,7 +312,7 @@ def _check_ranges(noun: msgspec.Struct | tuple[object, ...], path: str) -> None:
     for child_path, key, child in children:
         if isinstance(child, Quantity):
             _check_range(child, child_path, key)
-        elif isinstance(child, (Noun, tuple)):
+        elif isinstance(child, (Noun, tuple, dict)):
             _check_ranges(child, child_path)
 
 
@@ -322,6 +336,8 @@ def look_up(noun: object, path: str) -> object:
     for part in _parts(path):
         if isinstance(noun, tuple):
             noun = noun[int(part)] if part.isdigit() and int(part) < len(noun) else None
+        elif isinstance(noun, dict):
+            noun = noun.get(part)
         else:
             noun = getattr(noun, part, None)
     return noun
@@ -349,6 +365,8 @@ def _placed(noun: Any, tree: Any) -> Any:
         return tree
     if isinstance(noun, tuple):
         return tuple(_placed(child, tree.get(str(place), child)) for place, child in enumerate(noun))
+    if isinstance(noun, dict):
+        return noun | {key: _placed(noun.get(key), inside) for key, inside in tree.items()}
     return msgspec.structs.replace(noun, **{key: _placed(getattr(noun, key), inside) for key, inside in tree.items()})
 
 

@@ -21,6 +21,9 @@ def numbers(noun: object, path: str = "") -> Iterator[tuple[str, Quantity]]:
     elif isinstance(noun, tuple):
         for index, child in enumerate(noun):
             yield from numbers(child, f"{path}[{index}]")
+    elif isinstance(noun, dict):
+        for key, child in noun.items():
+            yield from numbers(child, f"{path}.{key}")
     elif isinstance(noun, msgspec.Struct):
         for key in noun.__struct_fields__:
             yield from numbers(getattr(noun, key), f"{path}.{key}" if path else key)

@@ -70,6 +70,15 @@ class Contract(Primitive):
         pairs = self.mask.executed_pairs(n_q, n_k, self.tile) if skips else self.mask.useful_pairs(n_q, n_k)
         return {"contraction": 2 * product(sizes.values()) * pairs}
 
+    def front(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dim:
+        """Those of one more row, one more column and one more summand: operands and result are brought to and from
+        where tiles are multiplied.
+        """
+        sizes = self.sizes(*inputs)
+        left, right, result = self.terms()
+        sides = (product(sizes[index] for index in term) for term in (left, right, result))
+        return 2 * sum(sides)
+
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:

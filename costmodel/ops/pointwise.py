@@ -129,6 +129,10 @@ class Map(Primitive):
 
     family = "elementwise"
 
+    @property
+    def kernel(self) -> str:
+        return self.function
+
     def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
         return (Spec(broadcast([t.shape for t in inputs]), inputs[0].width),)
 

@@ -51,6 +51,11 @@ class Primitive(ABC):
 
     family: ClassVar[str]
 
+    @property
+    def kernel(self) -> str:
+        """Which of the family's kernels it is: those of one name differ in their sizes only."""
+        return type(self).__name__
+
     @abstractmethod
     def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
         """Shape rule.
@@ -64,7 +69,7 @@ class Primitive(ABC):
         return {}
 
     def front(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dim:
-        """FLOP that a fused attention does for one key of every query; 0 for other kernels."""
+        """FLOP to which a kernel's fixed work is in proportion: in fused attention one key of every query; or none."""
         return 0
 
     def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
