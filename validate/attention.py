@@ -281,7 +281,7 @@ def _forward_flash(qkv: Triple, causal: bool, bias: Tensor | None, scale: float)
 
 def _backward_flash(qkv: Triple, known: Triple, causal: bool, bias: Tensor | None, scale: float) -> Triple:
     groups, (q, k, v) = qkv[1].shape[1], (_dense_last(x) for x in qkv)
-    out, lse, gradient = _dense_last(known[0]), known[1].contiguous(), _dense_last(known[2])
+    out, lse, gradient = _dense_last(known[0]), _finite(known[1]).contiguous(), _dense_last(known[2])
     if not _shares_keys(q):
         k, v = _for_heads(q, k, v)
     if q.device.type == "cuda":
@@ -339,7 +339,12 @@ def _wide(x: Tensor) -> Tensor:
 
 def _exponential(scores: Tensor, lse: Tensor) -> Tensor:
     """exp(scores - lse), 0 in the rows of queries that see no key."""
-    return torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0)[..., None])
+    return torch.exp(scores - _finite(lse)[..., None])
+
+
+def _finite(lse: Tensor) -> Tensor:
+    """0 for queries that see no key, whose scores are all -inf: exp(-inf - 0) is 0, exp(-inf + inf) is not."""
+    return lse.masked_fill(lse == -torch.inf, 0)
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:

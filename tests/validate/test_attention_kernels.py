@@ -219,6 +219,18 @@ def test_queries_that_see_no_key_give_zeros_not_nan() -> None:
     assert torch.equal(lse, some[1])
 
 
+@pytest.mark.parametrize("flash", [True, False])
+def test_queries_that_see_no_key_have_no_gradients(flash: bool) -> None:
+    mask = Mask(causal=True, stride=3)  # the first 2 queries have not reached the end of the first key's 3 tokens
+    q, k, v, gradient = (torch.randn(1, 1, n, 3) for n in (6, 2, 2, 6))
+    out, lse = attention.forward((q, k, v), mask, 1.0, flash)
+    assert torch.equal(out[:, :, :2], torch.zeros(1, 1, 2, 3))
+    assert torch.equal(lse[:, :, :2], torch.full((1, 1, 2), -torch.inf))
+    found = attention.backward((q, k, v), (out, lse, gradient), mask, 1.0, flash)
+    assert all(x.isfinite().all() for x in found)
+    assert torch.equal(found[0][:, :, :2], torch.zeros(1, 1, 2, 3))
+
+
 @pytest.mark.parametrize("dtype", ROUNDOFF)
 def test_flash_kernels_run_where_they_apply(dtype: torch.dtype) -> None:
     """What they do not know would otherwise quietly take the other path in every test."""
