@@ -123,15 +123,20 @@ def cases(mixer: Any) -> Iterator[Case]:
     causal = mixer.causality != "full"
     for kernel in mixer.kernels:
         for mask in (True, False) if mixer.causality == "either" else (causal,):
-            length = 2 * mixer.grain(layer.sizes) * (1 if mixer.grain(layer.sizes) > 2 else 3)
+            grain = mixer.grain(layer.sizes)
+            length = grain * max(2 if grain > 2 else 6, -(-mixer.shortest(layer.sizes) // grain))
             case = Case(layer, whole, {}, length, 2, mask, kernel)
             yield case
-            if mask:
+            if mask and not mixer.undecoded:
                 yield replace(case, phase="decode")
 
 
 #: Sizes that a mixer needs besides.
-SIZES: dict[str, dict[str, int]] = {"cosformer": {"longest": 1000}, "hyena": {"longest": 1000}}
+SIZES: dict[str, dict[str, int]] = {
+    "cosformer": {"longest": 1000},
+    "hyena": {"longest": 1000},
+    "longnet": {"kept": 2, "dilation": 2, "growth": 2},
+}
 
 
 def found_out(mixer: Any) -> bool:

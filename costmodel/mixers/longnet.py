@@ -11,7 +11,7 @@ from costmodel.carries.direct import Direct
 from costmodel.carries.pattern import Pattern
 from costmodel.carry import Carry
 from costmodel.composite import rope
-from costmodel.dims import Dim, Shape, ceil_div, divide, floor_div
+from costmodel.dims import Dim, Shape, ceil_div, divide, floor_div, minimum
 from costmodel.masks import Mask
 from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights, Written
 from costmodel.mixers.heads import Patterned, first_head
@@ -160,7 +160,7 @@ class LongNet(Patterned):
         out = ops.cast(out, "accumulate")
         for branch in others:
             back = ops.shape(seen[0])[2] - 1 - first_head(at)
-            start = back - branch.step * floor_div(back, branch.step)
+            start = minimum(back - branch.step * floor_div(back, branch.step), at.sizes["H"])  # no head's turn: none
             count = ceil_div(at.sizes["H"] - start, branch.step)
             turn = [ops.slice(x, 1, start, count, branch.step) for x in (q, *seen)]
             part = _newest(ops, turn, branch, at.sizes["d"] ** -0.5)

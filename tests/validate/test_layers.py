@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from costmodel.mixer import Mixer, mixers
 from costmodel.strategy import Strategy, strategies
 from costmodel.subject import from_mixer
-from tests.validate.cases import check_case
+from tests.validate.cases import Case, check_case
 from tests.validate.drawing import cases
 from validate.launch import RankPool
 
@@ -40,3 +40,12 @@ def test_run_equals_template_and_formulas(pool: RankPool, mixer: str, strategy: 
         check_case(pool, data.draw(cases(mixers.get(mixer), strategies.get(strategy))))
 
     check()
+
+
+@pytest.mark.parametrize("length", [29, 32])
+def test_longnet_decodes_where_a_branch_has_the_turn_of_no_head(pool: RankPool, length: int) -> None:
+    """Two heads, of which a branch that sees every fourth token has the first two turns of four."""
+    sizes = {"heads": 2, "head_dim": 4, "kept": 2, "branches": 3, "dilation": 2, "growth": 2}
+    (layer,) = from_mixer("longnet", 5, **sizes).layers
+    for mesh in ({}, {"tensor": 2}):
+        check_case(pool, Case(layer, strategies.get("whole"), mesh, length, phase="decode"))
