@@ -17,6 +17,7 @@ from costmodel.composite import rms_norm, swiglu
 from costmodel.dims import Dim, Shape, divide, is_number
 from costmodel.masks import Mask
 from costmodel.mixer import INPUT, Mixer, Site, Sizes, Weights
+from costmodel.mixture import applied
 from costmodel.model import MlpSpec
 from costmodel.ops.mesh import Axis
 from costmodel.ops.routing import Combine, Dispatch
@@ -130,7 +131,7 @@ class Block:
             if self.phase == "prefill":
                 for kept in state:
                     ops.keep(kept)
-        mixed: T = self.strategy.apply(ops, self.axes, carry)
+        mixed: T = applied(self.strategy, ops, self.axes, carry)
         return self._sum(ops, self.mixer.finish(ops, mixed, w, replace(at, aside=carry.aside)))
 
     def _feed(self, ops: Vocabulary[T], x: T, w: Weights) -> T:

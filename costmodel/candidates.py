@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 from math import isqrt
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from costmodel.arrangement import Arrangement, Way
 from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
+from costmodel.mixture import JOIN, Mixture, alike, each, together
 from costmodel.strategy import Requirement, Situation, Strategy, divides, strategies, takes
 from costmodel.subject import Layer, Subject
 from costmodel.workload import Workload
@@ -132,12 +133,33 @@ def ways(
     Args:
         kernels: implementations to choose from; all those of the mixer unless given.
     """
+    if isinstance(layer.mixer, Mixture):
+        yield from _ways_together([list(ways(part, causal, axes, tensor, kernels)) for part in layer.mixers_alone])
+        return
     for name in strategies.names():
         strategy = strategies.get(name)
         if set(strategy.axes) == set(axes) and issubclass(layer.mixer.carry_for(causal), strategy.carries):
             for kernel in layer.mixer.kernels:
                 if kernels is None or kernel in kernels:
                     yield Way(strategy, kernel, tensor)
+
+
+def _ways_together(options: list[list[Way]]) -> Iterator[Way]:
+    """Every way of running a mixture, from those of its parts."""
+    for chosen in product(*options):
+        used = tuple(way.strategy for way in chosen)
+        if alike(used):
+            yield Way(together(used), JOIN.join(way.kernel for way in chosen), chosen[0].tensor)
+
+
+def parts(layer: Layer, way: Way) -> list[tuple[Layer, Way]]:
+    """A layer and how it is run; of a mixture, each of its mixers as a layer of its own."""
+    mixers, kernels = layer.mixers_alone, way.kernel.split(JOIN)
+    used = each(way.strategy, len(mixers))
+    return [
+        (part, replace(way, strategy=strategy, kernel=kernel))
+        for part, strategy, kernel in zip(mixers, used, kernels, strict=True)
+    ]
 
 
 def spreads() -> Iterator[tuple[tuple[str, ...], bool]]:
@@ -162,6 +184,11 @@ def fitting(axes: tuple[str, ...], tensor: bool, among: Meshes) -> Meshes:
 
 def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Iterator[tuple[Requirement, Situation]]:
     """What must hold for each mesh, with what the reasons may name."""
+    for part, run in parts(layer, way):
+        yield from _requirements(part, run, workload, mesh)
+
+
+def _requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Iterator[tuple[Requirement, Situation]]:
     at = _situation(layer, way, workload, mesh)
     for requirement in (takes(way.strategy, at), *way.strategy.requirements(at)):
         yield requirement, at

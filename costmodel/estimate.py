@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodel.arrangement import Arrangement, Way
-from costmodel.candidates import MESH, Choices, Meshes, fitting, meshes, refusals
+from costmodel.candidates import MESH, Choices, Meshes, fitting, meshes, parts, refusals
 from costmodel.data_parallel import Sharing
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.evaluation import Evaluator, Group
 from costmodel.hardware.cluster import Cluster
+from costmodel.mixer import Mixer
 from costmodel.ops.primitive import Reading
 from costmodel.plan import Ranking
 from costmodel.rates import usable_memory
-from costmodel.strategy import strategies
+from costmodel.strategy import Strategy, strategies
 from costmodel.subject import Layer, Subject
 from costmodel.workload import Workload
 
@@ -94,13 +95,18 @@ def check_way(layer: Layer, way: Way, causal: bool) -> None:
         UnknownNameError: for a kernel that the mixer does not have.
     """
     layer.check_mask(causal)
-    mixer, carry = layer.mixer, layer.mixer.carry_for(causal)
-    if not issubclass(carry, way.strategy.carries):
+    if way.kernel not in layer.mixer.kernels:
+        raise UnknownNameError(f"kernel of {layer.mixer.name}", way.kernel, layer.mixer.kernels)
+    for part, run in parts(layer, way):
+        _check_carry(part.mixer, run.strategy, causal)
+
+
+def _check_carry(mixer: Mixer, strategy: Strategy, causal: bool) -> None:
+    carry = mixer.carry_for(causal)
+    if not issubclass(carry, strategy.carries):
         known = [name for name in strategies.names() if issubclass(carry, strategies.get(name).carries)]
         rule = f"it does not know what crosses a cut of {mixer.name}: {carry.kind}"
-        raise InputError("--strategy", way.strategy.name, rule, f"strategies that do: {', '.join(known)}")
-    if way.kernel not in mixer.kernels:
-        raise UnknownNameError(f"kernel of {mixer.name}", way.kernel, mixer.kernels)
+        raise InputError("--strategy", strategy.name, rule, f"strategies that do: {', '.join(known)}")
 
 
 def estimate(subject: Subject, workload: Workload, cluster: Cluster, chosen: Chosen) -> Ranking:

@@ -26,6 +26,9 @@ Weights = Mapping[str, Any]
 INPUT = "the input"
 
 
+#: Parts of a mixer that a model's config switches on, among its sizes but no hyperparameters.
+SWITCHES = ("qk_norm", "gate")
+
 #: Base of the angles of rotary positions.
 ROPE_BASE = 10000.0
 
@@ -266,4 +269,15 @@ class Unmasked(Mixer):
         return ()
 
 
-mixers: Registry[Mixer] = Registry("mixer", "costmodel.mixers", Mixer)
+class Mixers(Registry[Mixer]):
+    """Mixers by name; several with a ``+`` between them are a mixture, side by side in one layer."""
+
+    def get(self, name: str) -> Mixer:
+        if "+" not in name or ".py:" in name:
+            return super().get(name)
+        from costmodel.mixture import mixture
+
+        return mixture(tuple(super(Mixers, self).get(part) for part in name.split("+")))
+
+
+mixers = Mixers("mixer", "costmodel.mixers", Mixer)

@@ -55,6 +55,7 @@ class MixerSpec:
     down-projections and the output projection).
 
     Any other name is kept as given, for a mixer defined elsewhere. Flags that are absent are off.
+    Mixers side by side on the same input, whose outputs are added, are made by ``beside``.
 
     Raises ``InputError`` for a hyperparameter that is missing, not a whole number, or too small, and
     ``UnknownNameError`` for one that ``attention`` or ``mla`` does not have.
@@ -72,6 +73,7 @@ class MixerSpec:
                 raise InputError(f"{self.name} {key}", value, "must be a whole number or a flag")
         if self.name in _MIXERS:
             _check_params(self.name, self.params, _MIXERS[self.name])
+        _ = self.parts  # each checks its own
         object.__setattr__(self, "params", _Params(self.params))
 
     def replace(self, **changes: int) -> MixerSpec:
@@ -83,6 +85,32 @@ class MixerSpec:
         """
         return MixerSpec(self.name, {**self.params, **changes})
 
+    @classmethod
+    def beside(cls, *specs: MixerSpec) -> MixerSpec:
+        """A mixture: ``attention+mamba2`` with hyperparameters as ``mamba2.heads``; one ``window`` for all.
+
+        >>> attention = MixerSpec("attention", {"heads": 2, "kv_heads": 1, "head_dim": 8})
+        >>> conv = MixerSpec("shortconv", {"channels": 16, "taps": 3})
+        >>> both = MixerSpec.beside(attention, conv)
+        >>> both.name, both.params["shortconv.taps"]
+        ('attention+shortconv', 3)
+        >>> both.parameters(16) == attention.parameters(16) + conv.parameters(16)
+        True
+        """
+        params = {
+            key if key == "window" else f"{spec.name}.{key}": value
+            for spec in specs
+            for key, value in spec.params.items()
+        }
+        return cls("+".join(spec.name for spec in specs), params)
+
+    @property
+    def parts(self) -> tuple[MixerSpec, ...]:
+        """The mixers of a mixture, without the window; none of any other."""
+        names = self.name.split("+") if "+" in self.name and ".py:" not in self.name else []
+        own = [(*key.rpartition("."), value) for key, value in self.params.items()]
+        return tuple(MixerSpec(name, {key: value for part, _, key, value in own if part == name}) for name in names)
+
     def parameters(self, width: int) -> int:
         """Learned parameters of the mixer's projections, biases and norms, for ``width`` channels in and out.
 
@@ -90,6 +118,8 @@ class MixerSpec:
 
         Raises ``UnknownNameError`` for a mixer that does not exist, and ``InputError`` for a missing hyperparameter.
         """
+        if self.parts:
+            return sum(part.parameters(width) for part in self.parts)
         if self.name in _MIXERS:
             return _MIXERS[self.name].parameters(self.params, width)
         mixer = mixers.get(self.name)

@@ -133,4 +133,15 @@ def divides(size: Dim, pieces: Dim, reason: str) -> Requirement:
     return Requirement(np.equal(np.mod(size, pieces), 0), reason)
 
 
-strategies: Registry[Strategy] = Registry("strategy", "costmodel.strategies", Strategy)
+class Strategies(Registry[Strategy]):
+    """Strategies by name; several with a ``+`` between them are for the parts of a mixture."""
+
+    def get(self, name: str) -> Strategy:
+        if "+" not in name or ".py:" in name:
+            return super().get(name)
+        from costmodel.mixture import together
+
+        return together(tuple(super(Strategies, self).get(part) for part in name.split("+")))
+
+
+strategies = Strategies("strategy", "costmodel.strategies", Strategy)

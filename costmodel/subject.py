@@ -9,7 +9,8 @@ from fractions import Fraction
 
 from costmodel.dims import Dim, minimum
 from costmodel.errors import InputError, UnknownNameError
-from costmodel.mixer import Mixer, mixers
+from costmodel.mixer import SWITCHES, Mixer, mixers
+from costmodel.mixture import Mixture
 from costmodel.model import MlpSpec, Model
 
 
@@ -40,6 +41,16 @@ class Layer:
         if memory is not None:
             return memory.tokens
         return length if self.window is None else minimum(length, self.window)
+
+    @property
+    def mixers_alone(self) -> list[Layer]:
+        """Each mixer of a mixture as a layer of its own; of any other layer, the layer."""
+        if not isinstance(self.mixer, Mixture):
+            return [self]
+        return [
+            Layer(part.mixer, part.sizes(self.sizes), self.window if "window" in part.mixer.sizes else None, None, 1)
+            for part in self.mixer.parts
+        ]
 
     def check_mask(self, causal: bool) -> None:
         """Whether the mixer is defined under a mask.
@@ -121,10 +132,6 @@ def at_width(name: str, width: int) -> Subject:
     return from_mixer(name, width, **{key: int(value) for key, value in scaled.items()})
 
 
-#: Parts of a mixer that a model's config switches on, and that are no hyperparameters.
-SWITCHES = ("qk_norm", "gate")
-
-
 def _layer(name: str, params: Mapping[str, int], width: int) -> Layer:
     """A mixer alone, once."""
     mixer = mixers.get(name)
@@ -135,13 +142,34 @@ def _layer(name: str, params: Mapping[str, int], width: int) -> Layer:
             rule = f"must be at least {parameter.least}"
             raise InputError(f"{name}.{key}", value, rule, f"usual: {parameter.usual}")
         sizes[parameter.symbol] = value
-    sizes |= {switch: 1 for switch in SWITCHES if params.get(switch)}
+    sizes |= {symbol: 1 for key, symbol in _switches(mixer).items() if params.get(key)}
+    layer = Layer(mixer, sizes, sizes.pop("w", 0) or None, None, 1)
+    for alone in layer.mixers_alone:
+        _check_heads(alone)
+        _check_turning(alone)
+    if isinstance(mixer, Mixture):
+        mixer.check(layer.sizes)
+    return layer
+
+
+def _switches(mixer: Mixer) -> dict[str, str]:
+    """Symbols of what a config may switch on, by the names that it has in a model."""
+    if not isinstance(mixer, Mixture):
+        return {switch: switch for switch in SWITCHES}
+    return {f"{part.mixer.name}.{switch}": part.symbol(switch) for part in mixer.parts for switch in SWITCHES}
+
+
+def _check_heads(layer: Layer) -> None:
+    mixer, sizes = layer.mixer, layer.sizes
     if sizes.get("H_kv") and sizes["H"] % sizes["H_kv"]:
-        raise InputError(f"{name}.kv_heads", sizes["H_kv"], f"must divide the {sizes['H']} heads")
+        raise InputError(f"{mixer.name}.kv_heads", sizes["H_kv"], f"must divide the {sizes['H']} heads")
+
+
+def _check_turning(layer: Layer) -> None:
+    mixer, sizes = layer.mixer, layer.sizes
     turning = mixer.rotary(sizes)
     if turning % 2:
         key = next(key for key, parameter in mixer.sizes.items() if sizes[parameter.symbol] == turning)
         raise InputError(
-            f"{name}.{key}", turning, "must be even: rotary positions turn pairs", f"nearest: {turning + 1}"
+            f"{mixer.name}.{key}", turning, "must be even: rotary positions turn pairs", f"nearest: {turning + 1}"
         )
-    return Layer(mixer, sizes, sizes.pop("w", 0) or None, None, 1)

@@ -17,6 +17,7 @@ from costmodel.huggingface.family import (
     layer_types,
     routed,
     sparse_steps,
+    stack,
 )
 from costmodel.huggingface.fields import LARGEST_DEPTH, Fields
 from costmodel.mixer import mixers
@@ -117,9 +118,9 @@ def _period(fields: Fields, what: str) -> tuple[int, int]:
 
 
 def _mamba2(fields: Fields) -> MixerSpec:
-    """Mamba-2 by the fields that Bamba and Granite share."""
+    """Mamba-2 by the fields that Bamba, Granite and Falcon-H1 share."""
     heads, width = fields.integer("mamba_n_heads"), fields.integer("hidden_size")
-    inner = fields.integer("mamba_expand") * width
+    inner = fields.optional_integer("mamba_d_ssm") or fields.integer("mamba_expand") * width
     auto = fields.raw("mamba_d_head") == "auto"
     if auto and inner % heads:
         raise fields.error("mamba_n_heads", heads, f"must divide the {inner} inner channels")
@@ -173,6 +174,26 @@ def _granite(fields: Fields) -> tuple[LayerSpec, ...]:
         mlp = replace(routed(fields, "num_local_experts", "intermediate_size", shared=1), shared_hidden=shared)
     full = attention(fields, bias=bias, out_bias=bias)
     return _mixed(fields, full, _mamba2(fields), always(mlp), lambda layer: False, ("attention", "mamba"))
+
+
+@family(
+    "falcon_h1",
+    num_key_value_heads=8,
+    attention_bias=False,
+    mlp_bias=False,
+    mamba_proj_bias=False,
+    projectors_bias=False,
+    mamba_d_ssm=1024,
+    **MAMBA2,
+)
+def _falcon_h1(fields: Fields) -> tuple[LayerSpec, ...]:
+    """Attention and Mamba-2 side by side in every layer, each with its own width; multipliers are left out."""
+    for flag in ("mamba_proj_bias", "projectors_bias"):
+        if fields.flag(flag):
+            raise fields.error(flag, True, "must be false: no Falcon-H1 model has biases there")
+    bias = fields.flag("attention_bias")
+    mixer = MixerSpec.beside(attention(fields, bias=bias, out_bias=bias), _mamba2(fields))
+    return stack(fields, mixer, dense(fields, bias=fields.flag("mlp_bias")))
 
 
 @family("minimax", num_key_value_heads=8, num_local_experts=8, num_experts_per_tok=2, block_size=256)

@@ -60,6 +60,7 @@ HYBRIDS: dict[str, Config] = {
         "n_shared_experts": 1,
         "kv_lora_rank": 64,
     },
+    "falcon_h1": BASE | MAMBA2 | {"head_dim": 64, "mamba_d_ssm": 512},
     "lfm2": BASE | {"full_attn_idxs": [2, 5]},
     "nemotron_h": BASE
     | {
@@ -87,6 +88,8 @@ COUNTED = {
     # 7 layers of KDA: the output gate's bias of 128, as in flash-linear-attention; 7 of experts: 4 router biases, which
     # transformers keeps as buffers
     "kimi_linear": 5_396_412 + 7 * 128 + 7 * 4,
+    # 8 layers: the convolution's bias 576; a norm of 64 for every head of Mamba-2, where the family has none
+    "falcon_h1": 7_883_712 - 8 * (576 - 64),
     "lfm2": 4_060_160,
     # 3 layers of Mamba-2: the convolution's bias 640; a norm of 64 for every head, not 512; 2 of experts: 4 router
     # biases, which transformers keeps as buffers
@@ -119,6 +122,7 @@ def test_parameters_are_those_of_transformers(tmp_path: Path, name: str) -> None
         ("qwen3_next", "attention", [3, 7]),
         ("minimax", "attention", [0, 2, 4, 6]),
         ("kimi_linear", "mla", [4]),
+        ("falcon_h1", "attention+mamba2", list(range(8))),
         ("lfm2", "attention", [2, 5]),
         ("nemotron_h", "attention", [2]),
     ],
@@ -186,6 +190,7 @@ def test_the_nested_sizes_of_kimi_linear(tmp_path: Path) -> None:
         ("nemotron_h", {"hybrid_override_pattern": "M--"}, "layer 2: .* a feed-forward without a mixer before it"),
         ("nemotron_h", {"hybrid_override_pattern": None}, "hybrid_override_pattern: null .* must be a pattern"),
         ("nemotron_h", {"moe_latent_size": 8}, "moe_latent_size: 8 .* must be null"),
+        ("falcon_h1", {"projectors_bias": True}, "projectors_bias: true .* must be false"),
         ("lfm2", {"conv_bias": True}, "conv_bias: true .* must be false"),
         ("lfm2", {"full_attn_idxs": [0.5]}, "full_attn_idxs: .* must be a list"),
         ("lfm2", {"block_ffn_dim_multiplier": "1"}, "block_ffn_dim_multiplier: .* must be a number"),
@@ -211,6 +216,14 @@ def test_nemotron_h_8b_has_its_exact_number_of_parameters() -> None:
     assert model.parameters() == 8_100_852_736 - 24 * (10_240 + 8192 - 64)
     kinds = [(layer.mixer.name, layer.mlp is not None, count) for layer, count in model.groups()]
     assert kinds == [("mamba2", True, 20), ("mamba2", False, 4), ("attention", True, 4)]
+
+
+def test_falcon_h1_7b_has_its_exact_number_of_parameters() -> None:
+    """7,585,513,568 in transformers 5.24.
+
+    In each of 44 layers the convolution's bias of 3072 + 2*256, and no norm where our Mamba-2 has one of 128.
+    """
+    assert read_config(EXAMPLES / "falcon-h1-7b.json").parameters() == 7_585_513_568 - 44 * (3072 + 512 - 128)
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode", "train"])

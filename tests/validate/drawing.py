@@ -76,15 +76,23 @@ def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -
     groups = cut * draw(st.integers(1, 2))
     given = {"kv_heads": groups, "window": draw(st.integers(0, 6)), "stride": context * draw(st.integers(1, 3))}
     given |= {"memory": cut * context * draw(st.integers(1, 4))}
-    given |= {name: groups * draw(st.integers(1, 3)) for name, size in mixer.sizes.items() if size.cut} | given
+    given |= {_short(name): groups * draw(st.integers(1, 3)) for name, size in mixer.sizes.items() if size.cut} | given
     given |= {"head_dim": 2 * draw(st.integers(2, 4))} if mixer.name in STEEP else {}
-    sizes = {name: given[name] if name in given else _size(draw, name, mixer.sizes[name].least) for name in mixer.sizes}
+    sizes = {
+        name: given[_short(name)] if _short(name) in given else _size(draw, _short(name), size.least)
+        for name, size in mixer.sizes.items()
+    }
     (layer,) = from_mixer(mixer.name, draw(st.integers(1, 9)), **sizes).layers
     option = draw(st.sampled_from([{}, OPTIONS.get(mixer.name, {})]))
     layer = replace(layer, sizes={**layer.sizes, **option})
     hidden = tensor * draw(st.integers(1, 4))
     mlp = draw(st.sampled_from([None, MlpSpec(hidden), MlpSpec(hidden, gated=False)]))
     return replace(layer, mlp=mlp, norms=draw(st.sampled_from([0, 1, 2] if mlp is None else [2, 4])))
+
+
+def _short(name: str) -> str:
+    """The hyperparameter of a mixture's part."""
+    return name.rpartition(".")[2]
 
 
 #: The largest values of sizes that multiply each other to the tokens of a segment.
