@@ -228,6 +228,10 @@ def _enough_tokens(layer: Layer, at: Situation) -> Iterator[Requirement]:
         yield divides(
             at.length, cut * grain, f"{{length}} tokens do not divide into pieces of {grain} over {names} ranks"
         )
+    if mixer.doubled:
+        pieces = np.asarray(at.length // (at.context * grain), dtype=np.int64)
+        reason = f"{{length}} tokens over {{context}} ranks are not 1, 2, 4, ... pieces of {grain} for each"
+        yield Requirement(np.equal(at.context, 1) | np.equal(np.bitwise_and(pieces, pieces - 1), 0), reason)
     segments = mixer.segments(layer.sizes)
     if segments:
         yield divides(at.length, segments, f"{{length}} tokens do not divide into {segments} segments")

@@ -24,6 +24,8 @@ from costmodel.workload import Workload
 
 #: A length and numbers of devices with many divisors, for asking whether a way is valid for any.
 MANY_DIVISORS = 2**20 * 3**4 * 5 * 7
+#: Tokens for a mixer whose ranks must have pieces that are a power of two.
+DOUBLED = 2**20
 DEVICES = range(1, 17)
 
 
@@ -121,7 +123,8 @@ def _check(layer: Layer, way: Way, workload: Workload) -> None:
     """Whether a way is valid for some length and some numbers of ranks."""
     check_way(layer, way, workload.causal)
     among = fitting(way.strategy.axes, way.tensor, reduce(Meshes.joined, [meshes(count) for count in DEVICES]))
-    length = min(MANY_DIVISORS, layer.mixer.longest(way.kernel) or MANY_DIVISORS)
+    many = DOUBLED if layer.mixer.doubled else MANY_DIVISORS
+    length = min(many, layer.mixer.longest(way.kernel) or many)
     long = Workload(length, 2 * 3 * 5 * 7, workload.phase, workload.causal)
     valid, reasons = refusals(layer, way, long, among)
     if not np.any(valid):

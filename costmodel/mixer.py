@@ -140,6 +140,7 @@ class Mixer(ABC):
         undecoded: why it is not decoded although it is causal; empty where it is.
         extends: whether ``decode`` takes any number of new tokens, so that a prefill may follow on cached ones.
         fixed: weights that are not trained, such as random projections.
+        doubled: whether the whole pieces of each rank must be 1, 2, 4, ..., where the sequence is cut.
         grain_first: whether whole pieces (``grain``) are needed before heads are exchanged for sequence, too.
     """
 
@@ -156,6 +157,7 @@ class Mixer(ABC):
     undecoded: ClassVar[str] = ""
     extends: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ()
+    doubled: ClassVar[bool] = False
     grain_first: ClassVar[bool] = False
 
     def carry_for(self, causal: bool) -> type[Carry[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -55,14 +55,13 @@ class Affine(Generic[T]):
         return Affine(tuple(tensors[:cut]), tuple(tensors[cut:]))
 
 
-class State(Carry[T]):
-    """A recurrence that is affine in its state, so that ranks can work at the same time.
+class Summed(Carry[T]):
+    """Ranks work at the same time: each says in short what its tokens do to any state, without knowing the state.
 
-    P is lower triangular and semiseparable. Each rank finds what its tokens do to any state, without knowing the
-    state; composing that over the ranks before gives each rank the state it starts from.
+    What the ranks before do, one after the other, gives each rank the state it starts from.
     """
 
-    kind: ClassVar[str] = "state"
+    kind: ClassVar[str] = "states one after the other"
 
     @abstractmethod
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
@@ -77,8 +76,24 @@ class State(Carry[T]):
         """What this rank's tokens do to the state."""
 
     @abstractmethod
+    def advance(self, ops: Vocabulary[T], does: Affine[T], state: Tensors[T]) -> Tensors[T]:
+        """The state after a stretch of tokens."""
+
+    @abstractmethod
     def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
         """The mixed values [B, H, n, e], given the state before."""
+
+    def whole(self, ops: Vocabulary[T]) -> T:
+        return self.outputs(ops, self.prepare(ops), self.initial(ops))
+
+
+class State(Summed[T]):
+    """A recurrence that is affine in its state, perhaps up to a scale, so that stretches can be composed.
+
+    P is lower triangular and semiseparable.
+    """
+
+    kind: ClassVar[str] = "state"
 
     def move(self, ops: Vocabulary[T], transition: Tensors[T], state: Tensors[T]) -> Tensors[T]:
         """A transition applied to a state, or to an earlier transition; elementwise, unless a mixer says otherwise."""
@@ -91,14 +106,22 @@ class State(Carry[T]):
         """The transition by which gradients go the other way; ``move`` takes it too."""
         return transition
 
+    def join(self, ops: Vocabulary[T], first: Tensors[T], then: Tensors[T]) -> Tensors[T]:
+        """The transition of two stretches, one after the other."""
+        return self.move(ops, then, first)
+
+    def gradient_sent(self, ops: Vocabulary[T], gradient: Tensors[T], state: Tensors[T]) -> Tensors[T]:
+        """What goes back over ranks for the gradient of a state, and is advanced by transposed transitions."""
+        return gradient
+
+    def gradient_received(self, ops: Vocabulary[T], sent: Tensors[T], state: Callable[[], Tensors[T]]) -> Tensors[T]:
+        """The gradient of a state, from what comes back for it."""
+        return sent
+
     def advance(self, ops: Vocabulary[T], does: Affine[T], state: Tensors[T]) -> Tensors[T]:
-        """The state after a stretch of tokens."""
         moved = self.move(ops, does.transition, state)
         return tuple(ops.add(s, u) for s, u in zip(moved, does.update, strict=True))
 
     def compose(self, ops: Vocabulary[T], first: Affine[T], then: Affine[T]) -> Affine[T]:
         """What two stretches do, one after the other."""
-        return Affine(self.move(ops, then.transition, first.transition), self.advance(ops, then, first.update))
-
-    def whole(self, ops: Vocabulary[T]) -> T:
-        return self.outputs(ops, self.prepare(ops), self.initial(ops))
+        return Affine(self.join(ops, first.transition, then.transition), self.advance(ops, then, first.update))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
-from costmodel.carries.state import Recurrent
+from costmodel.carries.state import Summed
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights
@@ -34,7 +34,8 @@ class LogLinear(Mamba2):
     )
     source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761; flash-linear-attention layers/log_linear_mamba2.py"
     structure: ClassVar[Structure] = Structure.HIERARCHICAL
-    carry: ClassVar[type[Carry[Any]]] = Recurrent
+    carry: ClassVar[type[Carry[Any]]] = Summed
+    doubled: ClassVar[bool] = True
     kernels: ClassVar[tuple[str, ...]] = ("chunked",)
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         **{name: size for name, size in Mamba2.sizes.items() if name != "chunk"},
@@ -74,7 +75,7 @@ class LogLinear(Mamba2):
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         """States of levels, here of single tokens; which of them are full, but for the last; convolutions."""
         levels = m["l_c"] + m["l_s"]
-        states = Kept((m["H"], levels, m["d"], m["e"]), "accumulate"), Kept((1, levels - 1), "accumulate")
+        states = Kept((m["H"], levels, m["d"], m["e"]), "accumulate"), Kept((m["H"], levels - 1), "accumulate")
         return (*states, *super().cache(m, tokens)[1:])
 
     def grain(self, m: Sizes) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
-from costmodel.carries.state import Recurrent
+from costmodel.carries.state import State
 from costmodel.carry import Carry, Structure
 from costmodel.composite import token_shift
 from costmodel.dims import Dim, Shape
@@ -22,10 +22,7 @@ MIXED = "r", "k", "v"
 
 
 class Rwkv4(Mixer):
-    """Token shift, the recurrence of ``costmodel.recurrences.wkv``, and a sigmoid gate.
-
-    The state of the numerically stable form, which real kernels use, is not affine: ranks take turns.
-    """
+    """Token shift, the recurrence of ``costmodel.recurrences.wkv``, and a sigmoid gate."""
 
     name: ClassVar[str] = "rwkv4"
     title: ClassVar[str] = "RWKV-4"
@@ -35,7 +32,7 @@ class Rwkv4(Mixer):
     )
     source: ClassVar[str] = "Peng et al. 2023, arXiv 2305.13048; transformers models/rwkv; BlinkDL/RWKV-LM RWKV-v4"
     structure: ClassVar[Structure] = Structure.SEMISEPARABLE
-    carry: ClassVar[type[Carry[Any]]] = Recurrent
+    carry: ClassVar[type[Carry[Any]]] = State
     kernels: ClassVar[tuple[str, ...]] = ("recurrent",)
     causality: ClassVar[str] = "causal"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {

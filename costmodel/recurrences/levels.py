@@ -4,20 +4,24 @@ The tokens before i are cut as the bits of i are: level 0 is i itself, and where
 of 2^b tokens. o_i = sum over levels of scale_i,level q_i (state of that piece, decayed to i). States are kept as binary
 counters are: that of a new chunk joins those of the full levels below the first free one (Guo et al. 2025, arXiv
 2506.04761, section 3; flash-linear-attention ops/log_linear_attn). Past the last level, that one takes all.
+
+Where each rank has 2^p chunks, a rank's tokens are a piece of level p, and levels above it hold whole ranks: a rank
+needs of each before it only the state and the decay of all its tokens, which join at level p.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
-from costmodel.carries.state import Recurrent, Tensors
-from costmodel.dims import Dim, divide
+from costmodel.carries.state import Affine, Summed, Tensors
+from costmodel.dims import Dim, divide, is_number, log2
 from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.gated import decayed_pairs, spread
+from costmodel.recurrences.gated import decayed_pairs, spread, states_of_chunks
 
 T = TypeVar("T")
 
@@ -25,11 +29,11 @@ CAUSAL = Mask(causal=True)
 
 
 @dataclass(frozen=True)
-class Levels(Recurrent[T]):
+class Levels(Summed[T]):
     """q, k [B, H_kv, n, d], v [B, H, n, e], log_decay [B, H, n, 1] and scales [B, H, n, levels].
 
     The state is that of each level over chunks [B, H, S, d, e], and which levels but the last are full
-    [B, 1, S - 1].
+    [B, H, S - 1].
 
     Attributes:
         scales: of level 0, of levels within a chunk, of the S levels over chunks.
@@ -54,9 +58,10 @@ class Levels(Recurrent[T]):
         b, h, _, e = ops.shape(self.v)
         levels = ops.shape(self.scales)[3] - 1 - self.within
         states = ops.zeros((b, h, levels, ops.shape(self.k)[3], e), "accumulate")
-        return states, ops.zeros((b, 1, levels - 1), "accumulate")
+        return states, ops.zeros((b, h, levels - 1), "accumulate")
 
-    def run(self, ops: Vocabulary[T], state: Tensors[T]) -> tuple[T, Tensors[T]]:
+    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
+        """Values of chunks' own pairs; of each chunk queries and scales of states, what it adds, and its decay."""
         chunk = 2**self.within
 
         def cut(x: T) -> T:
@@ -74,9 +79,28 @@ class Levels(Recurrent[T]):
         added = ops.cast(ops.contract("bhnid,bhnie->bhnde", late, v), "accumulate")
         early = ops.mul(spread(ops, q, h), ops.map("exp", running))
         far = ops.slice(scales, 4, 1 + self.within, ops.shape(scales)[4] - 1 - self.within)
-        chunks = early, far, added, ops.reshape(ops.map("exp", last), (b, h, n, 1, 1, 1))
-        after, (before,) = ops.scan(_CHUNKS, state, chunks, axis=2)
-        return ops.reshape(ops.add(within, before), ops.shape(self.v)), after
+        return within, early, far, added, ops.reshape(ops.map("exp", last), (b, h, n, 1, 1))
+
+    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
+        """The decay [B, H, 1, 1] and the state [B, H, d, e] of all tokens of this rank."""
+        b, h, _, d, e = ops.shape(prepared[3])
+        start = ops.zeros((b, h, d, e), "accumulate")
+        (state,), _ = ops.scan(states_of_chunks(read=False), (start,), prepared[3:], axis=2)
+        return Affine((ops.map("exp", ops.sum(self.log_decay, (2,))),), (state,))
+
+    def advance(self, ops: Vocabulary[T], does: Affine[T], state: Tensors[T]) -> Tensors[T]:
+        (decay,), (added,), (states, full) = does.transition, does.update, state
+        chunks = divide(ops.shape(self.v)[2], 2**self.within)
+        return joined(ops, ops.mul(states, _of_levels(ops, decay)), full, added, log2(chunks))
+
+    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
+        _, (before,) = ops.scan(_CHUNKS, state, prepared[1:], axis=2)
+        return ops.reshape(ops.add(prepared[0], before), ops.shape(self.v))
+
+
+def _of_levels(ops: Vocabulary[T], decay: T) -> T:
+    """A decay [B, H, 1, 1] as it meets states [B, H, S, d, e]."""
+    return ops.reshape(decay, (*ops.shape(decay), 1))
 
 
 def _of_pairs(ops: Vocabulary[T], scales: T) -> T:
@@ -103,23 +127,26 @@ def read_levels(ops: Vocabulary[T], q: T, states: T, scales: T) -> T:
     return ops.contract("bhcs,bhcse->bhce", scales, ops.contract("bhcd,bhsde->bhcse", q, states))
 
 
-def joined(ops: Vocabulary[T], states: T, full: T, new: T) -> tuple[T, T]:
-    """States [B, H, S, d, e], and which levels are full [B, 1, S - 1], after a new piece [B, H, d, e]."""
-    after: tuple[T, T] = ops.custom(_join, _join_back, states, full, new)
+def joined(ops: Vocabulary[T], states: T, full: T, new: T, level: Dim = 0) -> tuple[T, T]:
+    """States [B, H, S, d, e], and which levels are full [B, H, S - 1], after a new piece [B, H, d, e] of a level.
+
+    No level below that of the piece is full.
+    """
+    after: tuple[T, T] = ops.custom(partial(_join, level), partial(_join_back, level), states, full, new)
     return after
 
 
-def _join(ops: Vocabulary[T], states: T, full: T, new: T) -> tuple[tuple[T, T], tuple[T, ...]]:
-    stays, takes, after = _moves(ops, full)
+def _join(level: Dim, ops: Vocabulary[T], states: T, full: T, new: T) -> tuple[tuple[T, T], tuple[T, ...]]:
+    stays, takes, after = _moves(ops, full, level)
     b, h, levels, d, e = ops.shape(states)
     below = ops.concat([ops.reshape(new, (b, h, 1, d, e)), ops.slice(states, 2, 0, levels - 1)], 2)
     joined = ops.add(ops.mul(states, stays), ops.mul(ops.cumsum(below, 2), takes))
     return (joined, after), (full,)
 
 
-def _join_back(ops: Vocabulary[T], saved: tuple[T, ...], gradient: T, _: T) -> tuple[T, T, T]:
+def _join_back(level: Dim, ops: Vocabulary[T], saved: tuple[T, ...], gradient: T, _: T) -> tuple[T, T, T]:
     (full,) = saved
-    stays, takes, _after = _moves(ops, full)
+    stays, takes, _after = _moves(ops, full, level)
     b, h, _levels, d, e = ops.shape(gradient)
     taken = ops.mul(gradient, takes)
     above = ops.cumsum(taken, 2, reverse=True, exclusive=True)
@@ -127,23 +154,29 @@ def _join_back(ops: Vocabulary[T], saved: tuple[T, ...], gradient: T, _: T) -> t
     return ops.add(ops.mul(gradient, stays), above), ops.zeros_like(full), new
 
 
-def _moves(ops: Vocabulary[T], full: T) -> tuple[T, T, T]:
-    """Which levels keep their state and which takes those below, as 0 or 1 [B, 1, S, 1, 1]; which are full then."""
-    b, _, count = ops.shape(full)
-    one = ops.ones((b, 1, 1), "accumulate")
+def _moves(ops: Vocabulary[T], full: T, level: Dim) -> tuple[T, T, T]:
+    """Which levels keep their state and which takes those below, as 0 or 1 [B, H, S, 1, 1]; which are full then.
+
+    To a piece of a higher level, those below it count as full; their states are zeros.
+    """
+    b, h, count = ops.shape(full)
+    one = ops.ones((b, h, 1), "accumulate")
+    if not is_number(level, 0):
+        ones = ops.ones((1, 1, count), "accumulate")
+        full = ops.map("maximum", full, ops.map("at_least", ops.scale(ones, level), ops.cumsum(ones, 2)))
     free = ops.concat([ops.map("complement", full), one], 2)
     above = ops.map("minimum", ops.cumsum(free, 2, exclusive=True), one)
     takes = ops.mul(ops.map("complement", above), free)
     upper, first = (ops.slice(x, 2, 0, count) for x in (above, takes))
     stays = ops.concat([upper, one], 2)
     after = ops.add(ops.mul(full, upper), first)
-    wide = b, 1, count + 1, 1, 1
+    wide = b, h, count + 1, 1, 1
     return ops.reshape(stays, wide), ops.reshape(takes, wide), after
 
 
 def _advance(ops: Vocabulary[Any], state: Any, chunk: Any, _: Any) -> Any:
     (states, full), (_, _, added, decay) = state, chunk
-    return joined(ops, ops.mul(states, decay), full, added)
+    return joined(ops, ops.mul(states, _of_levels(ops, decay)), full, added)
 
 
 _CHUNKS = Recurrence(

@@ -2,24 +2,28 @@
 
 y_t = (a_{t-1} + exp(first + k_t) v_t) / (b_{t-1} + exp(first + k_t)), a_t = exp(-rate) a_{t-1} + exp(k_t) v_t, and b_t
 likewise without v (Peng et al. 2023, arXiv 2305.13048, equations 29-31 and appendix D). Numerators and denominators are
-kept divided by the exponential of a running maximum m, so that nothing overflows; that makes the state nonlinear.
+kept divided by the exponential of a running maximum m, so that nothing overflows. What a stretch of n tokens does is to
+take n rates from the exponent of what was before, and to add its own sums, scaled by the larger of both maxima.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from costmodel.carries.state import Recurrent, Tensors
+from costmodel.carries.state import Affine, State, Tensors
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
 
+#: A maximum before any key, in the range of bfloat16 and float32.
+LOWEST = -1e30
+
 
 @dataclass(frozen=True)
-class Wkv(Recurrent[T]):
+class Wkv(State[T]):
     """k, v [B, E, n, 1]; the state is a, b and m [B, E, 1].
 
     Attributes:
@@ -44,13 +48,51 @@ class Wkv(Recurrent[T]):
         return replace(self, k=k, v=v, rate=rate, first=first)
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """Empty; the maximum starts at 0, as any start cancels out."""
+        """Sums of nothing, and a maximum below that of any key."""
         batch, channels = ops.shape(self.k)[:2]
-        return tuple(ops.zeros((batch, channels, 1), "accumulate") for _ in range(3))
+        a, b, m = (ops.zeros((batch, channels, 1), "accumulate") for _ in range(3))
+        return a, b, ops.shift(m, LOWEST)
 
-    def run(self, ops: Vocabulary[T], state: Tensors[T]) -> tuple[T, Tensors[T]]:
-        after, (mixed,) = ops.scan(_TOKENS, state, (self.k, self.v), (self.rate, self.first), axis=2)
-        return mixed, after
+    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
+        return ()
+
+    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
+        """How much the exponent of what was before falls [1, E, 1]; the state after these tokens alone."""
+        state, _ = ops.scan(_STATES, self.initial(ops), (self.k, self.v), (self.rate,), axis=2)
+        channels, n = ops.shape(self.k)[1:3]
+        return Affine((ops.reshape(ops.scale(self.rate, n), (1, channels, 1)),), state)
+
+    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
+        _, (mixed,) = ops.scan(_TOKENS, state, (self.k, self.v), (self.rate, self.first), axis=2)
+        return mixed
+
+    def join(self, ops: Vocabulary[T], first: Tensors[T], then: Tensors[T]) -> Tensors[T]:
+        return (ops.add(first[0], then[0]),)
+
+    def advance(self, ops: Vocabulary[T], does: Affine[T], state: Tensors[T]) -> Tensors[T]:
+        (fall,), (a, b, m) = does.transition, state
+        return _sum(ops, (a, b, ops.map("sub", m, fall)), does.update)
+
+    def gradient_sent(self, ops: Vocabulary[T], gradient: Tensors[T], state: Tensors[T]) -> Tensors[T]:
+        """Gradients of sums without a scale are those of a and b times exp(-m): they too advance as a state does.
+
+        That of m follows from them, as only a exp(m) and b exp(m) count.
+        """
+        return *gradient[:2], ops.map("neg", state[2])
+
+    def gradient_received(self, ops: Vocabulary[T], sent: Tensors[T], state: Callable[[], Tensors[T]]) -> Tensors[T]:
+        a, b, m = state()
+        scale = ops.map("exp", ops.add(sent[2], m))
+        of_a, of_b = (ops.mul(x, scale) for x in sent[:2])
+        return of_a, of_b, ops.add(ops.mul(a, of_a), ops.mul(b, of_b))
+
+
+def _sum(ops: Vocabulary[T], one: Tensors[T], other: Tensors[T]) -> Tensors[T]:
+    """Two states together, at the larger of their maxima."""
+    largest = ops.map("maximum", one[2], other[2])
+    scales = [ops.map("exp", ops.map("sub", state[2], largest)) for state in (one, other)]
+    sums = (ops.add(ops.mul(x, scales[0]), ops.mul(y, scales[1])) for x, y in zip(one[:2], other[:2], strict=True))
+    return *sums, largest
 
 
 def wkv_step(ops: Vocabulary[T], state: Tensors[T], token: tuple[T, T], rate: T) -> Tensors[T]:
@@ -76,6 +118,7 @@ def _advance(ops: Vocabulary[Any], state: Any, token: Any, weights: Any) -> Any:
     return wkv_step(ops, state, token, weights[0])
 
 
+_STATES = Recurrence("wkv, states only", _advance, lambda *_: (), "recurrence")
 _TOKENS = Recurrence(
     "wkv",
     _advance,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.state import State
+from costmodel.carries.state import Summed
 from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.scan import Recurrence
@@ -21,13 +21,13 @@ class StateGather(Strategy):
     name: ClassVar[str] = "state-gather"
     title: ClassVar[str] = "LASP-2: all-gather of states, composed on every rank"
     source: ClassVar[str] = "Sun et al. 2025, arXiv 2502.07563"
-    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (State,)
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Summed,)
     axes: ClassVar[tuple[str, ...]] = ("context",)
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         return equal_stretches(at)
 
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: State[T]) -> T:
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Summed[T]) -> T:
         axis = axes["context"]
         prepared = carry.prepare(ops)
         does = carry.summary(ops, prepared)

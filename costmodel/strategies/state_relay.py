@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.state import Affine, State
+from costmodel.carries.state import Affine, Summed
 from costmodel.carry import Carry
 from costmodel.dims import divide
 from costmodel.ops.mesh import Axis
@@ -25,7 +25,7 @@ class StateRelay(Strategy):
     name: ClassVar[str] = "state-relay"
     title: ClassVar[str] = "LASP: states handed from rank to rank"
     source: ClassVar[str] = "Sun et al. 2024, arXiv 2404.02882"
-    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (State,)
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Summed,)
     axes: ClassVar[tuple[str, ...]] = ("context",)
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
@@ -33,7 +33,7 @@ class StateRelay(Strategy):
         reason = f"{{heads}} heads over {{tensor}} ranks are not {self.groups} equal groups"
         yield divides(at.heads, at.tensor * self.groups, reason)
 
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: State[T]) -> T:
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Summed[T]) -> T:
         prepared = carry.prepare(ops)
         relay = _Relay(axes["context"], carry, carry.summary(ops, prepared), self.groups)
         state = ops.custom(relay.forward, relay.backward, *relay.does.tensors)
@@ -55,7 +55,7 @@ class StatePipeline(StateRelay):
 class _Relay:
     """The hand-over of one state, and that of its gradient the other way, in groups of heads."""
 
-    def __init__(self, axis: Axis, carry: State[Any], does: Affine[Any], groups: int) -> None:
+    def __init__(self, axis: Axis, carry: Summed[Any], does: Affine[Any], groups: int) -> None:
         self.axis, self.carry, self.does, self.groups = axis, carry, does, groups
 
     def forward(self, ops: Vocabulary[T], *does: T) -> tuple[tuple[T, ...], tuple[T, ...]]:

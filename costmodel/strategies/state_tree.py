@@ -61,13 +61,15 @@ class _Tree:
 
         def combine(later: tuple[T, ...], own: tuple[T, ...]) -> tuple[T, ...]:
             after, here = self.does.of(later), self.does.of(own)
-            back = self.carry.move(ops, self.carry.transposed(ops, here.transition), after.update)
-            total = tuple(ops.add(g, more) for g, more in zip(here.update, back, strict=True))
-            return Affine(self.carry.move(ops, after.transition, here.transition), total).tensors
+            back = Affine(self.carry.transposed(ops, here.transition), here.update)
+            total = self.carry.advance(ops, back, after.update)
+            return Affine(self.carry.join(ops, here.transition, after.transition), total).tensors
 
-        so_far = self.does.of(ops.prefix(self.axis, (*does.transition, *gradients), combine, reverse=True))
-        zeros = tuple(ops.zeros_like(g) for g in gradients)
+        own = self.carry.gradient_sent(ops, gradients, state)
+        so_far = self.does.of(ops.prefix(self.axis, (*does.transition, *own), combine, reverse=True))
+        zeros = tuple(ops.zeros_like(g) for g in own)
         later = ops.pass_on(self.axis, zeros, so_far.update, reverse=True)
+        later = self.carry.gradient_received(ops, later, lambda: self.carry.advance(ops, does, state))
 
         def advance(*tensors: T) -> tuple[T, ...]:
             return self.carry.advance(ops, self.does.of(tensors), state)

@@ -129,11 +129,12 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
     mesh = draw(meshes(strategy, not mixer.indivisible))
     tensor, ulysses, context = (mesh.get(name, 1) for name in ("tensor", "ulysses", "context"))
     layer = draw(layers(mixer, tensor * ulysses * strategy.groups, tensor, context))
+    times = draw(st.integers(1, 3 if mixer.name in STEEP else 5))
     case = Case(
         layer,
         strategy,
         mesh,
-        length=tensor * ulysses * context * _piece(layer) * draw(st.integers(1, 3 if mixer.name in STEEP else 5)),
+        length=tensor * ulysses * context * _piece(layer) * (2 ** (times // 2) if mixer.doubled else times),
         batch=mesh["data"] * draw(st.integers(1, 2)),
         causal=draw(st.sampled_from(MASKS[mixer.causality])),
         kernel=draw(st.sampled_from((mixer.kernels[0], *mixer.kernels))),
