@@ -25,7 +25,7 @@ Without a launcher, ``validate.launch.RankPool`` runs a function on processes of
         results = pool.run(function, argument, timeout_s=60)   # function(Rank, argument) on each of 4 processes
 
 What a run did is counted where it happens: bytes and messages by ``Transport.sent``, products by
-``validate.counting.flop_counter``, kept activations by ``validate.counting.keeping``. Each mixer has a template in
+``validate.counting.FlopCounter``, kept activations by ``validate.counting.keeping``. Each mixer has a template in
 ``validate.template``: the layer in plain float64 torch with the token-mixing matrix written out.
 """
 

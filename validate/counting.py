@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,11 +56,12 @@ def _complex_too(formula: Any) -> Any:
 _convolution_backward._get_raw = True  # type: ignore[attr-defined]  # torch's word for: takes tensors, not shapes
 
 
-def flop_counter() -> torch_counter.FlopCounterMode:
-    """Torch's counter of products, mended where it is wrong (torch 2.13).
+@cache
+def product_formulas() -> Mapping[Any, Any]:
+    """Torch's formulas of products, by op, mended where they are wrong (torch 2.13).
 
-    It leaves out the flash kernels for the CPU, takes complex products for real ones, and counts the weight gradient
-    of a convolution once for every group. It knows no masks: it counts a causal kernel as a full one.
+    They leave out the flash kernels for the CPU, take complex products for real ones, and count the weight gradient
+    of a convolution once for every group. They know no masks: a causal kernel counts as a full one.
     """
     products = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
     mapping = {
@@ -67,7 +69,35 @@ def flop_counter() -> torch_counter.FlopCounterMode:
         _aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward,
         _aten.convolution_backward: _convolution_backward,
     } | {product: _complex_too(_torch_counter.flop_registry[product]) for product in products}
-    return torch_counter.FlopCounterMode(display=False, custom_mapping=mapping)
+    return torch_counter.FlopCounterMode(display=False, custom_mapping=mapping).flop_registry
+
+
+@cache
+def _decomposes(func: Any) -> bool:
+    """Whether an op is made of others, of which torch's counter then looks at each."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts products as torch's ``FlopCounterMode`` does, which takes as long for one op as the op itself takes here.
+
+    Attributes:
+        total: FLOPs so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        formula = product_formulas().get(func.overloadpacket)
+        if formula is None and _decomposes(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 class Watched(Executor):

@@ -2,8 +2,8 @@
 
 Only sizes are read, so that fake tensors do. One multiply-add is 2 FLOP. What counts as how much:
 
-contraction   matrix products and convolutions, by torch's own formulas (``validate.counting.flop_counter``), and the
-              products that torch leaves out: matrix times vector, dot product, triangular solve. Masks are not seen.
+contraction   matrix products and convolutions, by torch's own formulas (``validate.counting.product_formulas``), and
+              what torch leaves out: matrix times vector, dot product, triangular solve. Masks are not seen.
 elementwise   1 for each element that a pointwise op writes; more for the functions of ``COSTS``, with the numbers of
               ``costmodel.ops.pointwise``; complex numbers 2, their products 6. Depthwise convolutions are here too, 2
               for each tap and output: they have no product over channels.
@@ -34,7 +34,7 @@ from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from validate.counting import flop_counter
+from validate.counting import product_formulas
 
 
 class UnknownOpError(ValueError):
@@ -281,7 +281,8 @@ def _triangular_solve(triangle: Tensor, *_: Any, out_val: Tensor, **__: Any) -> 
 
 _aten: Any = torch.ops.aten
 #: FLOP by op, from its arguments and ``out_val``: torch's formulas, and what they leave out.
-_PRODUCTS: dict[Any, Callable[..., int]] = flop_counter().flop_registry | {
+_PRODUCTS: dict[Any, Callable[..., int]] = {
+    **product_formulas(),
     _aten.mv: _matrix_vector,
     _aten.dot: _matrix_vector,
     _aten.vdot: _matrix_vector,

@@ -17,7 +17,7 @@ from costmodel.ops.primitive import Primitive, Reading, View
 from costmodel.program import Program, total_flops
 from costmodel.tensor import Tensor as Traced
 from costmodel.trace import Tracer, Widths, trace
-from validate.counting import flop_counter
+from validate.counting import FlopCounter
 from validate.executor import Executor
 
 Sizes = Mapping[str, int]
@@ -125,10 +125,10 @@ def check_counts(case: Case, sizes: Sizes) -> None:
         assert case.method(ops, *inputs).shape == shape
     forward = Program(program.forward, type(program.forward)(), (), ())
     assert forward.traffic() == (case.bytes(at) if case.bytes else (ops.read, ops.written))
-    with flop_counter() as counter:
+    with FlopCounter() as counter:
         result = case.method(Executor(torch.float32), *inputs)
         result.backward(torch.ones_like(result))
-    assert program.flops().get("contraction", 0) == counter.get_total_flops()
+    assert program.flops().get("contraction", 0) == counter.total
 
 
 def check_symbols(case: Case, sizes: Sizes) -> None:

@@ -16,7 +16,7 @@ from costmodel.strategy import Strategy, strategies
 from costmodel.subject import Layer
 from costmodel.workload import Phase, Workload
 from validate.communication import Traffic
-from validate.counting import GradientSums, Watched, flop_counter, keeping
+from validate.counting import FlopCounter, GradientSums, Watched, keeping
 from validate.expected import Expected
 from validate.launch import Rank, RankPool
 from validate.layer import DistributedLayer, Task
@@ -119,14 +119,14 @@ def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -
     x = made.shard(whole).clone().requires_grad_(train)
     second = [made.shard_memory(t.to(DTYPES[case.dtype])).clone().requires_grad_(train) for t in case.memory()]
     counter, keeper, sums = (
-        (flop_counter(), keeping(), GradientSums(made.ops)) if counts else (nullcontext(), nullcontext(), nullcontext())
+        (FlopCounter(), keeping(), GradientSums(made.ops)) if counts else (nullcontext(), nullcontext(), nullcontext())
     )
     with torch.set_grad_enabled(train), counter, sums, keeper as kept:
         out = made(x, *second)
         saved = kept.bytes(without=[*made.weights.values(), *made.tables(case.length)]) if counts else 0
         if train:
             out.backward(made.shard(seed))
-    flops = counter.get_total_flops() if counts else 0
+    flops = counter.total if counts else 0
     done = Outcome(out.detach(), dict(made.ops.transport.sent), flops, made.ops.useful, dict(made.ops.classes), saved)
     if not (train and values):
         return done
@@ -153,14 +153,12 @@ def _after_cache(made: DistributedLayer, case: Case) -> Outcome:
         own = made.shard_cache(_seen(case, cache, tokens - 1))
         given = [t.to(made.ops.dtypes[k.precision]).clone() for t, k in zip(own, kept, strict=True)]
         new = made.shard(x[:, tokens - room :]).to(DTYPES[case.dtype])
-        with flop_counter() as counter:
+        with FlopCounter() as counter:
             if case.cached:
                 out = made.extend(new, [_with_room(t, case) for t in given], case.cached)
             else:
                 out = made.decode(new, given, case.length)
-    return Outcome(
-        out, dict(made.ops.transport.sent), counter.get_total_flops(), made.ops.useful, dict(made.ops.classes)
-    )
+    return Outcome(out, dict(made.ops.transport.sent), counter.total, made.ops.useful, dict(made.ops.classes))
 
 
 def _with_room(cached: Tensor, case: Case) -> Tensor:

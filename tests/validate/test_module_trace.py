@@ -20,7 +20,7 @@ from costmodel.errors import InputError
 from costmodel.expression import exact_call
 from costmodel.expression import symbol_named as symbol
 from examples.transformer_block import Block
-from validate.counting import flop_counter
+from validate.counting import FlopCounter
 from validate.interpolation import HeldOutError, NotPolynomialError, interpolate
 from validate.module_trace import Input, Question, load_module, parse_size, trace_module
 
@@ -199,10 +199,10 @@ def test_a_transformer_block_counts_what_torch_counts(b: int, length: int, heads
     assert found["forward contraction"] == 24 * B * L * width * width + 4 * B * L * L * width
     assert found["memory parameters"] == 12 * width * width + 13 * width
     module, x = Block(heads * dim, heads), torch.zeros(b, length, heads * dim, requires_grad=True)
-    with flop_counter() as counter:
+    with FlopCounter() as counter:
         module(x).sum().backward()
     both = found["forward contraction"] + found["backward contraction"]
-    assert both.evaluate({"B": b, "L": length, "H": heads, "d": dim}) == counter.get_total_flops()
+    assert both.evaluate({"B": b, "L": length, "H": heads, "d": dim}) == counter.total
 
 
 class Stochastic(nn.Module):

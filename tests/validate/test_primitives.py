@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from costmodel.composite import rms_norm, rope, swiglu
 from costmodel.masks import Mask
 from costmodel.ops.pointwise import FUNCTIONS
 from costmodel.ops.primitive import Primitive
 from validate import kernels
+from validate.counting import FlopCounter
 from validate.executor import Executor
 
 Method = Callable[..., Any]
@@ -90,3 +92,20 @@ def test_a_second_kernel_is_refused() -> None:
     primitive = next(iter(kernels._kernels))
     with pytest.raises(ValueError, match=f"two kernels run {primitive.__name__}"):
         kernels.runs(primitive)(lambda *_: None)
+
+
+def test_products_are_counted_as_by_torchs_own_counter() -> None:
+    """Also of ops that others make up, which without gradients run as they are."""
+    layer, x = torch.nn.Linear(5, 7), torch.randn(2, 3, 5)
+
+    def run() -> None:
+        torch.einsum("bld,dhe->bhle", layer(x), torch.randn(7, 2, 3)) @ torch.randn(3, 4)
+        torch.nn.functional.conv1d(x, torch.randn(6, 3, 2))
+
+    for inference in (torch.inference_mode(), torch.no_grad()):
+        with inference:
+            with FlopCounter() as own:
+                run()
+            with FlopCounterMode(display=False) as torchs:
+                run()
+            assert own.total == torchs.get_total_flops() > 0
