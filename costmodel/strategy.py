@@ -69,6 +69,7 @@ class Strategy(ABC):
         axes: the axes of the mesh it uses, each of at least 2 ranks.
         layout: how tokens lie on ranks along the context axis: ``contiguous``, ``zigzag`` (rank r holds pieces r
             and 2 P - 1 - r of 2 P), or ``striped`` (rank r holds tokens r, r + P, r + 2 P, ...).
+        inner_layout: the same along the Ulysses axis, whose ranks divide what the context axis leaves.
         groups: how many equal groups it cuts the heads of a rank into.
         cuts_rows: whether weights with a row for each token of the sequence are cut like the sequence.
         extends: whether the keys that it spreads may begin with cached ones, of which every rank has an equal share.
@@ -80,6 +81,7 @@ class Strategy(ABC):
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Pairs,)
     axes: ClassVar[tuple[str, ...]]
     layout: ClassVar[str] = "contiguous"
+    inner_layout: ClassVar[str] = "contiguous"
     groups: ClassVar[int] = 1
     cuts_rows: ClassVar[bool] = False
     extends: ClassVar[bool] = False
@@ -95,6 +97,11 @@ class Strategy(ABC):
         Args:
             carry: of one of the kinds in ``carries``.
         """
+
+    @property
+    def layouts(self) -> dict[str, str]:
+        """How tokens lie along each axis that they may be spread over."""
+        return {"context": self.layout, "ulysses": self.inner_layout}
 
     def refusal(self, at: Situation) -> str | None:
         """Why the strategy does not apply, or ``None``; for one candidate."""

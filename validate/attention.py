@@ -239,8 +239,8 @@ class _Work:
 
 
 def _flash_applies(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Torch's kernels need heads, keys, one dtype, and values as wide as keys; on CUDA a half-width dtype as well."""
-    fits = q.shape[3] == v.shape[3] and q.dtype == k.dtype and k.shape[1] > 0 and k.shape[2] > 0
+    """Torch's kernels need heads, queries, keys, one dtype, and values as wide as keys; on CUDA a half-width one."""
+    fits = q.shape[3] == v.shape[3] and q.dtype == k.dtype and min(q.shape[2], *k.shape[1:3]) > 0
     if q.device.type == "cuda":
         return fits and q.dtype in (torch.float16, torch.bfloat16) and q.shape[3] % 8 == 0
     return fits and q.device.type == "cpu"

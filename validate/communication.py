@@ -224,11 +224,11 @@ class Transport:
             whole = whole[: flat.numel()].clone()  # the zeros are not to be kept as long as the sum
         return whole.view(x.shape)
 
-    def all_to_all(self, x: Tensor, axis: Axis, split: int, concat: int) -> Tensor:
+    def all_to_all(self, x: Tensor, axis: Axis, split: int, concat: int, order: str = "rank") -> Tensor:
         """Dimension ``split`` cut over the ranks, ``concat`` put together; P - 1 rounds, one partner each."""
 
         def part(rank: int) -> Tensor:
-            return shard(x, split, axis.size, rank).movedim(concat, 0)
+            return shard(x, split, axis.size, rank, LAYOUT[order]).movedim(concat, 0)
 
         own = part(axis.rank)
         whole = own.new_empty((axis.size * own.shape[0], *own.shape[1:]))

@@ -392,7 +392,7 @@ def all_reduce(primitive: AllReduce, ops: Executor, x: Tensor) -> Tensor:
 
 @runs(AllToAll)
 def all_to_all(primitive: AllToAll, ops: Executor, x: Tensor) -> Tensor:
-    return ops.transport.all_to_all(x, primitive.axis, primitive.split, primitive.concat)
+    return ops.transport.all_to_all(x, primitive.axis, primitive.split, primitive.concat, primitive.order)
 
 
 # Families of primitives in files of their own register themselves when they are imported.

@@ -262,7 +262,7 @@ class DistributedLayer(nn.Module):
         return () if self.task.phase == "decode" else SEQUENCE
 
     def _layout(self, axis: str) -> str:
-        return self.task.way.strategy.layout if axis == "context" else "contiguous"
+        return self.task.way.strategy.layouts.get(axis, "contiguous")
 
     def _part(self, whole: Tensor, dim: int, names: Sequence[str], layout: str | None = None) -> Tensor:
         """This rank's part of a dimension that is spread over some axes, in the strategy's layout unless given."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carry import Carry
 from costmodel.dims import Dim, divide
@@ -47,6 +47,25 @@ class Pairs(Carry[T]):
         if self.kernel == "vanilla":
             return _vanilla(ops, self)
         return ops.attention(self.q, self.k, self.v, self.mask, self.scale)[0]
+
+
+def merged(ops: Vocabulary[T], outs: T, lses: T) -> tuple[T, T]:
+    """Partial outputs [P, B, H, n, e] and log-sum-exps [P, B, H, n] over the keys of all, as one kernel.
+
+    lse = log(sum_p exp(lse_p)) and out = sum_p exp(lse_p - lse) out_p; a query sees at least one key of some part.
+    """
+
+    def body(ops: Vocabulary[Any], outs: Any, lses: Any) -> tuple[Any, Any]:
+        shape = ops.shape(outs)[1:]
+        most = ops.max(lses, (0,))
+        summed = ops.sum(ops.map("exp", ops.map("sub", lses, most)), (0,))
+        lse = ops.add(ops.map("log", summed), most)
+        weights = ops.map("exp", ops.map("sub", lses, lse))
+        out = ops.sum(ops.mul(ops.reshape(weights, (*ops.shape(lses), 1)), outs), (0,))
+        return ops.cast(ops.reshape(out, shape), "model"), ops.reshape(lse, shape[:3])
+
+    out, lse = ops.fused("merge of partial outputs", body, outs, lses)
+    return out, lse
 
 
 def _vanilla(ops: Vocabulary[T], pairs: Pairs[T]) -> T:

@@ -136,10 +136,14 @@ class AllReduce(Communication):
 
 @dataclass(frozen=True)
 class AllToAll(Communication):
-    """Dimension ``split`` is cut over the ranks, and ``concat`` is put together from them (a distributed transpose)."""
+    """Dimension ``split`` is cut over the ranks, and ``concat`` is put together from them (a distributed transpose).
+
+    ``order`` says how ``split`` is cut, as for ``AllGather``; what comes back is one piece a rank.
+    """
 
     split: int
     concat: int
+    order: str = "rank"
 
     def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
         x, p = inputs[0], self.axis.size
@@ -155,4 +159,6 @@ class AllToAll(Communication):
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
+        if self.order != "rank":
+            raise NotImplementedError(f"no derived backward of an all-to-all in {self.order} order")
         return (ops.all_to_all(gradients[0], self.axis, self.concat, self.split),)

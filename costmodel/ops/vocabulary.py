@@ -442,6 +442,6 @@ class Vocabulary(ABC, Generic[T]):
         before = [] if is_number(left, 0) else [found.pop(0)]
         return self.concat([*before, x, *found], dim)
 
-    def all_to_all(self, x: T, axis: Axis, split: int, concat: int) -> T:
-        """Cut dimension ``split`` over the ranks and put dimension ``concat`` together."""
-        return self.apply(AllToAll(axis, split, concat), x)[0]
+    def all_to_all(self, x: T, axis: Axis, split: int, concat: int, order: str = "rank") -> T:
+        """Cut dimension ``split`` over the ranks, in this order, and put dimension ``concat`` together."""
+        return self.apply(AllToAll(axis, split, concat, order), x)[0]

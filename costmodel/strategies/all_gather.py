@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pairs import Pairs
 from costmodel.dims import Dim, divide, minimum
+from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
@@ -40,77 +41,85 @@ class AllGatherKV(Strategy):
         )
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
-        gathered = _Gathered(axes["context"], carry)
+        gathered = Gathered(axes["context"], carry)
         result: T = ops.custom(gathered.forward, gathered.backward, carry.q, carry.k, carry.v)
         return result
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A stretch of a rank's queries, and the stretch of all keys that it sees."""
+class Piece:
+    """A stretch of queries, the stretch of keys that they see, and the mask between them."""
 
     query: Dim
     queries: Dim
     key: Dim
     keys: Dim
+    mask: Mask
 
 
-class _Gathered:
+class Gathered:
     """The algorithm, for one axis and mask."""
 
     def __init__(self, axis: Axis, pairs: Pairs[Any]) -> None:
         self.axis, self.mask, self.scale = axis, pairs.mask, pairs.scale
-        self.order = "zigzag" if pairs.mask.causal else "rank"  # without a mask any order of the keys serves
 
-    def pieces(self, n: Dim, keys: Dim) -> list[_Piece]:
-        """The two zigzag pieces of n local queries under a causal mask; all of them without one, against all keys."""
+    def pieces(self, n: Dim) -> list[Piece]:
+        """The two zigzag pieces of n local queries under a causal mask; all of them without one."""
+        total = n * self.axis.size
         if not self.mask.causal:
-            return [_Piece(0, n, 0, keys)]
+            return [Piece(0, n, 0, total, self.mask)]
         half, r = divide(n, 2), self.axis.rank
         ends = (r + 1) * half, (2 * self.axis.size - r) * half
         lengths = [end if self.mask.window is None else minimum(end, half + self.mask.window - 1) for end in ends]
         return [
-            _Piece(place * half, half, end - length, length)
+            Piece(place * half, half, end - length, length, self.mask)
             for place, (end, length) in enumerate(zip(ends, lengths, strict=True))
         ]
 
-    def gather(self, ops: Vocabulary[T], k: T, v: T) -> tuple[T, T]:
-        return ops.all_gather(k, self.axis, 2, self.order), ops.all_gather(v, self.axis, 2, self.order)
+    def gather(self, ops: Vocabulary[T], *keys: T) -> tuple[T, ...]:
+        """Of all ranks of the axis, in the order of the tokens."""
+        return tuple(ops.all_gather(x, self.axis, 2, "zigzag") for x in keys)
 
     def forward(self, ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, tuple[T, ...]]:
-        all_k, all_v = self.gather(ops, k, v)
-        parts = []
-        for piece in self.pieces(ops.shape(q)[2], ops.shape(all_k)[2]):
-            q_, k_, v_ = _cut(ops, piece, (q,), (all_k, all_v))
-            parts.append(ops.attention(q_, k_, v_, self.mask, self.scale))
-        out, lse = (_joined(ops, [part[i] for part in parts]) for i in (0, 1))
+        out, lse = self.attend(ops, q, *self.gather(ops, k, v))
         return out, (q, k, v, out, lse)
 
     def backward(self, ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
         q, k, v, out, lse = saved
-        all_k, all_v = self.gather(ops, k, v)
-        dk, dv = ops.zeros_like(all_k, "gradient"), ops.zeros_like(all_v, "gradient")
+        dq, *of_all = self.gradients(ops, (q, out, lse, gradient), self.gather(ops, k, v))
+        return (dq, *self.scatter(ops, *of_all))
+
+    def scatter(self, ops: Vocabulary[T], *gradients: T) -> list[T]:
+        """Gradients of all keys, summed over ranks, of which each keeps its own."""
+        return [ops.cast(ops.reduce_scatter(x, self.axis, 2, "zigzag"), "model") for x in gradients]
+
+    def attend(self, ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, T]:
+        """Output and log-sum-exp of queries over gathered keys and values, piece by piece."""
         parts = []
-        for piece in self.pieces(ops.shape(q)[2], ops.shape(all_k)[2]):
-            q_, k_, v_, out_, lse_, gradient_ = _reordered(_cut(ops, piece, (q, out, lse, gradient), (all_k, all_v)))
-            bq, bk, bv = ops.attention_backward(q_, k_, v_, out_, lse_, gradient_, self.mask, self.scale)
-            parts.append(bq)
+        for piece in self.pieces(ops.shape(q)[2]):
+            q_, k_, v_ = _cut(ops, piece, (q,), (k, v))
+            parts.append(ops.attention(q_, k_, v_, piece.mask, self.scale))
+        out, lse = (_joined(ops, [part[i] for part in parts]) for i in (0, 1))
+        return out, lse
+
+    def gradients(self, ops: Vocabulary[T], queries: tuple[T, ...], keys: tuple[T, ...]) -> tuple[T, T, T]:
+        """Of queries, and of gathered keys and values; ``queries`` are q, out, lse and the output's gradient."""
+        dk, dv = (ops.zeros_like(x, "gradient") for x in keys)
+        parts = []
+        for piece in self.pieces(ops.shape(queries[0])[2]):
+            q, out, lse, gradient, k, v = _cut(ops, piece, queries, keys)
+            dq, bk, bv = ops.attention_backward(q, k, v, out, lse, gradient, piece.mask, self.scale)
+            parts.append(dq)
             dk, dv = ops.add_into(dk, bk, 2, piece.key), ops.add_into(dv, bv, 2, piece.key)
-        own = [ops.cast(ops.reduce_scatter(x, self.axis, 2, self.order), "model") for x in (dk, dv)]
-        return (_joined(ops, parts), *own)
+        return _joined(ops, parts), dk, dv
 
 
-def _cut(ops: Vocabulary[T], piece: _Piece, queries: Sequence[T], keys: Sequence[T]) -> tuple[T, ...]:
+def _cut(ops: Vocabulary[T], piece: Piece, queries: Sequence[T], keys: Sequence[T]) -> tuple[T, ...]:
     """Views of the piece: first the tensors along queries, then those along keys."""
     return (
         *(ops.slice(x, 2, piece.query, piece.queries) for x in queries),
         *(ops.slice(x, 2, piece.key, piece.keys) for x in keys),
     )
-
-
-def _reordered(cut: Sequence[T]) -> Sequence[T]:
-    q, out, lse, gradient, k, v = cut
-    return q, k, v, out, lse, gradient
 
 
 def _joined(ops: Vocabulary[T], parts: Sequence[T]) -> T:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.pairs import Pairs
+from costmodel.carries.pairs import Pairs, merged
 from costmodel.dims import Dim
-from costmodel.masks import Mask
 from costmodel.ops.layout import Fill
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
@@ -59,7 +58,7 @@ class PassQ(Strategy):
                 outs, lses = answer((Part(),))
             else:  # queries of an earlier rank meet keys of a later one, and the other way round
                 outs, lses = ops.when(step <= axis.rank, lambda: answer(zigzag.later), lambda: answer(zigzag.earlier))  # noqa: B023
-        return _merged(ops, *(ops.all_to_all(x, axis, 0, 0) for x in (outs, lses)))
+        return merged(ops, *(ops.all_to_all(x, axis, 0, 0) for x in (outs, lses)))[0]
 
 
 @dataclass(frozen=True)
@@ -81,18 +80,6 @@ class _Answer:
                 own = ops.reshape(ops.slice(whole, 0, self.owner, 1), ops.shape(whole)[1:])
                 ops.write(own, found, 2, first)
         return self.kept
-
-
-def _merged(ops: Vocabulary[T], outs: T, lses: T) -> T:
-    """Partial outputs [P, B, H, n, e] weighted by their log-sum-exps [P, B, H, n] and summed, as one kernel."""
-
-    def body(ops: Vocabulary[Any], outs: Any, lses: Any) -> Any:
-        weights = ops.permute(ops.softmax(ops.permute(lses, (1, 2, 3, 0)), 1, Mask()), (3, 0, 1, 2))
-        weighted = ops.mul(ops.reshape(weights, (*ops.shape(lses), 1)), outs)
-        return ops.cast(ops.reshape(ops.sum(weighted, (0,)), ops.shape(outs)[1:]), "model")
-
-    result: T = ops.fused("merge of partial outputs", body, outs, lses)
-    return result
 
 
 pass_q = PassQ()

@@ -58,7 +58,7 @@ class Problem:
         axes = [axis for name, axis in Mesh.of(self.sizes, rank).axes.items() if name in self.strategy.axes]
         if x.shape[2] == 1:
             return x
-        levels = [Level(axis.size, self.strategy.layout if axis.name == "context" else "contiguous") for axis in axes]
+        levels = [Level(axis.size, self.strategy.layouts[axis.name]) for axis in axes]
         return shard_nested(x, 2, levels, [axis.rank for axis in axes])
 
 

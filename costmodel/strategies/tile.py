@@ -1,0 +1,94 @@
+"""2-D tiles of scores: queries gathered along one axis of a grid of ranks, keys and values along the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from costmodel.carries.pairs import Pairs, merged
+from costmodel.dims import Dim, divide
+from costmodel.masks import Mask
+from costmodel.ops.mesh import Axis
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.strategies.all_gather import Gathered, Piece
+from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
+
+T = TypeVar("T")
+
+
+class Tile(Strategy):
+    """Each rank computes the scores of its row's queries and its column's keys, L / P_c x L / P_u of them.
+
+    Partial outputs go back along the row, by all-to-all with their log-sum-exps. A rank sends P_u - 1 times its queries
+    and outputs and P_c - 1 times its keys and values: of the order of L / sqrt(P) where the grid is square, and least
+    with P_u = sqrt(P H_kv / H). Zigzag order along both axes gives every rank the same work under a causal mask.
+    """
+
+    name: ClassVar[str] = "tile"
+    title: ClassVar[str] = "2-D tiles: queries along rows of ranks, keys and values along columns"
+    source: ClassVar[str] = "Elango 2025 (Attention2D), arXiv 2503.15758; Chen et al. 2025 (Mesh), arXiv 2512.20968"
+    axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
+    layout: ClassVar[str] = "zigzag"
+    inner_layout: ClassVar[str] = "zigzag"
+
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        yield only_passes(at, "forward", "train", "prefill")
+        yield only_fused(at)
+        yield Requirement(at.window is None, "most tiles are outside of a window: use window-halo")
+        yield divides(
+            at.length,
+            2 * at.context * at.ulysses * at.tensor,
+            "{length} tokens do not divide into 2 x {context} x {ulysses} x {tensor} pieces",
+        )
+
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
+        tile = _Tile(axes["ulysses"], axes["context"], carry)
+        result: T = ops.custom(tile.forward, tile.backward, carry.q, carry.k, carry.v)
+        return result
+
+
+class _Tile(Gathered):
+    """The algorithm: ``row`` is the axis along which queries are gathered."""
+
+    def __init__(self, row: Axis, column: Axis, pairs: Pairs[Any]) -> None:
+        super().__init__(column, pairs)
+        self.row = row
+
+    def pieces(self, n: Dim) -> list[Piece]:
+        """Of the row's n queries, those before this rank's own, its own, and those after, in each of two halves.
+
+        A row holds stretches c and 2 P_c - 1 - c of 2 P_c, a column one part of every stretch.
+        """
+        columns, ranks, half = self.axis.size, self.row.size, divide(n, 2)
+        part = divide(half, ranks)
+        if not self.mask.causal:
+            return [Piece(0, n, 0, 2 * columns * part, self.mask)]
+        found = []
+        places = (self.axis.rank, self.row.rank), (2 * columns - 1 - self.axis.rank, ranks - 1 - self.row.rank)
+        for number, (stretch, own) in enumerate(places):
+            first, full = number * half, Mask()
+            found += [
+                Piece(first, own * part, 0, stretch * part, full),
+                Piece(first + own * part, part, 0, (stretch + 1) * part, self.mask),
+                Piece(first + (own + 1) * part, (ranks - 1 - own) * part, 0, (stretch + 1) * part, full),
+            ]
+        return found
+
+    def along_row(self, ops: Vocabulary[T], *queries: T) -> tuple[T, ...]:
+        return tuple(ops.all_gather(x, self.row, 2, "zigzag") for x in queries)
+
+    def forward(self, ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, tuple[T, ...]]:
+        parts = self.attend(ops, *self.along_row(ops, q), *self.gather(ops, k, v))
+        stacked = [ops.reshape(x, (1, *ops.shape(x))) for x in parts]
+        out, lse = merged(ops, *(ops.all_to_all(x, self.row, 3, 0, "zigzag") for x in stacked))
+        return out, (q, k, v, out, lse)
+
+    def backward(self, ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
+        q, k, v, out, lse = saved
+        queries, keys = self.along_row(ops, q, out, lse, gradient), self.gather(ops, k, v)
+        dq, *of_all = self.gradients(ops, queries, keys)
+        own = ops.reduce_scatter(ops.cast(dq, "gradient"), self.row, 2, "zigzag")
+        return (ops.cast(own, "model"), *self.scatter(ops, *of_all))
+
+
+tile = Tile()

@@ -1,0 +1,49 @@
+"""Grids of ranks by hand: what each axis carries, and how even the work is."""
+
+from __future__ import annotations
+
+import pytest
+
+from costmodel.ops.primitive import Reading
+from costmodel.strategies.tile import tile
+from costmodel.subject import from_mixer
+from tests.validate.cases import Case, expected
+
+(LAYER,) = from_mixer("attention", 16, heads=4, kv_heads=2, head_dim=4).layers
+
+#: Of a rank's part of 48 tokens on 2 x 3 ranks, bf16: queries, or outputs; keys and values; 4-byte log-sum-exps.
+Q, KV, LSE = 8 * 4 * 4 * 2, 2 * 8 * 2 * 4 * 2, 8 * 4 * 4
+
+
+def on_grid(context: int, ulysses: int, **options: object) -> Case:
+    mesh = {"context": context, "ulysses": ulysses}
+    return Case(**{"layer": LAYER, "strategy": tile, "mesh": mesh, "length": 48, "dtype": "bf16", **options})
+
+
+def test_bytes_of_a_tile() -> None:
+    # Forward, 3 ranks in a row and 2 in a column: 2 x (Q there, O and its log-sum-exp back) and 1 x (K and V).
+    sent = expected(on_grid(2, 3, phase="forward")).sent(0)
+    assert (sent["ulysses"].bytes, sent["context"].bytes) == (2 * (2 * Q + LSE), KV)
+    # Backward: q, out and its gradient with the log-sum-exp along the row, dq back in float32; k, v again, dk, dv back.
+    sent = expected(on_grid(2, 3)).sent(0)
+    assert sent["ulysses"].bytes == 2 * (2 * Q + LSE) + 2 * (3 * Q + LSE + 2 * Q)
+    assert sent["context"].bytes == KV + KV + 2 * KV
+
+
+def test_square_tiles_send_a_square_root_less() -> None:
+    # Of H = H_kv heads, P = n x n: (n - 1) (2 S_Q + S_KV) with S ~ 1 / n^2, which is 4 (n - 1) / n^2 B L H d.
+    (layer,) = from_mixer("attention", 16, heads=4, kv_heads=4, head_dim=4).layers
+    sent = {}
+    for n in (2, 4, 8):
+        found = expected(on_grid(n, n, layer=layer, length=128, phase="forward")).sent(0)
+        lse = (n - 1) * 4 * 4 * 128 // n**2
+        sent[n] = found["ulysses"].bytes + found["context"].bytes - lse
+    assert [sent[n] * n**2 // (n - 1) for n in sent] == [4 * 128 * 16 * 2] * 3
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (3, 2), (4, 4)])
+def test_causal_work_is_the_same_on_every_rank(grid: tuple[int, int]) -> None:
+    context, ulysses = grid
+    known = expected(on_grid(context, ulysses, length=4 * context * ulysses))
+    work = known.program.flops(Reading.USEFUL)["contraction"]
+    assert len({known.value(work, rank) for rank in range(context * ulysses)}) == 1
