@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from costmodel.mixer import Mixer, mixers
-from costmodel.strategies.whole import whole
+from costmodel.strategies.whole import Whole
 from costmodel.subject import from_mixer
 from tests.validate.cases import Case, check_values, run_case
 from tests.validate.drawing import OPTIONS
@@ -125,7 +125,7 @@ def cases(mixer: Any) -> Iterator[Case]:
         for mask in (True, False) if mixer.causality == "either" else (causal,):
             grain = mixer.grain(layer.sizes)
             length = grain * max(2 if grain > 2 else 6, -(-mixer.shortest(layer.sizes) // grain))
-            case = Case(layer, whole, {}, length, 2, mask, kernel)
+            case = Case(layer, Handed(), {}, length, 2, mask, kernel)
             yield case
             if mask and not mixer.undecoded:
                 yield replace(case, phase="decode")
@@ -135,8 +135,18 @@ def cases(mixer: Any) -> Iterator[Case]:
 SIZES: dict[str, dict[str, int]] = {
     "cosformer": {"longest": 1000},
     "hyena": {"longest": 1000},
+    "longformer": {"side": 1},
     "longnet": {"kept": 2, "dilation": 2, "growth": 2},
+    "moba": {"block": 2, "chosen": 2},
+    "nsa": {"kv_heads": 1, "block": 2, "chosen": 4},
 }
+
+
+class Handed(Whole):
+    """The whole sequence on one rank, with every stream and parameter handed on, as those do that exchange them."""
+
+    def apply(self, ops: Any, axes: Any, carry: Any) -> Any:
+        return carry.on(carry.streams(), carry.parameters()).whole(ops)
 
 
 def found_out(mixer: Any) -> bool:

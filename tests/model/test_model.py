@@ -105,6 +105,9 @@ def test_other_mixers_have_the_weights_that_they_state() -> None:
     sizes = {"heads": 2, "head_dim": 3, "value_dim": 5, "chunk": 64}
     # Queries and keys 2 x 16 x 6, values and output 2 x 16 x 10.
     assert MixerSpec("linear-attention", sizes).parameters(16) == 2 * 16 * 6 + 2 * 16 * 10
+    # Queries and output 2 x 16 x 12, keys and values 2 x 16 x 6, and a gate for each head and branch 16 x 4 x 3.
+    native = {"heads": 4, "kv_heads": 2, "head_dim": 3, "block": 2, "chosen": 4, "near": 5}
+    assert MixerSpec("nsa", native).parameters(16) == 2 * 16 * 12 + 2 * 16 * 6 + 16 * 4 * 3
     with pytest.raises(InputError, match="linear-attention chunk: None is not valid: is required"):
         MixerSpec("linear-attention", {"heads": 2, "head_dim": 3, "value_dim": 5}).parameters(16)
     with pytest.raises(UnknownNameError, match="no mixer named 'linear'"):

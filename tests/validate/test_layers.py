@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from costmodel.mixer import Mixer, mixers
 from costmodel.strategy import Strategy, strategies
 from costmodel.subject import from_mixer
 from tests.validate.cases import Case, check_case
-from tests.validate.drawing import cases
+from tests.validate.drawing import cases, refusal
 from validate.launch import RankPool
 
 
@@ -49,3 +51,20 @@ def test_longnet_decodes_where_a_branch_has_the_turn_of_no_head(pool: RankPool, 
     (layer,) = from_mixer("longnet", 5, **sizes).layers
     for mesh in ({}, {"tensor": 2}):
         check_case(pool, Case(layer, strategies.get("whole"), mesh, length, phase="decode"))
+
+
+@pytest.mark.parametrize(
+    ("mixer", "sizes", "least", "piece"),
+    [
+        ("bigbird", {"heads": 2, "head_dim": 2, "block": 2, "random": 3}, 16, 2),
+        ("longformer", {"heads": 2, "head_dim": 2, "side": 3, "globals": 2}, 5, 1),
+    ],
+)
+def test_ranks_hold_as_many_tokens_as_a_pattern_names_and_no_fewer(
+    pool: RankPool, mixer: str, sizes: dict[str, int], least: int, piece: int
+) -> None:
+    """Blocks of BigBird see 5 + n_r others; global tokens of Longformer are not in the window of the next rank."""
+    (layer,) = from_mixer(mixer, 3, **sizes).layers
+    case = Case(layer, strategies.get("pattern-exchange"), {"context": 2}, 2 * least, causal=False)
+    check_case(pool, case)
+    assert str(least) in str(refusal(replace(case, length=2 * (least - piece))))
