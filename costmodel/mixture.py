@@ -291,7 +291,7 @@ def together(strategies: tuple[Strategy, ...]) -> Strategy:
 
 
 def _spread(strategy: Strategy) -> tuple[object, ...]:
-    return strategy.axes, strategy.layout
+    return strategy.axes, *strategy.layouts.values()
 
 
 def alike(strategies: Sequence[Strategy]) -> bool:

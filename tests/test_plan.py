@@ -22,6 +22,7 @@ from costmodel.huggingface import read_config
 from costmodel.mixer import mixers
 from costmodel.ops.primitive import Reading
 from costmodel.plan import Plan, Ranking, rank, speedup
+from costmodel.report import words
 from costmodel.step import MEMORY
 from costmodel.strategy import strategies
 from costmodel.subject import from_mixer, from_model
@@ -239,3 +240,17 @@ def test_weights_cut_like_the_sequence_have_no_copies_on_its_ranks(sharing: Shar
     assert plan.memory["optimizer"] == 12 * weights
     assert plan.memory["gradients"] == 2 * weights
     assert plan.wire.keys() == {"context"}
+
+
+def test_the_inner_axis_of_a_grid_has_the_faster_link() -> None:
+    # 2 nodes of 8: 8 context ranks fill a node if they are inside, and have 4 of their members in it if not.
+    subject, cluster = from_mixer("attention", heads=16, kv_heads=16), parse_cluster("16xh100")
+    chosen = Chosen(("ulysses-zigzag",), {"context": 8, "ulysses": 2})
+    outside, inside = (
+        estimate(subject, Workload(2**17), cluster, replace(chosen, context_inside=context_inside)).plan(0)
+        for context_inside in (False, True)
+    )
+    assert inside.breakdown["context ring_shift"] < outside.breakdown["context ring_shift"] / 2
+    assert inside.breakdown["ulysses all_to_all"] > outside.breakdown["ulysses all_to_all"] * 2
+    assert words.mesh(outside) == "context 8 x ulysses 2"
+    assert words.mesh(inside) == "ulysses 2 x context 8"

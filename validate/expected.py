@@ -33,6 +33,7 @@ class Expected:
     workload: Workload
     mesh: Mapping[str, int]
     dtype: torch.dtype
+    context_inside: bool = False
 
     @cached_property
     def program(self) -> Program:
@@ -52,7 +53,7 @@ class Expected:
         """A formula's exact value at a rank."""
         if not isinstance(formula, Expression):
             return formula
-        axes = Mesh.of(self.mesh, rank).axes
+        axes = Mesh.of(self.mesh, rank, self.context_inside).axes
         values = {"B": self.workload.batch, "L": self.workload.length, "T": self.workload.cached}
         for name, size in AXES.items():
             values[size] = axes[name].size if name in axes else 1

@@ -26,7 +26,7 @@ from costmodel.workload import Phase, Workload
 from validate.executor import Executor
 from validate.launch import Rank, init_from_environment
 from validate.layout import Level, shard_nested
-from validate.mesh import ORDER, Mesh
+from validate.mesh import CONTEXT_INSIDE, ORDER, Mesh
 
 #: Bytes in which ranks tell each other their shapes.
 TEXT = 256
@@ -326,7 +326,8 @@ def distributed(
         mixer: the name of a mixer, whose hyperparameters follow as ``sizes``, or a layer of a model.
         strategy: the name of a strategy; see ``costmodel.strategy.strategies.names()``.
         mesh: ranks along each axis: ``data``, ``context``, ``ulysses``, ``tensor``. Their product is the number of
-            processes. Or a ``DeviceMesh`` of all processes whose dimensions have these names, in this order.
+            processes. Or a ``DeviceMesh`` of all processes whose dimensions have these names, in this order or with
+            ``ulysses`` before ``context``, whose ranks then follow each other.
         causal: whether a token sees only earlier ones.
         phase: ``train``, ``forward`` or ``prefill`` for ``layer(x)``; ``decode`` for ``layer.decode(x, cache, L)``.
         kernel: the implementation of the mixer, such as ``fused`` or ``vanilla`` (scores in memory); its first if not
@@ -340,12 +341,12 @@ def distributed(
         InputError: when mesh, strategy and number of processes do not go together, or a size is out of range.
     """
     layer = mixer if isinstance(mixer, Layer) else from_mixer(mixer, **sizes).layers[0]
-    sizes_of_mesh = _sizes_of(mesh)
+    sizes_of_mesh, context_inside = _sizes_of(mesh)
     rank = _rank_of(sizes_of_mesh)
     over_nccl = rank is not None and dist.get_backend() == "nccl"
     ops = Executor(
         dtype,
-        Mesh.of(sizes_of_mesh, 0 if rank is None else rank.index),
+        Mesh.of(sizes_of_mesh, 0 if rank is None else rank.index, context_inside),
         device=torch.device("cuda", torch.cuda.current_device()) if over_nccl else "cpu",
     )
     chosen = layer.mixer.kernels[0] if kernel is None else kernel
@@ -354,26 +355,30 @@ def distributed(
     return DistributedLayer(layer, Task(way, causal, phase, length), ops)
 
 
-def _sizes_of(mesh: Mapping[str, int] | DeviceMesh) -> dict[str, int]:
-    """Ranks along each axis of a mesh.
+def _sizes_of(mesh: Mapping[str, int] | DeviceMesh) -> tuple[dict[str, int], bool]:
+    """Ranks along each axis of a mesh, and whether context ranks are within Ulysses ranks.
 
     Raises:
         InputError: for an axis that there is not, or without ranks, and for a mesh whose ranks are numbered otherwise.
     """
     if isinstance(mesh, DeviceMesh):
         sizes = dict(zip(mesh.mesh_dim_names or (), mesh.mesh.shape, strict=False))
+        ordered = [list(sizes) == [name for name in order if name in sizes] for order in (ORDER, CONTEXT_INSIDE)]
         numbered = mesh.mesh.flatten().tolist() == list(range(mesh.size()))
-        if len(sizes) != mesh.mesh.dim() or list(sizes) != [name for name in ORDER if name in sizes] or not numbered:
-            rule = f"its dimensions are named, in this order: {', '.join(ORDER)}; and its ranks follow each other"
+        if len(sizes) != mesh.mesh.dim() or not any(ordered) or not numbered:
+            rule = (
+                f"its dimensions are named, in this order: {', '.join(ORDER)}, or with ulysses before context; and its "
+                "ranks follow each other"
+            )
             remedy = 'for example init_device_mesh("cpu", (2, 2), mesh_dim_names=("context", "ulysses"))'
             raise InputError("mesh", str(mesh), rule, remedy)
-        return sizes
+        return sizes, not ordered[0]
     for name, size in mesh.items():
         if name not in ORDER:
             raise UnknownNameError("axis", name, ORDER)
         if size < 1:
             raise InputError(name, size, "an axis has at least 1 rank")
-    return dict(mesh)
+    return dict(mesh), False
 
 
 def _rank_of(mesh: Mapping[str, int]) -> Rank | None:

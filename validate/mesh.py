@@ -11,6 +11,9 @@ from costmodel.ops.mesh import Axis
 #: Axes of a mesh from the outermost, whose neighbours are far apart, to the innermost, whose ranks follow each other.
 ORDER = ("data", "context", "ulysses", "tensor")
 
+#: The same with the context axis within the Ulysses axis.
+CONTEXT_INSIDE = ("data", "ulysses", "context", "tensor")
+
 #: The line of all ranks that hold a sequence, over both axes that it is spread over.
 SEQUENCE = "sequence"
 
@@ -20,7 +23,7 @@ class Mesh:
     """The grid as one rank sees it.
 
     Attributes:
-        sizes: ranks along each axis that is there, at least 2, in the order of ``ORDER``.
+        sizes: ranks along each axis that is there, at least 2, outermost first.
         rank: this rank's number, row-major: the innermost axis varies fastest.
 
     >>> mesh = Mesh.of({"ulysses": 2, "context": 3}, rank=3)
@@ -32,15 +35,21 @@ class Mesh:
     rank: int = 0
 
     @classmethod
-    def of(cls, sizes: Mapping[str, int], rank: int = 0) -> Mesh:
+    def of(cls, sizes: Mapping[str, int], rank: int = 0, context_inside: bool = False) -> Mesh:
         """The mesh of these sizes, in any order; axes of size 1 are left out.
+
+        Args:
+            context_inside: whether context ranks follow each other, within Ulysses ranks (LoongTrain's context-first
+                placement; Gu et al. 2024, arXiv 2406.18485), and not the other way round (head-first). Only where ranks
+                stand depends on it, not which tokens the rank of a place has.
 
         Raises:
             ValueError: for an unknown axis, or a rank outside the grid.
         """
         if unknown := set(sizes) - set(ORDER):
             raise ValueError(f"no axis named {sorted(unknown)}; the axes of a mesh are {', '.join(ORDER)}")
-        mesh = cls(tuple((name, sizes[name]) for name in ORDER if sizes.get(name, 1) > 1), rank)
+        order = CONTEXT_INSIDE if context_inside else ORDER
+        mesh = cls(tuple((name, sizes[name]) for name in order if sizes.get(name, 1) > 1), rank)
         if not 0 <= rank < mesh.ranks:
             raise ValueError(f"rank {rank} is not in a mesh of {mesh.ranks} ranks {dict(mesh.sizes)}")
         return mesh
@@ -70,11 +79,13 @@ class Mesh:
         return tuple(first + index * stride for index in range(axis.size))
 
     def _sequence(self) -> tuple[int, ...]:
-        """The ranks that hold one sequence: Ulysses ranks within context ranks, which follow each other."""
-        cut = [name for name in ("context", "ulysses") if name in dict(self.sizes)]
-        size, stride = math.prod(self.axes[name].size for name in cut), self._stride(cut[-1])
-        first = self.rank - self.rank // stride % size * stride
-        return tuple(first + index * stride for index in range(size))
+        """The ranks that hold one sequence: Ulysses ranks within context ranks, wherever they stand."""
+        line = [self.rank]
+        for name in ("context", "ulysses"):
+            if axis := self.axes.get(name):
+                steps = [(index - axis.rank) * self._stride(name) for index in range(axis.size)]
+                line = [rank + step for rank in line for step in steps]
+        return tuple(line)
 
     def _stride(self, name: str) -> int:
         names = [axis for axis, _ in self.sizes]

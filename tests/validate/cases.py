@@ -42,6 +42,7 @@ class Case:
     flash: bool = True
     seed: int = 0
     cached: int = 0
+    context_inside: bool = False
 
     @property
     def ranks(self) -> int:
@@ -57,7 +58,7 @@ class Case:
 
     def on(self, rank: int) -> DistributedLayer:
         """The layer on a rank, with the case's weights."""
-        ops = Watched(DTYPES[self.dtype], Mesh.of(self.mesh, rank), flash=self.flash, timeout_s=20)
+        ops = Watched(DTYPES[self.dtype], Mesh.of(self.mesh, rank, self.context_inside), flash=self.flash, timeout_s=20)
         made = DistributedLayer(self.layer, Task(self.way, self.causal, self.phase, self.length), ops)
         made.load(self.weights(made.whole_shapes))
         return made
@@ -248,7 +249,8 @@ def _check_close(what: str, actual: Tensor | None, expected: Tensor) -> None:
 
 def expected(case: Case) -> Expected:
     """The layer as the planner traces it."""
-    return Expected(case.layer, case.way, case.workload, case.mesh, DTYPES[case.dtype])
+    inside = case.context_inside
+    return Expected(case.layer, case.way, case.workload, case.mesh, DTYPES[case.dtype], inside)
 
 
 def check_flops(known: Expected, outcomes: Sequence[Outcome]) -> None:

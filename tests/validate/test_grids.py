@@ -6,8 +6,10 @@ import pytest
 
 from costmodel.ops.primitive import Reading
 from costmodel.strategies.tile import tile
+from costmodel.strategy import strategies
 from costmodel.subject import from_mixer
-from tests.validate.cases import Case, expected
+from tests.validate.cases import Case, check_case, expected
+from validate.launch import RankPool
 
 (LAYER,) = from_mixer("attention", 16, heads=4, kv_heads=2, head_dim=4).layers
 
@@ -39,6 +41,12 @@ def test_square_tiles_send_a_square_root_less() -> None:
         lse = (n - 1) * 4 * 4 * 128 // n**2
         sent[n] = found["ulysses"].bytes + found["context"].bytes - lse
     assert [sent[n] * n**2 // (n - 1) for n in sent] == [4 * 128 * 16 * 2] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ulysses-ring", "ulysses-zigzag", "tile"])
+def test_either_axis_may_be_the_inner_one(pool: RankPool, strategy: str) -> None:
+    check_case(pool, on_grid(2, 2, strategy=strategies.get(strategy), context_inside=True))
 
 
 @pytest.mark.parametrize("grid", [(2, 3), (3, 2), (4, 4)])

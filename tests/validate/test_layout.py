@@ -102,6 +102,15 @@ def test_a_mesh_does_not_depend_on_the_order_of_its_axes() -> None:
     assert Mesh.of({"context": 2, "data": 2}) == Mesh.of({"data": 2, "context": 2, "tensor": 1})
 
 
+def test_context_ranks_may_follow_each_other() -> None:
+    # Rank = ulysses * 3 + context; a sequence still goes through Ulysses ranks within context ranks.
+    mesh = Mesh.of({"context": 3, "ulysses": 2}, rank=4, context_inside=True)
+    assert (mesh.axes["ulysses"].rank, mesh.axes["context"].rank) == (1, 1)
+    assert mesh.line("context") == (3, 4, 5)
+    assert mesh.line("ulysses") == (1, 4)
+    assert mesh.line("sequence") == (0, 3, 1, 4, 2, 5)
+
+
 def test_the_line_of_a_sequence_goes_through_ulysses_ranks_within_context_ranks() -> None:
     # Rank = ((data * 2 + context) * 2 + ulysses) * 2 + tensor.
     assert Mesh.of(dict.fromkeys(ORDER, 2), rank=9).line("sequence") == (9, 11, 13, 15)
