@@ -9,7 +9,9 @@ import click
 
 
 @click.command()
-@click.option("--from", "source", metavar="RUNS", required=True, help="published/NAME, or a CSV file of measured runs.")
+@click.option(
+    "--from", "source", metavar="RUNS", required=True, help="published/NAME, aiconfigurator:SYSTEM, or a CSV of runs."
+)
 @click.option(
     "--onto", metavar="PROFILE", help="The profile to start from: a name or a file; the runs' device unless given."
 )
@@ -24,8 +26,10 @@ def calibrate(
 
     \b
     costmodel calibrate --from published/rtx4090
+    costmodel calibrate --from aiconfigurator:h100_sxm --output h100-served.toml
     costmodel calibrate --from my-runs.csv --onto rtx4090 --output my-machine.toml
     """
+    from calibrate.aiconfigurator import aiconfigurator
     from calibrate.block import blocks
     from calibrate.measurement import read_measurements
     from calibrate.profile_file import changes, profile_text, read, rewritten
@@ -34,7 +38,8 @@ def calibrate(
     from costmodel.errors import InputError
     from costmodel.report import data
 
-    measurements = read_measurements(published(source) or Path(source))
+    found_there = aiconfigurator(source)
+    measurements = read_measurements(published(source) or Path(source)) if found_there is None else found_there
     devices = sorted({row.device for row in measurements})
     if onto is None and len(devices) != 1:
         raise InputError(
