@@ -72,6 +72,8 @@ class Strategy(ABC):
         inner_layout: the same along the Ulysses axis, whose ranks divide what the context axis leaves.
         groups: how many equal groups it cuts the heads of a rank into.
         cuts_rows: whether weights with a row for each token of the sequence are cut like the sequence.
+        cuts_heads: whether it gives each rank along its Ulysses axis some of the heads.
+        windowed: whether it is only for masks with a window.
         extends: whether the keys that it spreads may begin with cached ones, of which every rank has an equal share.
     """
 
@@ -84,6 +86,8 @@ class Strategy(ABC):
     inner_layout: ClassVar[str] = "contiguous"
     groups: ClassVar[int] = 1
     cuts_rows: ClassVar[bool] = False
+    cuts_heads: ClassVar[bool] = False
+    windowed: ClassVar[bool] = False
     extends: ClassVar[bool] = False
 
     @abstractmethod
@@ -126,6 +130,12 @@ def equal_stretches(at: Situation) -> Iterator[Requirement]:
     """A whole sequence at a time, of which each rank has an equal stretch."""
     yield only_passes(at, "forward", "train", "prefill")
     yield divides(at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks")
+
+
+def equal_halves(at: Situation) -> Requirement:
+    """Each rank has an equal part of the sequence, which may be halved, as in zigzag order."""
+    reason = "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
+    return divides(at.length, 2 * at.context * at.tensor, reason)
 
 
 def only_fused(at: Situation) -> Requirement:

@@ -11,7 +11,7 @@ from costmodel.dims import Dim, divide, minimum
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
+from costmodel.strategy import Requirement, Situation, Strategy, equal_halves, only_fused, only_passes
 
 T = TypeVar("T")
 
@@ -36,9 +36,7 @@ class AllGatherKV(Strategy):
         yield Requirement(
             at.causal or at.window is None, "a window on both sides is not one stretch of keys up to the query"
         )
-        yield divides(
-            at.length, 2 * at.context * at.tensor, "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
-        )
+        yield equal_halves(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
         gathered = Gathered(axes["context"], carry)

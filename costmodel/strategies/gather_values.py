@@ -14,7 +14,18 @@ from costmodel.strategy import Requirement, Situation, Strategy, equal_stretches
 T = TypeVar("T")
 
 
-class GatherValues(Strategy):
+class ByRows(Strategy):
+    """Products with a matrix of which each rank holds the rows of its tokens."""
+
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Product,)
+    axes: ClassVar[tuple[str, ...]] = ("context",)
+    cuts_rows: ClassVar[bool] = True
+
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        return equal_stretches(at)
+
+
+class GatherValues(ByRows):
     """One-dimensional matrix multiplication: a rank holds the rows of P of its tokens, and gathers V.
 
     V is gathered again in the backward pass rather than kept, and its gradient reduce-scattered; that of P stays.
@@ -24,12 +35,6 @@ class GatherValues(Strategy):
     name: ClassVar[str] = "gather-values"
     title: ClassVar[str] = "all-gather of values, rows of the matrix on each rank"
     source: ClassVar[str] = "van de Geijn & Watts 1997 (SUMMA), Concurrency 9(4), on a 1-D grid"
-    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Product,)
-    axes: ClassVar[tuple[str, ...]] = ("context",)
-    cuts_rows: ClassVar[bool] = True
-
-    def requirements(self, at: Situation) -> Iterator[Requirement]:
-        return equal_stretches(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Product[T]) -> T:
         axis = axes["context"]

@@ -14,7 +14,7 @@ from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategies.ring import Part, some
 from costmodel.strategies.zigzag import zigzag
-from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
+from costmodel.strategy import Requirement, Situation, Strategy, equal_halves, only_fused, only_passes
 
 T = TypeVar("T")
 
@@ -40,9 +40,7 @@ class PassQ(Strategy):
         yield Requirement(
             at.window is None, "it takes every query past every key, which a sliding window does not need"
         )
-        yield divides(
-            at.length, 2 * at.context * at.tensor, "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
-        )
+        yield equal_halves(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
         axis = axes["context"]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.product import Product
-from costmodel.carry import Carry
 from costmodel.dims import Dim, divide
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy, equal_stretches
+from costmodel.strategies.gather_values import ByRows
 
 T = TypeVar("T")
 
 
-class RingValues(Strategy):
+class RingValues(ByRows):
     """Blocks of values pass every rank, which multiplies each by the columns that belong to it; one is on its way while
     another is in use, and no rank holds all values.
     """
@@ -23,12 +22,6 @@ class RingValues(Strategy):
     name: ClassVar[str] = "ring-values"
     title: ClassVar[str] = "a ring of values, rows of the matrix on each rank"
     source: ClassVar[str] = "Wang et al. 2023 (collective matmul), doi 10.1145/3567955.3567959"
-    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Product,)
-    axes: ClassVar[tuple[str, ...]] = ("context",)
-    cuts_rows: ClassVar[bool] = True
-
-    def requirements(self, at: Situation) -> Iterator[Requirement]:
-        return equal_stretches(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Product[T]) -> T:
         axis = axes["context"]

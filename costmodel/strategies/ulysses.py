@@ -32,6 +32,7 @@ class Ulysses(Strategy):
     source: ClassVar[str] = "Jacobs et al. 2023, arXiv 2309.14509"
     axes: ClassVar[tuple[str, ...]] = ("ulysses",)
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Carry,)
+    cuts_heads: ClassVar[bool] = True
     inner: ClassVar[Strategy] = whole
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:

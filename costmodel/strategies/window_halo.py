@@ -12,7 +12,7 @@ from costmodel.carries.pairs import Pairs
 from costmodel.dims import Dim, minimum
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy, divides, equal_stretches
+from costmodel.strategy import Requirement, Situation, Strategy, equal_halves, equal_stretches
 
 T = TypeVar("T")
 
@@ -28,6 +28,7 @@ class WindowHalo(Strategy):
     title: ClassVar[str] = "halo exchange of a window's keys and values"
     source: ClassVar[str] = "Beltagy et al. 2020, arXiv 2004.05150, section 3.1, windows; halos as in stencil codes"
     axes: ClassVar[tuple[str, ...]] = ("context",)
+    windowed: ClassVar[bool] = True
     stretches: ClassVar[int] = 1  #: that the layout gives a rank
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
@@ -63,9 +64,7 @@ class WindowZigzag(WindowHalo):
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield Requirement(at.causal, "it balances causal masks; without one every rank works alike: use window-halo")
         yield from super().requirements(at)
-        yield divides(
-            at.length, 2 * at.context * at.tensor, "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
-        )
+        yield equal_halves(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
         axis, reach = axes["context"], _reach(carry)

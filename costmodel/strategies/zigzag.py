@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from costmodel.strategies.ring import Part, Ring
-from costmodel.strategy import Requirement, Situation, divides
+from costmodel.strategy import Requirement, Situation, equal_halves
 
 
 class Zigzag(Ring):
@@ -26,9 +26,7 @@ class Zigzag(Ring):
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield Requirement(at.causal, "it balances causal masks; without one every rank works alike: use ring")
         yield from super().requirements(at)
-        yield divides(
-            at.length, 2 * at.context * at.tensor, "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
-        )
+        yield equal_halves(at)
 
 
 zigzag = Zigzag()

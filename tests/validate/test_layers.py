@@ -21,8 +21,8 @@ def applies(mixer: Mixer, strategy: Strategy) -> bool:
     (layer,) = from_mixer(mixer.name).layers
     one_head = mixer.query_heads(layer.sizes)[0] == 1
     known = any(issubclass(mixer.carry_for(causal), strategy.carries) for causal in (True, False))
-    no_window = "window" not in mixer.sizes and strategy.name.startswith("window-")
-    return known and not no_window and not (one_head and "ulysses" in strategy.axes)
+    no_window = "window" not in mixer.sizes and strategy.windowed
+    return known and not no_window and not (one_head and strategy.cuts_heads)
 
 
 PAIRS = [
