@@ -13,6 +13,7 @@ import numpy as np
 
 from costmodel.arrangement import Way
 from costmodel.candidates import Choices, arranged, meshes
+from costmodel.dims import Dim
 from costmodel.errors import InputError
 from costmodel.evaluation import Evaluator, Group
 from costmodel.expression import Expression, lift, total
@@ -64,6 +65,7 @@ class Sample:
 
     Attributes:
         flop, memory, state: as ``Contender.exact``; ``state`` is ``None`` where a mixer does not decode.
+        classes: the FLOPs by class.
         plan: the fastest on the cluster; ``None`` where nothing is valid or fits.
     """
 
@@ -72,6 +74,7 @@ class Sample:
     flop: Fraction
     memory: Fraction
     state: Fraction | None
+    classes: Mapping[str, Fraction]
     plan: Plan | None
 
 
@@ -153,11 +156,17 @@ class Contender:
         ``state``: bytes that decoding keeps, missing where a mixer does not decode.
         """
         piece = self._traced(self.setting.phase)
-        flop = total(piece.program.flops(Reading.USEFUL).values())
-        found = {"flop": flop, "memory": piece.parameters * self._evaluator.widths.model + piece.held.peak}
+        memory = piece.parameters * self._evaluator.widths.model + piece.held.peak
+        found = {"flop": total(self.classes.values()), "memory": _of_one_sequence(memory)}
         if self.subject.causal:
-            found["state"] = self._traced("prefill").cache
-        return {name: lift(value).substitute({"B": 1, "P_d": 1}) for name, value in found.items()}
+            found["state"] = _of_one_sequence(self._traced("prefill").cache)
+        return found
+
+    @cached_property
+    def classes(self) -> Mapping[str, Expression]:
+        """Formulas in L of the useful FLOPs of one sequence, by class."""
+        flops = self._traced(self.setting.phase).program.flops(Reading.USEFUL)
+        return {kind: _of_one_sequence(count) for kind, count in flops.items()}
 
     def values(self, metric: str, lengths: Sequence[int]) -> list[Fraction | float | None]:
         """One cost at each length: FLOP, bytes or seconds; ``None`` where there is none."""
@@ -170,7 +179,8 @@ class Contender:
         """What there is to know at each length."""
         exact = (self.values(metric, lengths) for metric in EXACT)
         for length, flop, memory, state, plan in zip(lengths, *exact, self.plans(lengths), strict=True):
-            yield Sample(self.mixer, length, flop, memory, state, plan)
+            classes = {kind: formula.evaluate({"L": length}) for kind, formula in self.classes.items()}
+            yield Sample(self.mixer, length, flop, memory, state, classes, plan)
 
     def plans(self, lengths: Sequence[int]) -> list[Plan | None]:
         """The fastest plan that fits on the cluster, at each length; ``None`` if none does, or if none is valid."""
@@ -226,6 +236,10 @@ class Contender:
     def _traced(self, phase: Phase) -> Piece:
         way = Way(strategies.get("whole"), self.mixer.kernels[0], False)
         return Evaluator(self.subject, self.workload(1, phase), self.setting.cluster).layer(0, way).piece
+
+
+def _of_one_sequence(formula: Dim) -> Expression:
+    return lift(formula).substitute({"B": 1, "P_d": 1})
 
 
 def crossings(one: Contender, other: Contender, metric: str, lengths: Sequence[int]) -> list[Crossing]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,4 +75,6 @@ def _plot_command(ctx: click.Context, picture: str | None) -> Any:
     plot = commands.get_command(ctx, "plot") if isinstance(commands, click.Group) else None
     if plot is None:
         raise InputError("--plot", picture, "the command plot is not installed", "pip install 'costmodel[plots]'")
+    if find_spec("matplotlib") is None:
+        raise InputError("--plot", picture, "matplotlib is not installed", "pip install 'costmodel[plots]'")
     return plot

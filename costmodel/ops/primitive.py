@@ -18,7 +18,7 @@ from costmodel.tensor import Tensor
 if TYPE_CHECKING:
     from costmodel.ops.vocabulary import Vocabulary
 
-#: Classes of FLOP. They are never added into one number: a device runs each at its own rate.
+#: Classes of FLOP. A device runs each at its own rate, so that no time follows from their sum.
 FLOP_CLASSES = ("contraction", "elementwise", "special", "reduction", "fft", "sort", "gather")
 
 Flops = Mapping[str, Dim]

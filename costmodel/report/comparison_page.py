@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from costmodel.comparison import METRICS, Comparison, Crossing, Sample
+from costmodel.ops.primitive import FLOP_CLASSES
 from costmodel.report import data, words
 from costmodel.report.document import PASS
 from costmodel.report.page import Page
@@ -15,7 +16,8 @@ from costmodel.units import format_bytes, format_count, format_flop, format_seco
 
 #: Columns of the CSV file, with their units.
 COLUMNS = (
-    *("mixer", "structure", "causal", "tokens", "flop", "memory_bytes", "state_bytes"),
+    *("mixer", "structure", "causal", "tokens", "flop", *(f"{kind}_flop" for kind in FLOP_CLASSES)),
+    *("memory_bytes", "state_bytes"),
     *("seconds", "seconds_least", "seconds_most", "plan", "device_bytes", "sent_bytes"),
 )
 WHAT = (
@@ -105,6 +107,7 @@ def _known(sample: Sample) -> dict[str, Any]:
         "causal": mixer.causality != "full",
         "tokens": sample.length,
         "flop": float(sample.flop),
+        **{f"{kind}_flop": float(sample.classes.get(kind, 0)) for kind in FLOP_CLASSES},
         "memory_bytes": float(sample.memory),
         "state_bytes": None if sample.state is None else float(sample.state),
     }

@@ -16,6 +16,9 @@ def test_the_answer_as_data(ask) -> None:
     first = found["mixers"][0]
     length, width = 4096, 4096
     assert first["state_bytes"] == 2 * 2 * length * width
+    classes = {name: count for name, count in first.items() if name.endswith("_flop")}
+    assert classes["contraction_flop"] == 8 * length * width**2 + 2 * length * (length + 1) * width
+    assert first["flop"] == sum(classes.values())
     assert first["flop"] > 8 * length * width**2 + 2 * length * (length + 1) * width
     (crossing,) = found["crossings"]["retnet"]["time"][1:]
     assert crossing["cheaper"]
