@@ -1,7 +1,7 @@
 """Read a Hugging Face ``config.json`` into a ``Model``.
 
 One small function per model family, registered with ``@family``: in ``decoders`` those whose layers all have attention,
-in ``hybrids`` the others.
+in ``recurrent`` those where none has, in ``hybrids`` the others.
 Every default below is the one of the family's configuration class in transformers 5.23
 (``transformers/models/<family>/configuration_<family>.py``). Only what decides cost is read: rotary
 parameters, activation functions, soft-capping and quantisation are not, so the weights count at ``dtype``.
@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from costmodel.huggingface import decoders, hybrids
+from costmodel.huggingface import decoders, hybrids, recurrent
 from costmodel.huggingface.family import FAMILIES
 from costmodel.huggingface.fields import LARGEST_DEPTH, LARGEST_SIZE, Fields, load, suggest
 from costmodel.model import Model
 
-__all__ = ["LARGEST_DEPTH", "LARGEST_SIZE", "decoders", "hybrids", "read_config", "supported_model_types"]
+__all__ = ["LARGEST_DEPTH", "LARGEST_SIZE", "decoders", "hybrids", "read_config", "recurrent", "supported_model_types"]
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 

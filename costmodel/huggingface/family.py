@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from costmodel.huggingface.fields import LARGEST_DEPTH, Fields, suggest
+from costmodel.mixer import mixers
 from costmodel.model import LayerSpec, MixerSpec, MlpSpec
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -46,6 +47,12 @@ def attention(fields: Fields, *, bias: bool, out_bias: bool = False, **flags: bo
     sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": _head_dim(fields, heads)}
     flags |= {"bias": bias, "out_bias": out_bias}
     return MixerSpec("attention", sizes | {name: True for name, on in flags.items() if on})
+
+
+def spec(name: str, **sizes: int) -> MixerSpec:
+    """A mixer with its usual sizes where none is given."""
+    usual = {key: size.usual for key, size in mixers.get(name).sizes.items()}
+    return MixerSpec(name, usual | sizes)
 
 
 def _head_dim(fields: Fields, heads: int) -> int:

@@ -32,7 +32,7 @@ FIELDS = frozenset(
     block_auto_adjust_ff_dim block_multiple_of block_ffn_dim_multiplier hybrid_override_pattern use_bias
     ssm_state_size mamba_num_heads mamba_head_dim n_groups conv_kernel chunk_size moe_latent_size
     moe_shared_expert_intermediate_size index_topk index_head_dim index_n_heads mlp_layer_types mamba_d_ssm
-    mamba_proj_bias projectors_bias
+    mamba_proj_bias projectors_bias state_size expand time_step_rank num_heads num_dense_layers use_expert_bias
     """.split()  # noqa: SIM905 - a list would take a line each
 )
 

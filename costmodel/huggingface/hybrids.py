@@ -17,10 +17,10 @@ from costmodel.huggingface.family import (
     layer_types,
     routed,
     sparse_steps,
+    spec,
     stack,
 )
 from costmodel.huggingface.fields import LARGEST_DEPTH, Fields
-from costmodel.mixer import mixers
 from costmodel.model import LayerSpec, MixerSpec, MlpSpec
 
 LINEAR = "linear_attention"
@@ -45,26 +45,29 @@ def _mixed(
 TYPES = ("layer_types", "layers_block_type")
 
 
-def _spec(name: str, **sizes: int) -> MixerSpec:
-    """A mixer with its usual sizes where none is given."""
-    usual = {key: size.usual for key, size in mixers.get(name).sizes.items()}
-    return MixerSpec(name, usual | sizes)
+QWEN = {"attention_bias": False, "head_dim": 256, "linear_conv_kernel_dim": 4, "full_attention_interval": 4}
 
 
-@family(
-    "qwen3_next",
-    attention_bias=False,
-    head_dim=256,
-    linear_conv_kernel_dim=4,
-    full_attention_interval=4,
-    decoder_sparse_step=1,
-    mlp_only_layers=None,
-)
+@family("qwen3_next", decoder_sparse_step=1, mlp_only_layers=None, **QWEN)
 def _qwen3_next(fields: Fields) -> tuple[LayerSpec, ...]:
     """Three layers of Gated DeltaNet for each of gated attention; the gate of the shared expert is left out."""
+    return _qwen(fields, sparse_steps(fields, _qwen_experts(fields)))
+
+
+@family("qwen3_5_text", num_key_value_heads=4, **QWEN)
+def _qwen3_5(fields: Fields) -> tuple[LayerSpec, ...]:
+    return _qwen(fields, dense(fields))
+
+
+@family("qwen3_5_moe_text", num_key_value_heads=2, num_experts_per_tok=8, num_experts=256, **QWEN)
+def _qwen3_5_moe(fields: Fields) -> tuple[LayerSpec, ...]:
+    return _qwen(fields, always(_qwen_experts(fields)))
+
+
+def _qwen(fields: Fields, mlp: Callable[[int], MlpSpec]) -> tuple[LayerSpec, ...]:
     bias = fields.flag("attention_bias")
     full = attention(fields, bias=bias, out_bias=bias, qk_norm=True, gate=True)
-    linear = _spec(
+    linear = spec(
         "gated-deltanet",
         heads=fields.integer("linear_num_value_heads"),
         kv_heads=fields.integer("linear_num_key_heads"),
@@ -72,10 +75,13 @@ def _qwen3_next(fields: Fields) -> tuple[LayerSpec, ...]:
         value_dim=fields.integer("linear_value_head_dim"),
         taps=fields.integer("linear_conv_kernel_dim"),
     )
-    experts = routed(fields, fields.pick("num_experts", "num_local_experts"), "moe_intermediate_size", shared=1)
-    experts = replace(experts, shared_hidden=fields.integer("shared_expert_intermediate_size"))
     interval = fields.integer("full_attention_interval")
-    return _mixed(fields, full, linear, sparse_steps(fields, experts), lambda layer: (layer + 1) % interval == 0)
+    return _mixed(fields, full, linear, mlp, lambda layer: (layer + 1) % interval == 0)
+
+
+def _qwen_experts(fields: Fields) -> MlpSpec:
+    experts = routed(fields, fields.pick("num_experts", "num_local_experts"), "moe_intermediate_size", shared=1)
+    return replace(experts, shared_hidden=fields.integer("shared_expert_intermediate_size"))
 
 
 @family(
@@ -95,7 +101,7 @@ def _jamba(fields: Fields) -> tuple[LayerSpec, ...]:
     """Mamba with attention and experts now and then; its norms of the step, keys and queries are left out."""
     width = fields.integer("hidden_size")
     auto = fields.raw("mamba_dt_rank") == "auto"
-    linear = _spec(
+    linear = spec(
         "mamba1",
         channels=fields.integer("mamba_expand") * width,
         state_dim=fields.integer("mamba_d_state"),
@@ -124,7 +130,7 @@ def _mamba2(fields: Fields) -> MixerSpec:
     auto = fields.raw("mamba_d_head") == "auto"
     if auto and inner % heads:
         raise fields.error("mamba_n_heads", heads, f"must divide the {inner} inner channels")
-    return _spec(
+    return spec(
         "mamba2",
         heads=heads,
         kv_heads=fields.integer("mamba_n_groups"),
@@ -200,7 +206,7 @@ def _falcon_h1(fields: Fields) -> tuple[LayerSpec, ...]:
 def _minimax(fields: Fields) -> tuple[LayerSpec, ...]:
     full = attention(fields, bias=False)
     size = full.params["head_dim"]
-    linear = _spec(
+    linear = spec(
         "lightning", heads=full.params["heads"], head_dim=size, value_dim=size, chunk=fields.integer("block_size")
     )
     experts = routed(fields, fields.pick("num_local_experts", "num_experts"), "intermediate_size")
@@ -235,7 +241,7 @@ def _kimi_linear(fields: Fields) -> tuple[LayerSpec, ...]:
             ("short_conv_kernel_size", "linear_conv_kernel_dim"),
         )
     )
-    linear = _spec("kda", heads=heads, head_dim=size, value_dim=size, taps=taps, gate_rank=size)
+    linear = spec("kda", heads=heads, head_dim=size, value_dim=size, taps=taps, gate_rank=size)
     experts = fields.pick("num_experts", "num_local_experts", "n_routed_experts")
     shared = fields.optional_integer(fields.pick("num_shared_experts", "n_shared_experts"), low=0) or 0
     mlp = after_dense(
@@ -250,13 +256,15 @@ def _kimi_linear(fields: Fields) -> tuple[LayerSpec, ...]:
     return _mixed(fields, latent_attention(fields), linear, mlp, attends)
 
 
+LFM2 = {"conv_bias": False, "conv_L_cache": 3}
+
+
 @family(
     "lfm2",
     num_key_value_heads=8,
     tie_word_embeddings=True,
-    conv_bias=False,
-    conv_L_cache=3,
     full_attn_idxs=None,
+    **LFM2,
     block_auto_adjust_ff_dim=True,
     block_multiple_of=256,
     block_ffn_dim_multiplier=1.0,
@@ -266,15 +274,40 @@ def _lfm2(fields: Fields) -> tuple[LayerSpec, ...]:
 
     The feed-forward's width is the file's, less a third and rounded up, unless the file says that it is meant as it is.
     """
-    if fields.flag("conv_bias"):
-        raise fields.error("conv_bias", True, "must be false: no LFM2 model has biases there")
-    full = attention(fields, bias=False, qk_norm=True)
-    conv = _spec("shortconv", channels=fields.integer("hidden_size"), taps=fields.integer("conv_L_cache"))
+    full, conv = _lfm2_mixers(fields)
     chosen = fields.raw("full_attn_idxs")
     if chosen is not None and (not isinstance(chosen, list) or not all(type(layer) is int for layer in chosen)):
         raise fields.error("full_attn_idxs", chosen, "must be a list of layer numbers, counted from 0")
     mlp = always(MlpSpec(_lfm2_hidden(fields)))
     return _mixed(fields, full, conv, mlp, lambda layer: chosen is None or layer in chosen, (FULL, "conv"))
+
+
+def _lfm2_mixers(fields: Fields) -> tuple[MixerSpec, MixerSpec]:
+    if fields.flag("conv_bias"):
+        raise fields.error("conv_bias", True, "must be false: no LFM2 model has biases there")
+    conv = spec("shortconv", channels=fields.integer("hidden_size"), taps=fields.integer("conv_L_cache"))
+    return attention(fields, bias=False, qk_norm=True), conv
+
+
+@family(
+    "lfm2_moe",
+    num_key_value_heads=8,
+    tie_word_embeddings=True,
+    num_dense_layers=2,
+    num_experts_per_tok=4,
+    use_expert_bias=True,
+    **LFM2,
+)
+def _lfm2_moe(fields: Fields) -> tuple[LayerSpec, ...]:
+    """As LFM2, with experts after the first layers; ``layer_types`` says which layers attend."""
+    full, conv = _lfm2_mixers(fields)
+    if fields.optional("layer_types") is None:
+        raise fields.error("layer_types", None, "is required", 'give "full_attention" or "conv" for each layer')
+    biases = "router" if fields.flag("use_expert_bias") else ""
+    experts = routed(fields, fields.pick("num_experts", "num_local_experts"), "moe_intermediate_size", biases=biases)
+    plain = MlpSpec(fields.integer("intermediate_size"))
+    mlp = after_dense(plain, experts, fields.integer("num_dense_layers", low=0))
+    return _mixed(fields, full, conv, mlp, lambda layer: True, (FULL, "conv"))
 
 
 def _lfm2_hidden(fields: Fields) -> int:
@@ -356,7 +389,7 @@ def _nemotron_parts(fields: Fields) -> str:
 
 
 def _nemotron_mamba2(fields: Fields) -> MixerSpec:
-    return _spec(
+    return spec(
         "mamba2",
         heads=fields.integer("mamba_num_heads"),
         kv_heads=fields.integer(fields.pick("n_groups", "mamba_n_groups")),

@@ -30,8 +30,16 @@ BASE: Config = {
     "num_key_value_heads": 2,
     "num_hidden_layers": 8,
 }
+PURE = {name: BASE[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
 MAMBA2: Config = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 32}
 EXPERTS: Config = {"num_experts_per_tok": 2, "moe_intermediate_size": 96}
+QWEN: Config = {
+    "head_dim": 64,
+    "linear_num_value_heads": 8,
+    "linear_num_key_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
 GRANITE = ["linear_attention"] * 5 + ["full_attention"] + ["linear_attention"] * 2
 HYBRIDS: dict[str, Config] = {
     "jamba": BASE | {"num_experts": 4},
@@ -39,17 +47,7 @@ HYBRIDS: dict[str, Config] = {
     "granitemoehybrid": BASE
     | MAMBA2
     | {"num_local_experts": 4, "shared_intermediate_size": 200, "layer_types": GRANITE},
-    "qwen3_next": BASE
-    | EXPERTS
-    | {
-        "head_dim": 64,
-        "linear_num_value_heads": 8,
-        "linear_num_key_heads": 4,
-        "linear_key_head_dim": 32,
-        "linear_value_head_dim": 32,
-        "num_experts": 4,
-        "shared_expert_intermediate_size": 64,
-    },
+    "qwen3_next": BASE | EXPERTS | QWEN | {"num_experts": 4, "shared_expert_intermediate_size": 64},
     "minimax": BASE | {"head_dim": 64, "num_local_experts": 4},
     "kimi_linear": BASE
     | EXPERTS
@@ -60,6 +58,12 @@ HYBRIDS: dict[str, Config] = {
         "n_shared_experts": 1,
         "kv_lora_rank": 64,
     },
+    "mamba": PURE,
+    "falcon_mamba": PURE,
+    "mamba2": PURE | {"num_heads": 8, "head_dim": 64, "state_size": 32, "n_groups": 2},
+    "lfm2_moe": BASE | EXPERTS | {"num_experts": 4, "layer_types": ["conv", "conv", "full_attention", "conv"] * 2},
+    "qwen3_5_text": BASE | QWEN,
+    "qwen3_5_moe_text": BASE | EXPERTS | QWEN | {"num_experts": 4, "shared_expert_intermediate_size": 64},
     "falcon_h1": BASE | MAMBA2 | {"head_dim": 64, "mamba_d_ssm": 512},
     "lfm2": BASE | {"full_attn_idxs": [2, 5]},
     "nemotron_h": BASE
@@ -88,6 +92,16 @@ COUNTED = {
     # 7 layers of KDA: the output gate's bias of 128, as in flash-linear-attention; 7 of experts: 4 router biases, which
     # transformers keeps as buffers
     "kimi_linear": 5_396_412 + 7 * 128 + 7 * 4,
+    # 8 layers: the convolution's bias of 512
+    "mamba": 4_016_384 - 8 * 512,
+    "falcon_mamba": 4_016_384 - 8 * 512,
+    # 8 layers: the convolution's bias 640; a norm of 64 for every head, not 512
+    "mamba2": 4_480_448 - 8 * (640 + 512 - 64),
+    # 6 layers of experts: 4 expert biases, which transformers keeps as buffers
+    "lfm2_moe": 4_754_432 + 6 * 4,
+    "qwen3_5_text": 5_128_992,
+    # the gate of the shared expert, 256 in each layer
+    "qwen3_5_moe_text": 5_925_664 - 8 * 256,
     # 8 layers: the convolution's bias 576; a norm of 64 for every head of Mamba-2, where the family has none
     "falcon_h1": 7_883_712 - 8 * (576 - 64),
     "lfm2": 4_060_160,
@@ -123,6 +137,10 @@ def test_parameters_are_those_of_transformers(tmp_path: Path, name: str) -> None
         ("minimax", "attention", [0, 2, 4, 6]),
         ("kimi_linear", "mla", [4]),
         ("falcon_h1", "attention+mamba2", list(range(8))),
+        ("lfm2_moe", "attention", [2, 6]),
+        ("qwen3_5_text", "attention", [3, 7]),
+        ("qwen3_5_moe_text", "attention", [3, 7]),
+        ("mamba2", "attention", []),
         ("lfm2", "attention", [2, 5]),
         ("nemotron_h", "attention", [2]),
     ],
@@ -167,6 +185,13 @@ def test_the_width_of_lfm2(tmp_path: Path) -> None:
         assert {layer.mlp and layer.mlp.hidden for layer in read(tmp_path, values).layers} == {expected}
 
 
+def test_the_language_model_of_qwen3_5(tmp_path: Path) -> None:
+    """Of its published files the text config is read."""
+    inner = HYBRIDS["qwen3_5_text"] | {"model_type": "qwen3_5_text"}
+    model = read(tmp_path, {"model_type": "qwen3_5", "text_config": inner, "vision_config": {"depth": 2}})
+    assert model.parameters() == COUNTED["qwen3_5_text"]
+
+
 def test_the_nested_sizes_of_kimi_linear(tmp_path: Path) -> None:
     nested = {"num_heads": 2, "head_dim": 16, "short_conv_kernel_size": 3, "full_attn_layers": [1, 8], "kda_layers": []}
     model = read(tmp_path, HYBRIDS["kimi_linear"] | {"model_type": "kimi_linear", "linear_attn_config": nested})
@@ -191,6 +216,8 @@ def test_the_nested_sizes_of_kimi_linear(tmp_path: Path) -> None:
         ("nemotron_h", {"hybrid_override_pattern": None}, "hybrid_override_pattern: null .* must be a pattern"),
         ("nemotron_h", {"moe_latent_size": 8}, "moe_latent_size: 8 .* must be null"),
         ("falcon_h1", {"projectors_bias": True}, "projectors_bias: true .* must be false"),
+        ("mamba", {"use_bias": True}, "use_bias: true .* must be false"),
+        ("lfm2_moe", {"layer_types": None}, "layer_types"),
         ("lfm2", {"conv_bias": True}, "conv_bias: true .* must be false"),
         ("lfm2", {"full_attn_idxs": [0.5]}, "full_attn_idxs: .* must be a list"),
         ("lfm2", {"block_ffn_dim_multiplier": "1"}, "block_ffn_dim_multiplier: .* must be a number"),
