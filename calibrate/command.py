@@ -3,41 +3,97 @@
 from __future__ import annotations
 
 import datetime
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 
+from costmodel.cli.options import JSON
+from costmodel.errors import InputError
+
 
 @click.command()
-@click.option(
-    "--from", "source", metavar="RUNS", required=True, help="published/NAME, aiconfigurator:SYSTEM, or a CSV of runs."
-)
+@click.option("--from", "source", metavar="RUNS", help="Fit published/NAME, aiconfigurator:SYSTEM, or a file of runs.")
+@click.option("--into", metavar="FILE", type=click.Path(dir_okay=False), help="Measure this machine into a file.")
+@click.option("--budget", metavar="TIME", default="5m", show_default=True, help="Time for all of FILE: 90s, 2m, 10m.")
+@click.option("--on", "device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What.")
+@click.option("--check", metavar="PROFILE", help="Run whole mixers and compare them with a profile's predictions.")
 @click.option(
     "--onto", metavar="PROFILE", help="The profile to start from: a name or a file; the runs' device unless given."
 )
 @click.option("--block", "names", metavar="NAME", multiple=True, help="Fit just these: gemm, attention, link, ...")
-@click.option("--output", metavar="FILE", type=click.Path(dir_okay=False), help="Where to write the fitted profile.")
+@click.option(
+    "--profile", "--output", "output", metavar="FILE", type=click.Path(dir_okay=False), help="Write the profile here."
+)
 @click.option("--csv", "table", metavar="FILE", type=click.Path(dir_okay=False), help="Every run and its prediction.")
-@click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
-def calibrate(
-    source: str, onto: str | None, names: tuple[str, ...], output: str | None, table: str | None, as_json: bool
-) -> None:
+@JSON
+def calibrate(**options: Any) -> None:
     """Fit a profile to measured kernels and collectives, and show how well it predicts runs left out.
 
     \b
+    costmodel calibrate --into cpu.jsonl --budget 5m --profile my_cpu.toml
+    costmodel calibrate --check my_cpu.toml
     costmodel calibrate --from published/rtx4090
     costmodel calibrate --from aiconfigurator:h100_sxm --output h100-served.toml
-    costmodel calibrate --from my-runs.csv --onto rtx4090 --output my-machine.toml
+
+    With --into, this machine is measured: kernels, then collectives between two processes. Every run is on the disk
+    before the next, and the same command goes on where it was stopped. Then, or with --from FILE.jsonl, they are fitted
+    and the profile is written; --cluster 2x./my_cpu.toml plans with it.
     """
+    asked = [name for name in ("source", "into", "check") if options[name] is not None]
+    if len(asked) != 1:
+        given = " ".join(f"--{'from' if name == 'source' else name} {options[name]}" for name in asked) or "neither"
+        raise InputError("--into, --from or --check", given, "give one of them", "for example --into cpu.jsonl")
+    if options["check"] is not None:
+        _check(options)
+    elif options["into"] is not None or options["source"].endswith(".jsonl"):
+        _machine(options)
+    else:
+        _published(options)
+
+
+def _needs(package: str, extra: str, what: str) -> None:
+    if find_spec(package) is None:
+        raise InputError(what, package, "is not installed", f"pip install 'costmodel[{extra}]'")
+
+
+def _machine(options: dict[str, Any]) -> None:
+    """Measure, unless there are measurements already, and fit."""
+    _needs("scipy", "calibrate", "calibrate")
+    from calibrate.machine_report import calibrated
+    from calibrate.session import measured
+
+    for option in ("names", "table"):
+        if options[option]:
+            raise InputError({"names": "--block", "table": "--csv"}[option], options[option], "is for published runs")
+    path = Path(options["into"] or options["source"])
+    if options["into"] is not None:
+        _needs("torch", "validate", "--into")
+        measured(path, options["device"], options["budget"], options["output"])
+    calibrated(path, options["onto"], options["output"], options["as_json"])
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Whole mixers against their predictions."""
+    _needs("torch", "validate", "--check")
+    from calibrate.whole import check, print_check
+
+    print_check(check(options["check"], options["budget"]), options["check"], options["as_json"])
+
+
+def _published(options: dict[str, Any]) -> None:
+    """Fit to published runs."""
+    _needs("scipy", "calibrate", "calibrate")
     from calibrate.aiconfigurator import aiconfigurator
     from calibrate.block import blocks
     from calibrate.measurement import read_measurements
     from calibrate.profile_file import changes, profile_text, read, rewritten
     from calibrate.published import published
     from calibrate.report import Calibration, as_data, print_calibration, write_csv
-    from costmodel.errors import InputError
     from costmodel.report import data
 
+    source, onto, names, output = (options[name] for name in ("source", "onto", "names", "output"))
     found_there = aiconfigurator(source)
     measurements = read_measurements(published(source) or Path(source)) if found_there is None else found_there
     devices = sorted({row.device for row in measurements})
@@ -51,12 +107,12 @@ def calibrate(
     made = changes(found.fits, f"costmodel calibrate --from {source}{only}", datetime.date.today().isoformat())
     written = rewritten(text, made)
     read(written, output or name)
-    if as_json:
+    if options["as_json"]:
         click.echo(data.dump("calibrate", as_data(found)))
     else:
         print_calibration(found, onto or devices[0])
-    if table:
-        write_csv(found, Path(table))
+    if options["table"]:
+        write_csv(found, Path(options["table"]))
     if output:
         Path(output).write_text(written, encoding="utf-8")
-        click.echo(f"Written to {output}", err=as_json)
+        click.echo(f"Written to {output}", err=options["as_json"])

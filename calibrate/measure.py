@@ -5,6 +5,7 @@ The time is that of the file, over all its sessions: a session goes on where the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +17,7 @@ from calibrate.shapes import Shape, bytes_of, rounds
 from calibrate.store import Beside, Checked, Environment, Run, Store, key
 from costmodel.ops.primitive import Reading
 from costmodel.program import Fused, operations
+from costmodel.units import parse_seconds
 
 #: Part of the time that is for collectives.
 COLLECTIVE_PART = 0.15
@@ -34,6 +36,18 @@ CHECKED = ("vanilla_attention", *ONE_WAY)
 
 #: Rates below any device's, by which it is told beforehand that a shape takes too long.
 SLOW_FLOP_PER_S, SLOW_OP_PER_S, SLOW_BYTES_PER_S, SLOW_STEP_S = 3e10, 7e8, 4e9, 2e-5
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of a budget; m is for minutes here.
+
+    >>> parse_budget("5m"), parse_budget("90s")
+    (300.0, 90.0)
+
+    Raises:
+        InputError: for what is no time.
+    """
+    return parse_seconds(re.sub(r"(?<=[\d.])\s*m$", "min", text.strip()), "--budget")
 
 
 class Maker(Protocol):

@@ -57,6 +57,9 @@ class Measurement:
     use: str
     notes: str
 
+    def __hash__(self) -> int:
+        return hash((self.kernel, self.dtype, tuple(self.sizes.items()), self.seconds, self.source))
+
     def __post_init__(self) -> None:
         if not (math.isfinite(self.seconds) and 1e-9 <= self.seconds <= 1e6):
             raise InputError("seconds", Plain(f"{self.seconds:g}"), "must be 1e-9 to 1e6")

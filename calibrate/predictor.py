@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,13 @@ from costmodel.uncertainty import moved
 Floats = NDArray[np.float64]
 
 
+@lru_cache(maxsize=8192)
+def _seconds(row: Measurement, tile: int) -> Expression:
+    """The formula of a run's time; a fit asks for it many times."""
+    run = program(row, tile)
+    return lift(times(run.forward).total + times(run.backward).total)
+
+
 class Predictor:
     """Seconds of measured runs by a profile."""
 
@@ -29,9 +37,7 @@ class Predictor:
         tile = profile.device.kernels.attention.tile or 1
         by_dtype: dict[str, dict[str, Expression]] = {}
         for number, row in enumerate(self.measurements):
-            run = program(row, tile)
-            seconds = lift(times(run.forward).total + times(run.backward).total)
-            by_dtype.setdefault(row.dtype, {})[str(number)] = seconds
+            by_dtype.setdefault(row.dtype, {})[str(number)] = _seconds(row, tile)
         self._compiled = {dtype: Compiled(formulas) for dtype, formulas in by_dtype.items()}
         self._ranks = sorted({int(row.sizes["P"]) for row in self.measurements if "P" in row.sizes})
 

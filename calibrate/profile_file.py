@@ -17,7 +17,7 @@ from calibrate.profile_numbers import HALF_90, START, limits
 from costmodel.errors import InputError
 from costmodel.hardware.decode import decode, read_bytes
 from costmodel.hardware.profile import Correlation, Measured, Profile, load_profile, look_up
-from costmodel.hardware.quantity import Plain, Quantity
+from costmodel.hardware.quantity import ALLOWED, Kind, Plain, Quantity
 from costmodel.ops.communication import Communication
 from costmodel.ops.primitive import Reading
 from costmodel.program import Leaf, operations
@@ -40,50 +40,56 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def changes(fits: Sequence[Fit], command: str, date: str) -> Changes:
-    """What fits say of their profile."""
+def changes(fits: Sequence[Fit], command: str, date: str, kind: Kind = "cited") -> Changes:
+    """What fits say of their profile.
+
+    Args:
+        kind: ``"measured"`` for runs of one's own.
+    """
     numbers: dict[str, Written | None] = {}
     correlations = []
     for fit in fits:
-        source = _source(fit, command, date)
+        source = _source(fit, command, date, kind)
         numbers |= dict.fromkeys(fit.rejected)
         for key in fit.unidentified:
             held = look_up(fit.profile, key)
             if isinstance(held, Quantity) and held.source == START and held.low is not None:
                 numbers[key] = held
         for key, value in fit.values.items():
-            numbers[key] = _number(fit, key, value, source)
-        numbers |= _spread(fit, source)
+            numbers[key] = _number(fit, key, value, source, kind)
+        numbers |= _spread(fit, source, kind)
         if len(fit.keys) > 1:
             correlations.append(_correlation(fit))
     return Changes(numbers, tuple(correlations))
 
 
-def _source(fit: Fit, command: str, date: str) -> str:
+def _source(fit: Fit, command: str, date: str, kind: Kind) -> str:
     sources = ", ".join(re.sub(r", submission \d+", "", source) for source in fit.offsets)
     names = ", ".join(dict.fromkeys(sources.split(", ")))
-    return f"fit to {len(fit.measurements)} published runs ({names}), {command}, {date}"
+    whose = "" if kind == "measured" else "published "
+    return f"fit to {len(fit.measurements)} {whose}runs ({names}), {command}, {date}"
 
 
-def _number(fit: Fit, key: str, value: float, source: str) -> Quantity:
+def _number(fit: Fit, key: str, value: float, source: str, kind: Kind) -> Quantity:
     low, high = limits(fit.profile, key)
     factor = np.exp(HALF_90 * fit.error(key))
     ends = max(low, _rounded(value / factor)), min(high, _rounded(value * factor))
     held = _rounded(value)
-    return Quantity(held, source, "cited", low=min(ends[0], held), high=max(ends[1], held))
+    return Quantity(held, source, kind, low=min(ends[0], held), high=max(ends[1], held))
 
 
-def _spread(fit: Fit, source: str) -> dict[str, Written]:
+def _spread(fit: Fit, source: str, kind: Kind) -> dict[str, Written]:
     """What remains between sources and runs, and the sizes that were measured, of each family with measurements."""
     deviation = float(np.hypot(fit.variances.between, fit.variances.within))
-    factor = _rounded(np.exp(HALF_90 * deviation))
+    factor = min(_rounded(np.exp(HALF_90 * deviation)), ALLOWED["spread"].high)
     told = f"{fit.variances.between:.1%} between sources and {fit.variances.within:.1%} between runs; {source}"
-    number = Quantity(1.0, told, "cited", low=_rounded(1 / factor), high=factor)
+    number = Quantity(1.0, told, kind, low=_rounded(1 / factor), high=factor)
     found: dict[str, Written] = {}
     for family in fit.block.families:
-        rows = [row for row in fit.measurements if family.startswith("links") or case(row).family == family]
+        whole = family.startswith(("links", "device."))
+        rows = [row for row in fit.measurements if whole or case(row).family == family]
         if rows:
-            path = family if family.startswith("links") else f"device.kernels.{family}"
+            path = family if whole else f"device.kernels.{family}"
             found |= {f"{path}.spread": number, f"{path}.measured": _measured(rows, fit.profile, family)}
     return found
 
@@ -95,7 +101,7 @@ def _measured(rows: Sequence[Measurement], profile: Profile, family: str) -> Mea
         for operation, _ in (*operations(run.forward), *operations(run.backward)):
             if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
                 moved.append(float(operation.primitive.wire_bytes(operation.inputs)))
-            elif operation.family == family:
+            elif family in (operation.family, f"device.single.{operation.kernel[1]}"):
                 flop.append(float(operation.flops(Reading.EXECUTED).get("contraction", 0)))
                 moved.append(float(sum(operation.traffic())))
     worked = (_rounded(min(flop)), _rounded(max(flop))) if flop and max(flop) > 0 else None

@@ -27,7 +27,7 @@ FORBIDDEN = {
 }
 # What is measured are the kernels that the executor runs: these modules of calibrate, imported by nothing that validate
 # imports, run them.
-MEASURING = {"calibrate.kernels": "validate", "calibrate.collectives": "validate", "calibrate.whole": "validate"}
+MEASURING = {f"calibrate.{name}": "validate" for name in ("kernels", "collectives", "session", "whole")}
 # Only the command line, and what starts it, knows the command line.
 CLI = "costmodel.cli"
 STARTS_CLI = {"costmodel.__main__"}

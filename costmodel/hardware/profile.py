@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -312,8 +312,16 @@ def _check_ranges(noun: msgspec.Struct | tuple[object, ...] | dict[str, Kernel],
     for child_path, key, child in children:
         if isinstance(child, Quantity):
             _check_range(child, child_path, key)
-        elif isinstance(child, (Noun, tuple, dict)):
+        elif isinstance(child, (Noun, tuple)):
+            _check_once(child, child_path)
+        elif isinstance(child, dict):
             _check_ranges(child, child_path)
+
+
+@lru_cache(maxsize=4096)
+def _check_once(noun: Noun | tuple[object, ...], path: str) -> None:
+    """As ``_check_ranges``: of a profile with one number moved, the others need not be looked at again."""
+    _check_ranges(noun, path)
 
 
 def _check_range(quantity: Quantity, path: str, key: str) -> None:

@@ -1,0 +1,135 @@
+"""A machine's own measurements fitted, the profile written, and how well it predicts what the fit has not seen."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from calibrate.held_out import Errors
+from calibrate.machine import Machine, fit_machine, started_text
+from calibrate.profile_file import profile_text, read
+from calibrate.store import Contents, Environment
+from calibrate.store import read as read_store
+from costmodel.errors import InputError
+from costmodel.hardware import profiles
+from costmodel.report import data
+from costmodel.report.page import Page
+from costmodel.units import format_bytes
+
+
+def calibrated(path: Path, onto: str | None, output: str | None, as_json: bool) -> None:
+    """Fit the runs of a file, print how well they are predicted, and write the profile if it has a name.
+
+    Raises:
+        InputError: for a file without runs, or a device that no profile is known of.
+    """
+    found = read_store(path)
+    _tell_of_damage(path, found)
+    if not found.measurements:
+        raise InputError("measurements", str(path), "holds no runs", f"costmodel calibrate --into {path}")
+    (*_, environment) = found.environments.values()
+    text, _ = profile_text(onto or _base(environment))
+    name = Path(output).stem if output else environment.kind
+    text = started_text(text, environment, found.measurements, name)
+    with _bar() as bar:
+        task = bar.add_task("fitting", total=1.0)
+        fitted = fit_machine(
+            text, name, found.measurements, lambda what, part: bar.update(task, description=what, completed=part)
+        )
+    written = fitted.file(f"costmodel calibrate --from {path.name}", datetime.date.today().isoformat())
+    read(written, output or name)
+    if as_json:
+        click.echo(data.dump("calibrate", as_data(fitted, found)))
+    else:
+        print_machine(fitted, found, environment)
+    if output:
+        Path(output).write_text(written, encoding="utf-8")
+        click.echo(f"Written to {output}", err=as_json)
+
+
+def _tell_of_damage(path: Path, found: Contents) -> None:
+    for number, reason in found.damaged.items():
+        click.echo(f"{path}, line {number} is damaged and not used: {reason}", err=True)
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("fitting {task.description:20.20}"), BarColumn())
+    return Progress(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True)
+
+
+def _base(environment: Environment) -> str:
+    """The profile that is nearest to a device."""
+    if environment.kind == "cpu":
+        return "cpu"
+    name = environment.device.lower().replace(" ", "")
+    for known in profiles():
+        if known in name:
+            return known
+    raise InputError("--onto", environment.device, "no profile is known of it", "name the nearest one with --onto")
+
+
+def print_machine(fitted: Machine, found: Contents, environment: Environment) -> None:
+    """Errors by kernel family, drift, and what communication hides."""
+    with Page() as page:
+        page.heading(f"{environment.device}: predictions of shapes that the fit has not seen")
+        columns = ["", "runs", "median error", "90% point", "in their 90% interval"]
+        rows = [[family, *_cells(errors)] for family, errors in sorted(fitted.errors.items()) if len(errors)]
+        others = [[f"{what.removesuffix(' torch')}, not fitted", *_cells(e)] for what, e in fitted.checks.items()]
+        page.table(columns, [*rows, *others], columns[1:])
+        page.heading("How it was measured")
+        page.facts([("timer", environment.timer), ("drift", _drift(found)), ("shapes", _known(found))])
+        if found.overlaps:
+            page.heading("Communication beside computation")
+            rows = [[o.what, format_bytes(o.bytes), f"{o.hidden:.0%}"] for o in found.overlaps]
+            page.table(["", "message", "of the shorter is hidden"], rows, ["message", "of the shorter is hidden"])
+
+
+def _cells(errors: Errors) -> list[str]:
+    told = f"{errors.coverage:.0%}" if errors.halves.any() else "-"
+    return [str(len(errors)), f"{errors.quantile(0.5):.1%}", f"{errors.quantile(0.9):.1%}", told]
+
+
+def _drift(found: Contents) -> str:
+    ratios = [check.ratio for check in found.drift]
+    if not ratios:
+        return "not looked for"
+    return (
+        f"the same product took {min(ratios):.2f} to {max(ratios):.2f} times as long as at first ({len(ratios)} times)"
+    )
+
+
+def _known(found: Contents) -> str:
+    widths = [run.timing.half_width for run in found.runs]
+    told = [width for width in widths if width is not None]
+    disturbed = np.mean([len(run.timing.disturbed) / len(run.timing.samples) for run in found.runs])
+    median = f"{np.median(told):.1%}" if told else "unknown"
+    return f"{len(widths)}; median interval of a time: +- {median}; samples that other work disturbed: {disturbed:.0%}"
+
+
+def as_data(fitted: Machine, found: Contents) -> dict[str, Any]:
+    """The same with stable keys."""
+
+    def by_name(errors: Mapping[str, Errors]) -> dict[str, Any]:
+        return {name: _data(one) for name, one in errors.items() if len(one)}
+
+    numbers = {key: value for fit in fitted.fits for key, value in fit.values.items()}
+    return {
+        "shapes_left_out": by_name(fitted.errors),
+        "not_fitted": by_name(fitted.checks),
+        "numbers": numbers,
+        "drift": [check.ratio for check in found.drift],
+        "hidden": [{"what": o.what, "bytes": o.bytes, "part": o.hidden} for o in found.overlaps],
+        "damaged_lines": list(found.damaged),
+    }
+
+
+def _data(errors: Errors) -> dict[str, float]:
+    median, most = errors.quantile(0.5), errors.quantile(0.9)
+    return {"runs": len(errors), "median_error": median, "error_of_90_percent": most, "coverage": errors.coverage}
