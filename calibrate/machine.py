@@ -25,7 +25,7 @@ from calibrate.store import Environment
 from costmodel.hardware.profile import STAND_INS, Family, Kernel, Profile, look_up, placed
 from costmodel.hardware.quantity import ALLOWED, Quantity
 from costmodel.ops.primitive import Reading
-from costmodel.program import Operation, operations
+from costmodel.program import Fused, Operation, operations
 
 #: Shapes from which numbers of a single kernel are fitted; with fewer it has those of its family.
 ENOUGH = 8
@@ -47,6 +47,7 @@ TERMS: Mapping[str, tuple[str, ...]] = {
     "gemm": ("exposed", "ramp"),
     "attention": ("ramp",),
     "attention_backward": ("ramp",),
+    "scan": ("exposed",),
 }
 
 FAMILIES = get_args(Family)
@@ -173,6 +174,8 @@ def _start(profile: Profile, own: Sequence[Part]) -> Kernel:
     memory = max(part.bytes / part.row.seconds for part in own) / device.memory_bytes_per_s.value
     launch = min(part.row.seconds for part in own) / FASTER
     numbers = {"compute": FASTER * arithmetic, "memory": FASTER * memory, "launch_s": launch}
+    if isinstance(own[0].operation, Fused):  # a scan
+        numbers["exposed"] = 0.5
     return Kernel(**{key: _within(key, value) for key, value in numbers.items()})
 
 
@@ -256,8 +259,9 @@ def fit_machine(text: str, file: str, rows: Sequence[Measurement], tell: Tell) -
 
 def _single(name: str, own: Sequence[Part], profile: Profile) -> Fit:
     path = f"device.single.{name}"
-    keys = tuple(f"{path}.{key}" for key in ("launch_s", "compute", "memory"))
-    profile = placed(profile, {path: _start(profile, own)})
+    start = _start(profile, own)
+    keys = tuple(f"{path}.{key}" for key in start.__struct_fields__ if isinstance(getattr(start, key), Quantity))
+    profile = placed(profile, {path: start})
     block = Block(name, tuple(dict.fromkeys(part.row.kernel for part in own)), (path,), keys)
     return fit_keys(block, [part.row for part in own], profile, keys, ONE_SOURCE)
 

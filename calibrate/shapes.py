@@ -34,6 +34,19 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Smooth:
+    """Powers of two, and three times these, from ``low`` to ``high``: lengths to which sequences are filled up."""
+
+    low: int
+    high: int
+
+    def at(self, part: float) -> int:
+        """The size at this part of the way, from 0 to 1."""
+        place = round(2 * math.log2(self.high / self.low) * part)
+        return self.low * 2 ** (place // 2) * (3 if place % 2 else 2) // 2
+
+
+@dataclass(frozen=True)
 class Choice:
     """Some sizes that are not a scale."""
 
@@ -62,7 +75,7 @@ class Sweep:
     """
 
     kernel: str
-    sizes: Mapping[str, Span | Choice]
+    sizes: Mapping[str, Span | Smooth | Choice]
     turns: int = 1
 
     def points(self) -> Iterator[dict[str, int]]:
@@ -104,13 +117,13 @@ def _parts(dimensions: int) -> Iterator[list[float]]:
 SHORT = Span(2**6, 2**12)
 LONG = Span(2**10, 2**25)
 ROWS = {"n": Span(2**4, 2**20), "D": Span(2**4, 2**13)}
-SEQUENCES = {"B": Choice((1, 2, 4)), "L": Span(2**6, 2**17), "D": Choice((1, 64, 512, 2048))}
-HEADS = {"B": Choice((1, 4)), "H": Choice((2, 8, 16)), "H_kv": Choice((1, 2, 16))}
-SCORES = {**HEADS, "n_q": Span(2**6, 2**14), "n_k": Span(2**6, 2**15), "d": Choice((64, 128)), "causal": Choice((0, 1))}
+SEQUENCES = {"B": Choice((1, 2, 4)), "L": Smooth(2**6, 2**17), "D": Choice((1, 64, 512, 2048))}
+HEADS = {"B": Choice((1, 2)), "H": Choice((1, 4, 8)), "H_kv": Choice((1, 2, 8))}
+SCORES = {**HEADS, "n_q": Span(2**6, 2**13), "n_k": Span(2**6, 2**14), "d": Choice((64, 128)), "causal": Choice((0, 1))}
 
 #: In one round each kernel has its turns.
 SWEEPS = (
-    Sweep("gemm", {"M": Span(1, 2**20), "K": Span(2**4, 2**13), "N": Span(2**4, 2**13)}, turns=3),
+    Sweep("gemm", {"M": Span(1, 2**20), "K": Span(2**4, 2**13), "N": Span(2**4, 2**13)}, turns=5),
     Sweep("product_transposed", {"M": Span(2**4, 2**20), "K": Span(2**4, 2**12), "N": Span(2**4, 2**12)}),
     Sweep(
         "batched_product", {"B": Span(2, 2**9), "M": Span(2**4, 2**11), "K": Span(2**4, 2**10), "N": Span(16, 2**11)}
@@ -118,8 +131,8 @@ SWEEPS = (
     Sweep(
         "heads_product", {"n": Span(2**6, 2**16), "D": Span(2**6, 2**12), "H": Choice((4, 16)), "d": Choice((64, 128))}
     ),
-    Sweep("attention", SCORES, turns=2),
-    Sweep("attention_backward", SCORES, turns=2),
+    Sweep("attention", SCORES, turns=5),
+    Sweep("attention_backward", SCORES, turns=5),
     Sweep("vanilla_attention", {**SCORES, "H": Choice((1, 2, 4)), "H_kv": Choice((4,)), "n_q": SHORT, "n_k": SHORT}),
     *(Sweep(name, {"n": LONG}) for name, case in CASES.items() if case.sizes == ("n",)),
     *(

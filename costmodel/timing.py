@@ -134,7 +134,8 @@ def operation_times(operation: Operation) -> Times:
     arithmetic, traffic = _arithmetic_seconds(operation), _traffic_seconds(operation)
     busy = traffic if is_number(arithmetic, 0) else _both(operation, arithmetic, traffic)
     if isinstance(operation, Fused) and not is_number(operation.repeat, 1):
-        busy = maximum(busy, operation.repeat * rate("step"))
+        steps = operation.repeat * rate("step")
+        busy = maximum(busy, steps) + rate("exposed", *operation.kernel) * minimum(busy, steps)
     seconds = rate("launch", *operation.kernel) + busy
     return Times(seconds, seconds, 0)
 

@@ -11,6 +11,7 @@ from costmodel.expression import lift
 from costmodel.masks import Mask
 from costmodel.ops.communication import AllReduce
 from costmodel.ops.mesh import Axis
+from costmodel.ops.scan import Recurrence
 from costmodel.tensor import Tensor
 from costmodel.timing import times
 from costmodel.trace import Tracer, Widths, trace
@@ -74,3 +75,12 @@ def test_the_faster_protocol_is_used(elements: int, expected: float) -> None:
     rates["seconds_per_byte:data:all_reduce"] = 1e-9
     found = seconds(lambda ops, x: ops.apply(AllReduce(Axis("data", 4, 0)), x)[0], rates, (elements,))
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("exposed", [0.0, 1.0])
+def test_a_scan_hides_part_of_its_work_behind_its_steps(exposed: float) -> None:
+    # 8 steps of 3 us; 8 x 100 sums at 1e9 a second take 0.8 us.
+    loop = Recurrence("sums", lambda ops, state, x, _: (ops.add(state[0], x[0]),), lambda ops, before, *_: (before[0],))
+    rates = {"launch:scan": 1e-6, "step": 3e-6, "vector:scan": 1e9, "memory:scan": 1e15, "exposed:scan": exposed}
+    found = seconds(lambda ops, state, xs: ops.scan(loop, (state,), (xs,))[1], rates, (100,), (8, 100))
+    assert found == pytest.approx(1e-6 + 24e-6 + exposed * 0.8e-6)

@@ -87,7 +87,8 @@ class Kernel(Noun, frozen=True):
     matrix units), ``memory`` the fraction of the memory bandwidth, ``tile`` the edge in tokens of the square
     tile in which a fused attention kernel works (it executes whole tiles, masked or not).
     ``launch_s``: time of one that does nothing, where it differs from the device's.
-    ``exposed``: part of the shorter of arithmetic and traffic that the longer does not hide (matrix products).
+    ``exposed``: part of the shorter of arithmetic and traffic that the longer does not hide (matrix products); of a
+    scan's work and its steps.
     ``ramp``: keys that a tile of queries could fold in the time until it runs at full rate (fused attention); rows,
     columns and summands more that a product takes as long as (``Primitive.front``).
     ``spread``: factor, usually 1, on all times of the family; its range is what remains between machines and kernels.
