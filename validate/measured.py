@@ -12,7 +12,7 @@ from validate.communication import Traffic
 from validate.job import Job
 from validate.launch import Launched, RankPool
 from validate.layer import mesh_arrays
-from validate.measuring import TOLERANCE, Step, Values, WrongResultError, peak, step, values, worst_error
+from validate.measuring import TOLERANCE, Step, Values, WrongResultError, peak, step, step_and_peak, values, worst_error
 
 #: What one process can afford in float64 for the check: FLOP, bytes of activations, and tokens.
 AFFORDED_FLOP, AFFORDED_BYTES, AFFORDED_TOKENS = 5e10, 2**30, 2**13
@@ -65,6 +65,10 @@ def measure(
 ) -> Measured:
     """Check, then run a job; ``tell`` is told what is being done.
 
+    Args:
+        repetitions: timed runs, between one that is not and one whose memory is followed; 0 for a job that takes so
+            long that it is run once, timed and followed at the same time.
+
     Raises:
         RankError: when a rank fails.
         WrongResultError: when ranks and one process disagree, or an output is not finite.
@@ -72,16 +76,28 @@ def measure(
     part = slice_of(job)
     tell(f"checking {format_count(part.length)} tokens on {job.ranks} ranks against one process in float64")
     checked = _check(part, processes.run(values, part, job.dtype, timeout_s=timeout_s))
+    if repetitions == 0:
+        both = processes.run(step_and_peak, job, timeout_s=timeout_s)
+        return Measured(checked, [_finite([done for done, _ in both])], [held for _, held in both])
     steps = []
     for number in range(repetitions + 1):
-        done: list[Step] = processes.run(step, job, timeout_s=timeout_s)
-        if lost := [rank for rank, own in enumerate(done) if not own.finite]:
-            raise WrongResultError(f"the output of rank {lost[0]} holds values that are not finite")
+        done = _finite(processes.run(step, job, timeout_s=timeout_s))
         name = f"run {number} of {repetitions}" if number else "warm-up"
         tell(f"{name}: {format_seconds(max(own.seconds for own in done))}")
         steps.append(done)
     tell("memory")
     return Measured(checked, steps[1:], processes.run(peak, job, timeout_s=timeout_s))
+
+
+def _finite(done: list[Step]) -> list[Step]:
+    """What the ranks did.
+
+    Raises:
+        WrongResultError: where an output is not finite.
+    """
+    if lost := [rank for rank, own in enumerate(done) if not own.finite]:
+        raise WrongResultError(f"the output of rank {lost[0]} holds values that are not finite")
+    return done
 
 
 def slice_of(job: Job) -> Job:

@@ -163,6 +163,14 @@ def peak(rank: Rank, job: Job) -> int:
     return found.peak + sum(x.nbytes for x in (prepared.x, *prepared.second))
 
 
+def step_and_peak(rank: Rank, job: Job) -> tuple[Step, int]:
+    """As ``step`` and ``peak`` of one and the same run, for a job that takes too long for several."""
+    prepared = _prepared(rank, job)
+    with allocating(prepared.layer.ops.device) as found:
+        done = _timed(prepared)
+    return done, found.peak + sum(x.nbytes for x in (prepared.x, *prepared.second))
+
+
 def _together(layer: DistributedLayer) -> float:
     """The time at which all ranks are here."""
     _now(layer)
