@@ -22,6 +22,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
+from costmodel.masks import Mask
+from validate import attention
+
 RUNS = 15
 SEED = 0
 RANKS = 2
@@ -76,6 +79,13 @@ def fused_attention() -> None:
         causal = seconds(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))
     report("attention", forward, flops)
     report("attention_causal_half_flops", causal, flops / 2)
+    narrow = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    with torch.no_grad():
+        out, lse = attention.forward(narrow, Mask(), d**-0.5, flash=True)
+        known = out, lse, out
+        report("attention_bfloat16", seconds(lambda: attention.forward(narrow, Mask(), d**-0.5, flash=True)), flops)
+        backward = seconds(lambda: attention.backward(narrow, known, Mask(), d**-0.5, flash=True), runs=9)
+        report("attention_backward_bfloat16", backward, 2.5 * flops)
     ones = torch.ones(1, heads, length, d)
 
     def step() -> None:

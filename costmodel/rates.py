@@ -110,11 +110,18 @@ def _device_rate(device: Device, dtype: str, symbol: str) -> float:
     vector = device.vector_flop_per_s.value * kernel.compute.value
     rates: dict[str, Callable[[], float]] = {
         "memory": lambda: bandwidth,
-        "matrix": lambda: device.peak(dtype).value * kernel.compute.value,
+        "matrix": lambda: _matrix_rate(device, kernel, dtype),
         "vector": lambda: vector,
         "special": lambda: vector if alone else device.special_op_per_s.value,
     }
     return rates[kind]() / _spread(kernel)
+
+
+def _matrix_rate(device: Device, kernel: Kernel, dtype: str) -> float:
+    own = kernel.flop_per_s
+    if own is not None and f"{dtype}_dense" in own:
+        return own[f"{dtype}_dense"].value
+    return device.peak(dtype).value * kernel.compute.value
 
 
 def absent(profile: Profile, symbols: Iterable[str]) -> frozenset[str]:

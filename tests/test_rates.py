@@ -8,7 +8,7 @@ import pytest
 from costmodel.compiled import Compiled
 from costmodel.expression import symbol_named
 from costmodel.hardware import Cluster, Profile, Quantity, load_profile
-from costmodel.hardware.profile import Kernel, placed
+from costmodel.hardware.profile import Kernel, Peaks, placed
 from costmodel.hardware.provenance import numbers
 from costmodel.rates import Rates, absent
 
@@ -51,6 +51,17 @@ def test_a_kernel_measured_by_itself_has_its_own_numbers() -> None:
     assert hash(profile) != hash(plain)
     changed = placed(profile, {"device.single.exp.memory": number(0.4)})
     assert device(changed, "memory:elementwise:exp") == pytest.approx(0.4 * 3.35e12)
+
+
+def test_a_kernel_that_widens_a_dtype_has_a_rate_of_its_own_for_it() -> None:
+    plain = machine()
+    widens = placed(plain, {"device.kernels.attention.flop_per_s": Peaks(bf16_dense=number(6e13))})
+    assert device(widens, "matrix:attention") == 6e13
+    assert device(widens, "matrix:gemm") == device(plain, "matrix:gemm")
+    other = Rates(Cluster(widens, 8), "fp16").device(["matrix:attention"])["matrix:attention"]
+    assert float(np.asarray(other)) == device(plain, "matrix:attention")  # both have the same peak on this machine
+    moved = placed(widens, {"device.kernels.attention.flop_per_s.bf16_dense": number(7e13)})
+    assert device(moved, "matrix:attention") == 7e13
 
 
 def test_spread_stretches_every_time_of_its_family() -> None:

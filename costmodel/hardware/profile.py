@@ -80,6 +80,17 @@ class Measured(Noun, frozen=True):
                 raise InputError(key, Plain(f"{found[0]:g} to {found[1]:g}"), "must be the least and the most measured")
 
 
+class Peaks(Table[Quantity], frozen=True):
+    """Dense matrix rates by dtype in FLOP/s, without sparsity and accumulating in fp32 (or float64)."""
+
+    bf16_dense: Quantity | None = None
+    fp16_dense: Quantity | None = None
+    fp8_dense: Quantity | None = None
+    fp32_dense: Quantity | None = None
+    tf32_dense: Quantity | None = None
+    float64_dense: Quantity | None = None
+
+
 class Kernel(Noun, frozen=True):
     """How close one kernel family comes to the device's rates.
 
@@ -93,6 +104,8 @@ class Kernel(Noun, frozen=True):
     columns and summands more that a product takes as long as (``Primitive.front``).
     ``spread``: factor, usually 1, on all times of the family; its range is what remains between machines and kernels.
     ``measured``: sizes between which these numbers were fitted; other sizes are extrapolated.
+    ``flop_per_s``: rates of its products for dtypes in which they are not at ``compute`` of the device's peak, as of a
+    kernel that widens them to another dtype.
     """
 
     compute: Quantity
@@ -103,6 +116,7 @@ class Kernel(Noun, frozen=True):
     ramp: Quantity | None = None
     spread: Quantity | None = None
     measured: Measured | None = None
+    flop_per_s: Peaks | None = None
 
 
 class Kernels(Table[Kernel], frozen=True):
@@ -137,17 +151,6 @@ STAND_INS = {
     "convolution": "elementwise",
 }
 """For kernel families that a profile says nothing of: the nearest one, which moves memory in the same way."""
-
-
-class Peaks(Table[Quantity], frozen=True):
-    """Dense matrix rates by dtype in FLOP/s, without sparsity and accumulating in fp32 (or float64)."""
-
-    bf16_dense: Quantity | None = None
-    fp16_dense: Quantity | None = None
-    fp8_dense: Quantity | None = None
-    fp32_dense: Quantity | None = None
-    tf32_dense: Quantity | None = None
-    float64_dense: Quantity | None = None
 
 
 class Device(Noun, frozen=True):
