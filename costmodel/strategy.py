@@ -138,6 +138,12 @@ def equal_halves(at: Situation) -> Requirement:
     return divides(at.length, 2 * at.context * at.tensor, reason)
 
 
+def equal_halves_on_grid(at: Situation) -> Requirement:
+    """As ``equal_halves``, over both axes of a grid."""
+    reason = "{length} tokens do not divide into 2 x {context} x {ulysses} x {tensor} pieces"
+    return divides(at.length, 2 * at.context * at.ulysses * at.tensor, reason)
+
+
 def only_fused(at: Situation) -> Requirement:
     """The strategy needs partial results with their log-sum-exp."""
     return Requirement(

@@ -117,31 +117,50 @@ class Ring(Strategy):
         self, ops: Vocabulary[T], axis: Axis, mask: Mask, scale: Dim, qkv: tuple[T, T, T]
     ) -> tuple[T, tuple[T, ...]]:
         q, k, v = qkv
+        out, lse = self.around(ops, axis, mask, scale, q, (k, v))
+        result: T = ops.cast(out, "model")
+        return result, (q, k, v, result, lse)
+
+    def around(self, ops: Vocabulary[T], axis: Axis, mask: Mask, scale: Dim, q: T, keys: tuple[T, T]) -> tuple[T, T]:
+        """Output, at accumulation width, and log-sum-exp of queries past which the keys of every rank go."""
         out: Any = None
         lse: Any = None
-        for step, block, _ in ops.rotate(axis, (k, v)):
+        for step, block, _ in ops.rotate(axis, keys):
             if step == 0:
                 first, lse = ops.attention(q, block[0], block[1], mask, scale)
                 out = ops.cast(first, "accumulate")
             else:
-                out, lse = self._branch(ops, axis, mask, step, _Absorb(ops, q, block, scale, out, lse))
-        result: T = ops.cast(out, "model")
-        return result, (q, k, v, result, lse)
+                out, lse = self.branch(ops, axis, mask, step, Absorb(ops, q, block, scale, out, lse))
+        return out, lse
 
     def _backward(
         self, ops: Vocabulary[T], axis: Axis, mask: Mask, scale: Dim, saved: tuple[T, ...], gradient: T
     ) -> tuple[T, ...]:
         q, k, v, out, lse = saved
-        dq = ops.zeros_like(q, "accumulate")
-        travelling = (ops.zeros_like(k, "gradient"), ops.zeros_like(v, "gradient"))
-        for step, block, home in ops.rotate(axis, (k, v), travelling):
-            spread = _Spread(ops, (q, out, lse, gradient), block, scale, dq, home)
-            dq, dk, dv = spread((Part(mask=mask),)) if step == 0 else self._branch(ops, axis, mask, step, spread)
+        zeros = ops.zeros_like(q, "accumulate"), ops.zeros_like(k, "gradient"), ops.zeros_like(v, "gradient")
+        found = self.back_around(ops, axis, mask, scale, (q, out, lse, gradient), (k, v), zeros)
+        return tuple(ops.cast(x, "model") for x in found)
+
+    def back_around(
+        self,
+        ops: Vocabulary[T],
+        axis: Axis,
+        mask: Mask,
+        scale: Dim,
+        queries: tuple[T, ...],
+        keys: tuple[T, T],
+        running: tuple[T, T, T],
+    ) -> tuple[T, T, T]:
+        """Gradients of q, k and v added to running ones; ``queries`` are q, out, lse and the output's gradient."""
+        dq, *travelling = running
+        for step, block, home in ops.rotate(axis, keys, tuple(travelling)):
+            spread = Spread(ops, queries, block, scale, dq, home)
+            dq, dk, dv = spread((Part(mask=mask),)) if step == 0 else self.branch(ops, axis, mask, step, spread)
             home.depart(dk, dv)
         dk, dv = home.home()
-        return ops.cast(dq, "model"), ops.cast(dk, "model"), ops.cast(dv, "model")
+        return dq, dk, dv
 
-    def _branch(
+    def branch(
         self, ops: Vocabulary[T], axis: Axis, mask: Mask, step: Any, work: Callable[[tuple[Part, ...]], Any]
     ) -> Any:
         """The work that the mask leaves of a visiting block."""
@@ -151,7 +170,7 @@ class Ring(Strategy):
 
 
 @dataclass(frozen=True)
-class _Absorb:
+class Absorb:
     """Forward work of one step: attention over a part of the visiting block, merged into the running output."""
 
     ops: Vocabulary[Any]
@@ -171,7 +190,7 @@ class _Absorb:
 
 
 @dataclass(frozen=True)
-class _Spread:
+class Spread:
     """Backward work of one step: gradients of a part of the queries and of the visiting block, added up."""
 
     ops: Vocabulary[Any]

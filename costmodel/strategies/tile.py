@@ -11,7 +11,7 @@ from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategies.all_gather import Gathered, Piece
-from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
+from costmodel.strategy import Requirement, Situation, Strategy, equal_halves_on_grid, only_fused, only_passes
 
 T = TypeVar("T")
 
@@ -35,11 +35,7 @@ class Tile(Strategy):
         yield only_passes(at, "forward", "train", "prefill")
         yield only_fused(at)
         yield Requirement(at.window is None, "most tiles are outside of a window: use window-halo")
-        yield divides(
-            at.length,
-            2 * at.context * at.ulysses * at.tensor,
-            "{length} tokens do not divide into 2 x {context} x {ulysses} x {tensor} pieces",
-        )
+        yield equal_halves_on_grid(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
         tile = _Tile(axes["ulysses"], axes["context"], carry)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from costmodel.ops.primitive import Reading
+from costmodel.strategies.double_ring import double_ring
 from costmodel.strategies.tile import tile
-from costmodel.strategy import strategies
+from costmodel.strategy import Strategy, strategies
 from costmodel.subject import from_mixer
 from tests.validate.cases import Case, check_case, expected
 from validate.launch import RankPool
@@ -32,6 +33,14 @@ def test_bytes_of_a_tile() -> None:
     assert sent["context"].bytes == KV + KV + 2 * KV
 
 
+def test_hops_of_a_double_ring() -> None:
+    # 2 groups of 3: each block goes 2 hops in either group, and 1 between them; gradients in float32 go home as well.
+    sent = expected(on_grid(2, 3, strategy=double_ring, phase="forward")).sent(0)
+    assert (sent["ulysses"].bytes, sent["context"].bytes) == (2 * 2 * KV, KV)
+    sent = expected(on_grid(2, 3, strategy=double_ring)).sent(0)
+    assert (sent["ulysses"].bytes, sent["context"].bytes) == (2 * 4 * KV + 2 * 3 * 2 * KV, 2 * KV + 2 * 2 * KV)
+
+
 def test_square_tiles_send_a_square_root_less() -> None:
     # Of H = H_kv heads, P = n x n: (n - 1) (2 S_Q + S_KV) with S ~ 1 / n^2, which is 4 (n - 1) / n^2 B L H d.
     (layer,) = from_mixer("attention", 16, heads=4, kv_heads=4, head_dim=4).layers
@@ -44,14 +53,15 @@ def test_square_tiles_send_a_square_root_less() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ulysses-ring", "ulysses-zigzag", "tile"])
+@pytest.mark.parametrize("strategy", ["ulysses-ring", "ulysses-zigzag", "tile", "double-ring"])
 def test_either_axis_may_be_the_inner_one(pool: RankPool, strategy: str) -> None:
     check_case(pool, on_grid(2, 2, strategy=strategies.get(strategy), context_inside=True))
 
 
+@pytest.mark.parametrize("strategy", [tile, double_ring])
 @pytest.mark.parametrize("grid", [(2, 3), (3, 2), (4, 4)])
-def test_causal_work_is_the_same_on_every_rank(grid: tuple[int, int]) -> None:
+def test_causal_work_is_the_same_on_every_rank(grid: tuple[int, int], strategy: Strategy) -> None:
     context, ulysses = grid
-    known = expected(on_grid(context, ulysses, length=4 * context * ulysses))
+    known = expected(on_grid(context, ulysses, strategy=strategy, length=4 * context * ulysses))
     work = known.program.flops(Reading.USEFUL)["contraction"]
     assert len({known.value(work, rank) for rank in range(context * ulysses)}) == 1

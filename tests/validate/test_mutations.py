@@ -10,7 +10,9 @@ import pytest
 
 from costmodel.ops.contraction import Contract
 from costmodel.ops.fused_attention import Attention, AttentionBackward
+from costmodel.strategies.double_ring import DoubleRing
 from costmodel.strategies.ring import Part, Ring
+from costmodel.strategies.striped import Striped
 from costmodel.strategies.ulysses import Ulysses
 from costmodel.strategies.zigzag import Zigzag
 from costmodel.strategy import Strategy
@@ -22,6 +24,8 @@ from validate.launch import RankPool
 (LAYER,) = from_mixer("attention", 6, heads=4, kv_heads=2, head_dim=4).layers
 RING = Case(LAYER, Ring(), {"context": 3}, length=24)
 ZIGZAG = Case(LAYER, Zigzag(), {"context": 3}, length=24)
+STRIPED = Case(LAYER, Striped(), {"context": 3}, length=24)
+DOUBLE = Case(LAYER, DoubleRing(), {"context": 2, "ulysses": 2}, length=24)
 ULYSSES = Case(LAYER, Ulysses(), {"ulysses": 2}, length=8)
 
 
@@ -39,6 +43,14 @@ class TakesAllKeys(Zigzag):
 
 class TakesAllQueries(Zigzag):
     later = (Part(),)
+
+
+class SeesOneTooMany(Striped):
+    later = Striped.earlier
+
+
+class TakesLaterGroups(DoubleRing):
+    later = DoubleRing.earlier
 
 
 class OutOfScale(Ring):
@@ -94,6 +106,8 @@ def test_unchanged_strategies_pass(pool: RankPool, case: Case) -> None:
         (RING, LosesThePast(), "output on rank 1"),
         (ZIGZAG, TakesAllKeys(), "output on rank 1"),
         (ZIGZAG, TakesAllQueries(), "output on rank 0"),
+        (STRIPED, SeesOneTooMany(), "output on rank 0"),
+        (DOUBLE, TakesLaterGroups(), "output on rank 0"),
         (RING, OutOfScale(), "output on rank 0"),
         (ULYSSES, MixesUpHeads(), "output on rank 0"),
         (RING, WrongOnTheWayBack(), "gradient of x on rank 0"),
