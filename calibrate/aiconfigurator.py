@@ -153,7 +153,7 @@ def _runs(path: Path, table: Table, system: str) -> Iterator[Measurement]:
                 sizes={name: float(size) for name, size in sizes.items()},
                 seconds=1e-3 * row["latency"],
                 quantity="time",
-                transport="nvlink" if table.link else "",
+                transport=_transport(system) if table.link else "",
                 source=f"aiconfigurator {framework} {version}",
                 url=URL,
                 date="",
@@ -164,6 +164,11 @@ def _runs(path: Path, table: Table, system: str) -> Iterator[Measurement]:
         except InputError as error:
             where = f"{system}/{framework}/{version}/{table.name}: {error.field}"
             raise InputError(where, error.value, error.rule, error.remedy) from None
+
+
+def _transport(system: str) -> str:
+    """How devices reach each other: SXM modules and superchips over NVLink, cards over PCIe."""
+    return "nvlink" if system.endswith("_sxm") or system.startswith("gb") else "pcie"
 
 
 def _rows(path: Path, only: Mapping[str, object]) -> list[Row]:

@@ -91,6 +91,7 @@ def test_collectives_are_counted_in_elements(tables: Path) -> None:
     write(tables, "comm", "trtllm", "custom_allreduce_perf", [custom])
     found = aiconfigurator("aiconfigurator:h100_sxm")
     assert found is not None
+    assert {run.transport for run in found} == {"nvlink"}
     assert sorted((run.kernel, run.use, run.sizes["bytes"]) for run in found) == [
         ("all_reduce", "check", 2**21),
         ("all_reduce", "fit", 2**21),
