@@ -201,14 +201,18 @@ class Share:
         tensor: tensor-parallel ranks, which cut heads and widths.
         length: tokens of the whole sequence, or ``None`` where it does not matter.
         ranks: ranks that the sequence is spread over.
+        inner: those of the Ulysses axis among them.
     """
 
     tensor: Dim
     length: Dim | None
     ranks: Dim
+    inner: Dim
 
     def sizes(self, layer: Layer, strategy: Strategy) -> dict[str, Dim]:
         """The mixer's sizes, with the tokens of the sequence: ``L``, and ``rows``, those whose weights are here.
+
+        Of a matrix of weights over all tokens, ``grid_rows`` and ``grid_columns`` are here.
 
         Raises:
             ValueError: when whole numbers do not divide.
@@ -218,7 +222,10 @@ class Share:
         if self.length is None:
             return sizes
         rows = divide(self.length, self.ranks) if strategy.cuts_rows else self.length
-        return sizes | {"L": self.length, "rows": rows}
+        tall, wide = rows, self.length
+        if strategy.cuts_columns:
+            tall, wide = divide(self.length, divide(self.ranks, self.inner)), divide(self.length, self.inner)
+        return sizes | {"L": self.length, "rows": rows, "grid_rows": tall, "grid_columns": wide}
 
     def feed_forward(self, mlp: MlpSpec) -> FeedForward:
         """The widths of a feed-forward layer."""

@@ -137,7 +137,7 @@ class Pieces:
 
     def layer(self, layer: Layer, way: Way) -> Piece:
         """One kind of layer."""
-        share = Share(self.cut, symbol("L"), self.spread)
+        share = Share(self.cut, symbol("L"), self.spread, symbol(AXES["ulysses"]) if "ulysses" in self.axes else 1)
         block = share.block(layer, way, way.axes, self.workload.phase, self.workload.causal)
         sizes = block.sizes
         weights = {
@@ -172,7 +172,9 @@ class Pieces:
         """Elements of the weights that are cut like the sequence."""
         if not way.strategy.cuts_rows:
             return 0
-        uncut = Share(self.cut, symbol("L"), 1).block(layer, way, way.axes, self.workload.phase, self.workload.causal)
+        uncut = Share(self.cut, symbol("L"), 1, 1).block(
+            layer, way, way.axes, self.workload.phase, self.workload.causal
+        )
         whole = uncut.weights()
         cut = [name for name, shape in weights.items() if not all(map(same, shape, whole[name]))]
         return sum((product(weights[name]) for name in cut), 0)

@@ -74,6 +74,8 @@ class Strategy(ABC):
         cuts_rows: whether weights with a row for each token of the sequence are cut like the sequence.
         cuts_heads: whether it gives each rank along its Ulysses axis some of the heads.
         windowed: whether it is only for masks with a window.
+        cuts_columns: whether a matrix over all tokens is cut like a grid of ranks, its rows along the context axis, and
+            along the Ulysses axis the columns that belong to what each of the former has.
         extends: whether the keys that it spreads may begin with cached ones, of which every rank has an equal share.
     """
 
@@ -88,6 +90,7 @@ class Strategy(ABC):
     cuts_rows: ClassVar[bool] = False
     cuts_heads: ClassVar[bool] = False
     windowed: ClassVar[bool] = False
+    cuts_columns: ClassVar[bool] = False
     extends: ClassVar[bool] = False
 
     @abstractmethod

@@ -71,7 +71,7 @@ MEANING: dict[str, str] = {
     "P": "ranks over which the sequence is spread",
     "P_d": "data-parallel ranks",
     "P_t": "tensor-parallel ranks",
-    "P_u": "Ulysses ranks: they exchange heads for sequence (of a tile: they gather queries)",
+    "P_u": "Ulysses ranks: they exchange heads for sequence (of a tile: they gather queries; of a product: gradients)",
     "P_c": "context-parallel ranks: a ring, or an all-gather of keys and values",
     "rank_d": "this rank's index among the data-parallel ranks",
     "rank_t": "this rank's index among the tensor-parallel ranks",

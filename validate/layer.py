@@ -79,14 +79,17 @@ class DistributedLayer(nn.Module):
             rule = f"{layer.mixer.name} has weights for every token"
             raise InputError("length", task.length, rule, "give the length of the sequence") from missing
         own = _block(layer, task, self.mesh, task.length).weights()
-        without_rows = _block(layer, task, self.mesh, task.length, cut_rows=False).weights()
+        alone = {
+            name: _block(layer, task, Mesh.of({name: axis.size}), task.length).weights()
+            for name, axis in self.mesh.axes.items()
+        }
         self._cuts = {
             name: [
-                (dim, ("tensor",) if shape[dim] != size else SEQUENCE[:2])
-                for dim, size in enumerate(self.whole_shapes[name])
+                (dim, tuple(axis for axis in SEQUENCE if axis in alone and alone[axis][name][dim] != size))
+                for dim, size in enumerate(shape)
                 if own[name][dim] != size
             ]
-            for name, shape in without_rows.items()
+            for name, shape in self.whole_shapes.items()
         }
         made = {name: torch.empty(shape, dtype=ops.dtypes["model"], device=ops.device) for name, shape in own.items()}
         self.weights = nn.ParameterDict(
@@ -126,7 +129,11 @@ class DistributedLayer(nn.Module):
     def cut(self, name: str, whole: Tensor) -> Tensor:
         """This rank's part of a weight, or of its gradient."""
         for dim, names in self._cuts[name]:
-            whole = self._part(whole, dim, names)
+            if names == ("ulysses",) and "context" in self.mesh.axes:  # of what each rank of the outer axis has
+                outer = self.mesh.axes["context"].size
+                whole = self._part(whole.unflatten(dim, (outer, -1)), dim + 1, names).flatten(dim, dim + 1)
+            else:
+                whole = self._part(whole, dim, names)
         return whole
 
     @torch.no_grad()
@@ -396,9 +403,9 @@ def _rank_of(mesh: Mapping[str, int]) -> Rank | None:
     return rank
 
 
-def _block(layer: Layer, task: Task, mesh: Mesh, length: int | None, cut_rows: bool = True) -> Block:
+def _block(layer: Layer, task: Task, mesh: Mesh, length: int | None) -> Block:
     """The layer as a method, with the sizes of one rank."""
-    share = Share(_size(mesh, ["tensor"]), length, _size(mesh, SEQUENCE[:2]) if cut_rows else 1)
+    share = Share(_size(mesh, ["tensor"]), length, _size(mesh, SEQUENCE[:2]), _size(mesh, ["ulysses"]))
     return share.block(layer, task.way, mesh.axes, task.phase, task.causal)
 
 

@@ -26,7 +26,7 @@ def written(layer: Layer, x: Tensor, w: Weights, causal: bool, memory: Tensor | 
     """The mixer of a layer on its input [B, L, D], and on a second sequence if it reads one, with whole weights."""
     length, turns = x.shape[1], layer.mixer.turns(layer.sizes)
     turn = torch.tensor([[place * angle for angle in turns] for place in range(length)], dtype=torch.float64)
-    sizes = {**layer.sizes, "L": length, "rows": length}
+    sizes = {**layer.sizes, **dict.fromkeys(("L", "rows", "grid_rows", "grid_columns"), length)}
     mask, tables = Mask(causal, layer.window), (turn.cos(), turn.sin())
     return layer.mixer.written(torch, x, w, Site(sizes, mask, "fused", tables, memory=memory))
 

@@ -49,3 +49,10 @@ class Product(Carry[T]):
         """The gradients of both, given the product's [B, H, n, e]."""
         of_matrix = ops.contract(f"bhie,bhje->{self.axes}", gradient, values)
         return of_matrix, ops.contract(f"{self.axes},bhie->bhje", matrix, gradient)
+
+
+@dataclass(frozen=True)
+class Weighted(Product[T]):
+    """P is a weight, and no row of it depends on the row's other entries: ranks may cut it by columns as well."""
+
+    kind: ClassVar[str] = "values of a matrix of weights"

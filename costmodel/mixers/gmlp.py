@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.product import Product
+from costmodel.carries.product import Weighted
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Site, Sizes, Unmasked, Weights, Written
@@ -27,14 +27,14 @@ class GatedMlp(Unmasked):
     template: ClassVar[str] = "P = W, a weight [L, L],  V = norm(gelu(X W_v)),  Y = (gelu(X W_u) * (P V + b)) W_o"
     source: ClassVar[str] = "Liu et al. 2021, arXiv 2105.08050; timm mlp_mixer.py SpatialGatingBlock"
     structure: ClassVar[Structure] = Structure.STATIC
-    carry: ClassVar[type[Carry[Any]]] = Product
+    carry: ClassVar[type[Carry[Any]]] = Weighted
     kernels: ClassVar[tuple[str, ...]] = ("direct",)
     indivisible: ClassVar[str] = "the norm before the gate is over all channels"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {"gate_dim": Hyperparameter("Z", 1536, "channels that are gated")}
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
         D, Z, rows = m["D"], m["Z"], m["rows"]
-        inner = {"norm": (Z,), "shift": (Z,), "w": (rows, m["L"]), "b": (rows,)}
+        inner = {"norm": (Z,), "shift": (Z,), "w": (m["grid_rows"], m["grid_columns"]), "b": (rows,)}
         return {"w_u": (D, Z), "w_v": (D, Z), **inner, "w_o": (Z, D)}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class GatedMlp(Unmasked):
     ) -> tuple[Carry[T], tuple[T, ...]]:
         u, v = (ops.map("gelu", x) for x in read)
         values = layer_normed(ops, v, w["norm"], w["shift"])
-        return Product(w["w"], by_channel(ops, values), "ij", aside=(u,)), ()
+        return Weighted(w["w"], by_channel(ops, values), "ij", aside=(u,)), ()
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
         def body(ops: Vocabulary[Any], u: Any, mixed: Any, b: Any) -> Any:

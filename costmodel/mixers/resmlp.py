@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.product import Product
+from costmodel.carries.product import Weighted
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import INPUT, Hyperparameter, Site, Sizes, Unmasked, Weights, Written
@@ -27,13 +27,13 @@ class ResMlp(Unmasked):
     template: ClassVar[str] = "P = A, a weight,  V = X"
     source: ClassVar[str] = "Touvron et al. 2021, arXiv 2105.03404, equation 2; timm mlp_mixer.py"
     structure: ClassVar[Structure] = Structure.STATIC
-    carry: ClassVar[type[Carry[Any]]] = Product
+    carry: ClassVar[type[Carry[Any]]] = Weighted
     kernels: ClassVar[tuple[str, ...]] = ("direct",)
     indivisible: ClassVar[str] = "there is no projection of channels that could be cut"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {}
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        return {"mixing": (m["rows"], m["L"])}
+        return {"mixing": (m["grid_rows"], m["grid_columns"])}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return (INPUT,)
@@ -41,7 +41,7 @@ class ResMlp(Unmasked):
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
-        return Product(w["mixing"], by_channel(ops, read[0]), "ij"), ()
+        return Weighted(w["mixing"], by_channel(ops, read[0]), "ij"), ()
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
         return by_token(ops, mixed)

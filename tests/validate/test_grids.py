@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from costmodel.ops.primitive import Reading
 from costmodel.strategies.double_ring import double_ring
@@ -58,10 +59,52 @@ def test_either_axis_may_be_the_inner_one(pool: RankPool, strategy: str) -> None
     check_case(pool, on_grid(2, 2, strategy=strategies.get(strategy), context_inside=True))
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("strategy", [tile, double_ring])
+=======
+@pytest.mark.slow
+def test_either_axis_may_be_the_inner_one_of_a_product(pool: RankPool) -> None:
+    check_case(pool, product_on_grid(2, 2, context_inside=True))
+
+
+>>>>>>> 002f30e (Products on a grid of ranks: rows and columns of a matrix of weights cut)
 @pytest.mark.parametrize("grid", [(2, 3), (3, 2), (4, 4)])
 def test_causal_work_is_the_same_on_every_rank(grid: tuple[int, int], strategy: Strategy) -> None:
     context, ulysses = grid
     known = expected(on_grid(context, ulysses, strategy=strategy, length=4 * context * ulysses))
     work = known.program.flops(Reading.USEFUL)["contraction"]
     assert len({known.value(work, rank) for rank in range(context * ulysses)}) == 1
+
+
+(PRODUCT,) = from_mixer("resmlp", 16).layers
+
+
+def product_on_grid(context: int, ulysses: int, **options: object) -> Case:
+    return on_grid(context, ulysses, layer=PRODUCT, strategy=strategies.get("product-grid"), causal=False, **options)
+
+
+def test_bytes_of_a_product() -> None:
+    values = 8 * 16 * 2
+    sent = expected(product_on_grid(2, 3, phase="forward")).sent(0)
+    assert (sent["ulysses"].bytes, sent["context"].bytes) == (2 * values, 1 * values)
+    # Backward: the gradient along the row; values once more and theirs, in float32, along the column.
+    sent = expected(product_on_grid(2, 3)).sent(0)
+    assert (sent["ulysses"].bytes, sent["context"].bytes) == (2 * values + 2 * values, values + values + 2 * values)
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (3, 2), (2, 4)])
+def test_parts_of_a_matrix_on_a_grid_make_up_the_product(grid: tuple[int, int]) -> None:
+    """Each has 1 / P of the entries; those of a row of ranks add up to the product with the tokens of that row."""
+    context, ulysses = grid
+    random, n = torch.Generator().manual_seed(0), 2 * context * ulysses
+    matrix, values = (torch.randn(n, width, generator=random, dtype=torch.float64) for width in (n, 3))
+    found = torch.zeros(context, n // context, 3, dtype=torch.float64)
+    for row in range(context):
+        for column in range(ulysses):
+            made = product_on_grid(*grid, length=n).on(row * ulysses + column)
+            part = made.cut("mixing", matrix)
+            assert part.numel() == n * n // (context * ulysses)
+            there = [product_on_grid(*grid, length=n).on(other * ulysses + column) for other in range(context)]
+            gathered = torch.cat([each.shard(values[None])[0] for each in there])
+            found[row] += part @ gathered
+    torch.testing.assert_close(found.flatten(0, 1), matrix @ values, rtol=0, atol=1e-12)

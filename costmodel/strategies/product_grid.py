@@ -1,0 +1,62 @@
+"""A matrix of weights cut by rows and columns over a grid of ranks: values gathered, partial sums scattered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from costmodel.carries.product import Weighted
+from costmodel.carry import Carry
+from costmodel.ops.mesh import Axis
+from costmodel.ops.vocabulary import Vocabulary
+from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes
+
+T = TypeVar("T")
+
+
+class ProductGrid(Strategy):
+    """Two-dimensional matrix multiplication: a rank has the rows of P of all tokens that its neighbours along the
+    Ulysses axis have, and the columns of all that those along the context axis have.
+
+    Values are gathered along the context axis, and partial sums, at the model's width, reduce-scattered along the
+    other: a rank sends P_c - 1 + P_u - 1 times its tokens, in place of P_c P_u - 1 times: least where the grid is
+    square. Backward, gradients are gathered where sums were scattered, values once more, and theirs reduce-scattered.
+    """
+
+    name: ClassVar[str] = "product-grid"
+    title: ClassVar[str] = "a grid of ranks with rows and columns of the matrix each: values gathered, sums scattered"
+    source: ClassVar[str] = (
+        "van de Geijn & Watts 1997 (SUMMA), Concurrency 9(4), with the matrix staying in its place; "
+        "Schatz et al. 2016, doi 10.1137/140993478"
+    )
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Weighted,)
+    axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
+    cuts_rows: ClassVar[bool] = True
+    cuts_columns: ClassVar[bool] = True
+
+    def requirements(self, at: Situation) -> Iterator[Requirement]:
+        yield only_passes(at, "forward", "train", "prefill")
+        yield divides(
+            at.length,
+            at.context * at.ulysses * at.tensor,
+            "{length} tokens do not divide over {context} x {ulysses} x {tensor} ranks",
+        )
+
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Weighted[T]) -> T:
+        rows, columns = axes["ulysses"], axes["context"]
+
+        def forward(ops: Vocabulary[T], matrix: T, values: T) -> tuple[T, tuple[T, ...]]:
+            partial = carry.times(ops, matrix, ops.all_gather(values, columns, 2))
+            return ops.reduce_scatter(partial, rows, 2), (matrix, values)
+
+        def backward(ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
+            matrix, values = saved
+            known = ops.all_gather(gradient, rows, 2)
+            of_matrix, of_all = carry.back(ops, matrix, ops.all_gather(values, columns, 2), known)
+            return of_matrix, ops.cast(ops.reduce_scatter(ops.cast(of_all, "gradient"), columns, 2), "model")
+
+        result: T = ops.custom(forward, backward, carry.matrix, carry.values)
+        return result
+
+
+product_grid = ProductGrid()
