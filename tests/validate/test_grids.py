@@ -59,15 +59,12 @@ def test_either_axis_may_be_the_inner_one(pool: RankPool, strategy: str) -> None
     check_case(pool, on_grid(2, 2, strategy=strategies.get(strategy), context_inside=True))
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("strategy", [tile, double_ring])
-=======
 @pytest.mark.slow
 def test_either_axis_may_be_the_inner_one_of_a_product(pool: RankPool) -> None:
     check_case(pool, product_on_grid(2, 2, context_inside=True))
 
 
->>>>>>> 002f30e (Products on a grid of ranks: rows and columns of a matrix of weights cut)
+@pytest.mark.parametrize("strategy", [tile, double_ring])
 @pytest.mark.parametrize("grid", [(2, 3), (3, 2), (4, 4)])
 def test_causal_work_is_the_same_on_every_rank(grid: tuple[int, int], strategy: Strategy) -> None:
     context, ulysses = grid
