@@ -107,7 +107,9 @@ def started_text(text: str, environment: Environment, rows: Sequence[Measurement
         for key in ("compute", "memory")
     }
     launches = {f"device.kernels.{family}.launch_s": base.device.launch_s for family in FAMILIES}
-    return rewritten(text, Changes({**measured, **stand_ins, **launches}, ()))
+    shift = "links[0].collectives.ring_shift"  # has the link's own rate, which is fitted
+    own_link = {shift: None} if any(row.kernel == "ring_shift" for row in rows) else {}
+    return rewritten(text, Changes({**measured, **stand_ins, **launches, **own_link}, ()))
 
 
 def _own(key: str, value: float, environment: Environment) -> Quantity:

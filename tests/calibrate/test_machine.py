@@ -86,6 +86,15 @@ def test_peaks_are_the_fastest_runs(runs: Path) -> None:
     assert {"scan", "recurrence", "fft", "sort", "convolution"} <= set(profile.device.kernels.keys())
 
 
+def test_a_ring_shift_has_the_rate_of_the_link_that_is_fitted() -> None:
+    sizes = {"P": 2.0, "bytes": 2.0**20}
+    row = Measurement("cpu", "ring_shift", "", "fp32", sizes, 1e-3, "time", "", "a CPU", "", "", "", "fit", "")
+    for rows, own in (([row], False), ([], True)):
+        link = read(started_text(profile_text("cpu")[0], ENVIRONMENT, rows, "mine"), "mine").links[0]
+        assert (link.collectives.ring_shift is not None) is own
+        assert link.collectives.all_gather is not None
+
+
 def test_kernels_of_one_family_are_told_apart() -> None:
     rows = made_up()
     assert set(singles(parts(rows, 256))) == set(TRUTH)  # products are all of their family
