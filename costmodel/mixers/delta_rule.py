@@ -11,8 +11,8 @@ from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.recurrences.chunk_pairs import spread
 from costmodel.recurrences.delta import KERNELS, Delta, step
-from costmodel.recurrences.gated import spread
 from costmodel.recurrences.pieces import convolution_step, short_convolution, unit
 from costmodel.written import causal_convolution, delta_matrix
 

@@ -12,7 +12,7 @@ from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Kept, Site, Sizes, Weights
 from costmodel.mixers.mamba2 import TAPS, Mamba2
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.gated import spread
+from costmodel.recurrences.chunk_pairs import spread
 from costmodel.recurrences.levels import Levels, joined, read_levels
 from costmodel.recurrences.pieces import convolution_step, short_convolution
 

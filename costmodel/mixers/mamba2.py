@@ -10,7 +10,8 @@ from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.gated import KERNELS, Gated, spread
+from costmodel.recurrences.chunk_pairs import spread
+from costmodel.recurrences.gated import KERNELS, Gated
 from costmodel.recurrences.pieces import convolution_step, gated_normed_first, gated_step, short_convolution
 from costmodel.written import causal_convolution, decayed, gated_normed
 

@@ -16,7 +16,7 @@ from costmodel.dims import Dim, divide
 from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.gated import decayed_pairs
+from costmodel.recurrences.chunk_pairs import Decay, all_pairs
 
 T = TypeVar("T")
 
@@ -98,8 +98,8 @@ def _chunks(ops: Vocabulary[T], x: Delta[T]) -> Tensors[T]:
     q, k, v, beta = cut(x.q), cut(x.k), cut(x.v), cut(x.beta)
     running = None if x.log_decay is None else ops.cumsum(cut(x.log_decay), 3)
     weighted = ops.mul(k, beta)
-    inverse = ops.triangular_inverse(decayed_pairs(ops, weighted, k, running))
-    scores = decayed_pairs(ops, q, k, running)
+    own, scores = all_pairs(ops, (weighted, q), (k,), None if running is None else Decay(running))
+    inverse = ops.triangular_inverse(own)
     values = ops.contract("bhnij,bhnje->bhnie", inverse, ops.mul(v, beta))
     late = k
     decay: Tensors[T] = ()

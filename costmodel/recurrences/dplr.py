@@ -16,6 +16,7 @@ from costmodel.dims import Dim, divide
 from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.recurrences.chunk_pairs import Decay, all_pairs
 from costmodel.recurrences.delta import identity
 
 T = TypeVar("T")
@@ -29,8 +30,7 @@ class DiagonalLowRank(State[T]):
 
     Attributes:
         z, b: what is read of the state, and in whose direction that is taken away.
-        log_decay: [B, H, n, d]. Chunks scale by exp(G) and exp(-G), G its running sum: decay within a chunk must stay
-            in the dtype's range.
+        log_decay: [B, H, n, d].
         chunk: tokens of a chunk.
         kernel: one of ``KERNELS``.
     """
@@ -95,29 +95,23 @@ def _chunks(ops: Vocabulary[T], x: DiagonalLowRank[T]) -> Tensors[T]:
     q, k, v, z, b, log_decay = (cut(y) for y in x.streams())
     running, before = ops.cumsum(log_decay, 3), ops.cumsum(log_decay, 3, exclusive=True)
     last = ops.slice(running, 3, x.chunk - 1, 1)
-    shrink, grow = ops.map("exp", running), ops.map("exp", ops.map("neg", running))
     left = ops.map("exp", ops.map("sub", last, running))
-    queries, reading = ops.mul(q, shrink), ops.mul(z, ops.map("exp", before))
-    keys, directions = ops.mul(k, grow), ops.mul(b, grow)
-    inverse = ops.triangular_inverse(_pairs(ops, reading, directions, strict=True))
-    held = _apply(ops, _pairs(ops, reading, keys, strict=True), v)
+    reading = ops.mul(z, ops.map("exp", before))
+    scores, removals = all_pairs(ops, (q,), (k, b), Decay(running))
+    seen, own = all_pairs(ops, (z,), (k, b), Decay(running, before))
+    inverse = ops.triangular_inverse(own)
     batch, heads, count, _, d = ops.shape(running)
     return (
-        _apply(ops, _pairs(ops, queries, keys), v),
-        _pairs(ops, queries, directions),
-        queries,
+        _apply(ops, scores, v),
+        removals,
+        ops.mul(q, ops.map("exp", running)),
         _apply(ops, inverse, reading),
-        _apply(ops, inverse, held),
+        _apply(ops, inverse, _apply(ops, seen, v)),
         ops.mul(b, left),
         ops.mul(k, left),
         v,
         ops.reshape(ops.map("exp", last), (batch, heads, count, d, 1)),
     )
-
-
-def _pairs(ops: Vocabulary[T], a: T, b: T, strict: bool = False) -> T:
-    mask = Mask(causal=True)
-    return ops.masked(ops.contract("bhnid,bhnjd->bhnij", a, b, mask, "ij"), mask, strict=strict)
 
 
 def _apply(ops: Vocabulary[T], pairs: T, values: T) -> T:

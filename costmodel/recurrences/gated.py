@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
-from costmodel.dims import Dim, divide, is_number, same
+from costmodel.dims import Dim, divide
 from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.recurrences.chunk_pairs import Decay, decayed_pairs, spread
 
 T = TypeVar("T")
 
@@ -103,12 +104,6 @@ class Gated(State[T]):
         return ops.scan(states_of_chunks(read), state, prepared[2:], axis=2)
 
 
-def spread(ops: Vocabulary[T], x: T, heads: Dim) -> T:
-    """Tensors [B, H_kv, ...] that the heads of a group share, for each of them."""
-    groups = ops.shape(x)[1]
-    return x if same(groups, heads) else ops.repeat(x, 1, divide(heads, groups))
-
-
 def _by_row(ops: Vocabulary[T], decay: T) -> T:
     """Decay [B, H, 1, d or 1] of the rows of a state: [B, H, d or 1, 1]."""
     b, h, _, d = ops.shape(decay)
@@ -127,55 +122,23 @@ def _chunks(ops: Vocabulary[T], x: Gated[T]) -> Tensors[T]:
     if decay is None:
         within = _within(ops, q, k, v, None)
         return within, q, ops.cast(ops.contract("bhnid,bhnie->bhnde", k, v), "accumulate")
-    running, reading = _sums(ops, cut(decay), x.before)
-    b, h, n, _, d = ops.shape(running)
-    last = ops.slice(running, 3, x.chunk - 1, 1)
-    late = ops.mul(spread(ops, k, h), ops.map("exp", ops.map("sub", last, running)))
+    sums = _sums(ops, cut(decay), x.before)
+    b, h, n, _, d = ops.shape(sums.running)
+    last = ops.slice(sums.running, 3, x.chunk - 1, 1)
+    late = ops.mul(spread(ops, k, h), ops.map("exp", ops.map("sub", last, sums.running)))
     added = ops.cast(ops.contract("bhnid,bhnie->bhnde", late, v), "accumulate")
-    early = ops.mul(spread(ops, q, h), ops.map("exp", running if reading is None else reading))
-    return _within(ops, q, k, v, running, reading), early, added, ops.reshape(ops.map("exp", last), (b, h, n, d, 1))
+    early = ops.mul(spread(ops, q, h), ops.map("exp", sums.upto))
+    return _within(ops, q, k, v, sums), early, added, ops.reshape(ops.map("exp", last), (b, h, n, d, 1))
 
 
-def _sums(ops: Vocabulary[T], decay: T, before: bool) -> tuple[T, T | None]:
-    """Sums of decay from the chunk's start up to each token, and up to the one before where that is read."""
-    return ops.cumsum(decay, 3), ops.cumsum(decay, 3, exclusive=True) if before else None
+def _sums(ops: Vocabulary[T], decay: T, before: bool) -> Decay[T]:
+    """Sums of decay from the chunk's start."""
+    return Decay(ops.cumsum(decay, 3), ops.cumsum(decay, 3, exclusive=True) if before else None)
 
 
-def _within(ops: Vocabulary[T], q: T, k: T, v: T, running: T | None, reading: T | None = None) -> T:
+def _within(ops: Vocabulary[T], q: T, k: T, v: T, decay: Decay[T] | None) -> T:
     """Values from the pairs within a chunk [B, H, N, C, e]."""
-    weights = decayed_pairs(ops, q, k, running, reading)
-    return ops.contract("bhnij,bhnje->bhnie", weights, v, Mask(causal=True), "ij")
-
-
-def decayed_pairs(ops: Vocabulary[T], q: T, k: T, running: T | None, reading: T | None = None) -> T:
-    """q_i^T diag(exp(G_i - G_j)) k_j of each chunk [B, H, N, C, C], 0 for j > i: q, k [B, H or H_kv, N, C, d].
-
-    Args:
-        running: G [B, H, N, C, 1 or d], sums of the logarithms of decay from the chunk's start, or ``None`` for zeros.
-            Where it is per channel, q and k are scaled by exp(G) and exp(-G), which overflows if decay within a chunk
-            exceeds the dtype's range; kernels then work in smaller sub-chunks, at the same FLOPs.
-        reading: in place of G_i, sums up to the token before; pairs of a token with itself are then left out.
-    """
-    upto, strict = running if reading is None else reading, reading is not None
-    if running is None or upto is None:
-        return ops.masked(_scores(ops, q, k), Mask(causal=True))
-    _, h, _, _, d = ops.shape(running)
-    if is_number(d, 1):
-        return ops.mul(spread(ops, _scores(ops, q, k), h), decays_of_pairs(ops, running, reading))
-    grown = ops.mul(k, ops.map("exp", ops.map("neg", running)))
-    return ops.masked(_scores(ops, ops.mul(q, ops.map("exp", upto)), grown), Mask(causal=True), strict=strict)
-
-
-def decays_of_pairs(ops: Vocabulary[T], running: T, reading: T | None = None) -> T:
-    """exp(G_i - G_j) [B, H, N, C, C], 0 for j > i, of one decay a head; arguments as of ``decayed_pairs``."""
-    b, h, n, c, _ = ops.shape(running)
-    upto, strict = running if reading is None else reading, reading is not None
-    apart = ops.map("sub", upto, ops.reshape(running, (b, h, n, 1, c)))
-    return ops.map("exp", ops.masked(apart, Mask(causal=True), "-inf", strict))
-
-
-def _scores(ops: Vocabulary[T], q: T, k: T) -> T:
-    return ops.contract("bhnid,bhnjd->bhnij", q, k, Mask(causal=True), "ij")
+    return ops.contract("bhnij,bhnje->bhnie", decayed_pairs(ops, q, k, decay), v, Mask(causal=True), "ij")
 
 
 def states_of_chunks(read: bool) -> Recurrence:
@@ -211,6 +174,6 @@ def _quadratic(ops: Vocabulary[T], x: Gated[T]) -> T:
         return ops.reshape(y, (b, h, 1, n, d))
 
     decay = x.decay(ops)
-    running, reading = (None, None) if decay is None else _sums(ops, alone(decay), x.before)
-    out = _within(ops, alone(x.q), alone(x.k), alone(x.v), running, reading)
+    sums = None if decay is None else replace(_sums(ops, alone(decay), x.before), whole=x.chunk)
+    out = _within(ops, alone(x.q), alone(x.k), alone(x.v), sums)
     return ops.reshape(out, ops.shape(x.v))

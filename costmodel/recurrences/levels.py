@@ -21,7 +21,8 @@ from costmodel.dims import Dim, divide, is_number, log2
 from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.gated import decayed_pairs, spread, states_of_chunks
+from costmodel.recurrences.chunk_pairs import Decay, decayed_pairs, spread
+from costmodel.recurrences.gated import states_of_chunks
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ class Levels(Summed[T]):
         b, h, n, _, _ = ops.shape(running)
         last = ops.slice(running, 3, chunk - 1, 1)
         near = ops.slice(scales, 4, 0, 1 + self.within)
-        pairs = ops.mul(decayed_pairs(ops, q, k, running), ops.fused("levels of pairs", _of_pairs, near))
+        pairs = ops.mul(decayed_pairs(ops, q, k, Decay(running)), ops.fused("levels of pairs", _of_pairs, near))
         within = ops.contract("bhnij,bhnje->bhnie", pairs, v, CAUSAL, "ij")
         late = ops.mul(spread(ops, k, h), ops.map("exp", ops.map("sub", last, running)))
         added = ops.cast(ops.contract("bhnid,bhnie->bhnde", late, v), "accumulate")

@@ -17,7 +17,8 @@ from costmodel.dims import Dim, divide
 from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.gated import decays_of_pairs, states_of_chunks
+from costmodel.recurrences.chunk_pairs import Decay, decays_of_pairs
+from costmodel.recurrences.gated import states_of_chunks
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ class MultiInput(State[T]):
         added = ops.cast(ops.contract("bhnird,bhnire->bhnde", late, v), "accumulate")
         early = ops.mul(q, _of_rows(ops, ops.map("exp", running)))
         scores = ops.contract("bhnisd,bhnjrd->bhnsrij", q, k, CAUSAL, "ij")
-        decays = ops.reshape(decays_of_pairs(ops, running), (b, h, n, 1, 1, c, c))
+        decays = ops.reshape(decays_of_pairs(ops, Decay(running)), (b, h, n, 1, 1, c, c))
         within = ops.contract("bhnsrij,bhnjre->bhnise", ops.mul(scores, decays), v, CAUSAL, "ij")
         return within, early, added, ops.reshape(ops.map("exp", last), (b, h, n, 1, 1))
 
