@@ -136,9 +136,9 @@ SIZES: dict[str, dict[str, int]] = {
     "cosformer": {"longest": 1000},
     "hyena": {"longest": 1000},
     "longformer": {"side": 1},
-    "longnet": {"kept": 2, "dilation": 2, "growth": 2},
+    "longnet": {"head_dim": 6, "kept": 2, "dilation": 2, "growth": 2},
     "moba": {"block": 2, "chosen": 2},
-    "nsa": {"kv_heads": 1, "block": 2, "chosen": 4},
+    "nsa": {"heads": 4, "kv_heads": 1, "block": 2, "chosen": 4},
 }
 
 
