@@ -118,6 +118,7 @@ class Block:
             cache_axis=self.axes.get("context") if self.phase == "decode" else None,
             line=line(self.axes),
             tensor=self.axes.get("tensor"),
+            compressed=self.strategy.compressed,
         )
         second = self.mixer.memory(self.sizes)
         names = [self.mixer.inputs(self.sizes), *([second.inputs] if second else [])]

@@ -65,6 +65,7 @@ class Site(Generic[T]):
         line: the ranks that hold the sequence one after the other, if it is cut.
         tensor: the ranks that heads and channels are cut over, if they are.
         aside: in ``finish``, what the carry laid aside for it.
+        compressed: whether the strategy takes keys and values as the latent that they come from.
         memory: in ``written``, the second sequence (see ``SecondSequence``).
     """
 
@@ -77,6 +78,7 @@ class Site(Generic[T]):
     line: Axis | None = None
     tensor: Axis | None = None
     aside: tuple[T, ...] = ()
+    compressed: bool = False
     memory: T | None = None
 
 

@@ -283,6 +283,8 @@ def together(strategies: tuple[Strategy, ...]) -> Strategy:
         "source": "; ".join(strategy.source for strategy in strategies),
         "axes": first.axes,
         "layout": first.layout,
+        "inner_layout": first.inner_layout,
+        "compressed": first.compressed,
         "groups": math.lcm(*(strategy.groups for strategy in strategies)),
         "parts": strategies,
     }
@@ -291,7 +293,8 @@ def together(strategies: tuple[Strategy, ...]) -> Strategy:
 
 
 def _spread(strategy: Strategy) -> tuple[object, ...]:
-    return strategy.axes, *strategy.layouts.values()
+    """What strategies of one mixture have in common: where its tokens are, and whether its parts hand over latents."""
+    return strategy.axes, *strategy.layouts.values(), strategy.compressed
 
 
 def alike(strategies: Sequence[Strategy]) -> bool:

@@ -72,6 +72,7 @@ class Strategy(ABC):
         inner_layout: the same along the Ulysses axis, whose ranks divide what the context axis leaves.
         groups: how many equal groups it cuts the heads of a rank into.
         cuts_rows: whether weights with a row for each token of the sequence are cut like the sequence.
+        compressed: whether it takes keys and values as the latent that they come from.
         cuts_heads: whether it gives each rank along its Ulysses axis some of the heads.
         windowed: whether it is only for masks with a window.
         cuts_columns: whether a matrix over all tokens is cut like a grid of ranks, its rows along the context axis, and
@@ -88,6 +89,7 @@ class Strategy(ABC):
     inner_layout: ClassVar[str] = "contiguous"
     groups: ClassVar[int] = 1
     cuts_rows: ClassVar[bool] = False
+    compressed: ClassVar[bool] = False
     cuts_heads: ClassVar[bool] = False
     windowed: ClassVar[bool] = False
     cuts_columns: ClassVar[bool] = False

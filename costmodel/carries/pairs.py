@@ -49,6 +49,43 @@ class Pairs(Carry[T]):
         return ops.attention(self.q, self.k, self.v, self.mask, self.scale)[0]
 
 
+@dataclass(frozen=True)
+class LatentPairs(Pairs[T]):
+    """Pairs whose keys and values come from a latent (MLA): k is c [B, n, r], v the keys' shared part [B, 1, n, d_r].
+
+    Keys are (c W_uk, k_r) and values c W_uv for every head. Only strategies that say so take it in this form.
+
+    Attributes:
+        w_uk: [r, H, d_n].
+        w_uv: [r, H, e].
+    """
+
+    w_uk: Any = None
+    w_uv: Any = None
+
+    def opened(self, ops: Vocabulary[T]) -> Pairs[T]:
+        """The same with keys and values of every head."""
+        k, v = self.expand(ops, self.k, self.v, self.w_uk, self.w_uv)
+        return Pairs(self.q, k, v, self.mask, self.scale, self.kernel)
+
+    @staticmethod
+    def expand(ops: Vocabulary[T], c: T, k_r: T, w_uk: T, w_uv: T) -> tuple[T, T]:
+        """Keys [B, H, n, d_n + d_r] and values [B, H, n, e]."""
+        k_n = ops.contract("blr,rhe->bhle", c, w_uk)
+        v = ops.contract("blr,rhe->bhle", c, w_uv)
+        return ops.concat([k_n, ops.expand(k_r, (*ops.shape(k_n)[:3], ops.shape(k_r)[3]))], 3), v
+
+    @staticmethod
+    def shrink(ops: Vocabulary[T], given: tuple[T, T, T, T], dk: T, dv: T) -> tuple[T, T, T, T]:
+        """The reverse of ``expand``: gradients of what it was ``given``."""
+        c, k_r, w_uk, w_uv = given
+        d_n = ops.shape(w_uk)[2]
+        of_nope, of_rope = ops.slice(dk, 3, 0, d_n), ops.slice(dk, 3, d_n, ops.shape(k_r)[3])
+        dc = ops.add(ops.contract("bhle,rhe->blr", of_nope, w_uk), ops.contract("bhle,rhe->blr", dv, w_uv))
+        dw_uk, dw_uv = (ops.contract("blr,bhle->rhe", c, x) for x in (of_nope, dv))
+        return dc, ops.sum_to(of_rope, ops.shape(k_r)), dw_uk, dw_uv
+
+
 def merged(ops: Vocabulary[T], outs: T, lses: T) -> tuple[T, T]:
     """Partial outputs [P, B, H, n, e] and log-sum-exps [P, B, H, n] over the keys of all, as one kernel.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.pairs import Pairs
+from costmodel.carries.pairs import LatentPairs, Pairs
 from costmodel.carry import Carry, Structure
 from costmodel.composite import rms_norm, rope
 from costmodel.dims import Dim, Shape
@@ -30,7 +30,7 @@ class Mla(Mixer):
     )
     source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1; DeepSeek-V3.2-Exp inference/model.py"
     structure: ClassVar[Structure] = Structure.DENSE
-    carry: ClassVar[type[Carry[Any]]] = Pairs
+    carry: ClassVar[type[Carry[Any]]] = LatentPairs
     extends: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 128, "query heads", cut=True),
@@ -63,11 +63,9 @@ class Mla(Mixer):
     ) -> tuple[Carry[T], tuple[T, ...]]:
         q_n, q_r = self._queries(ops, self._query_latent(ops, read[0], w, at), w, at)
         c, k_r = self._latent(ops, read, w, at)
-        k_n = ops.contract("blr,rhe->bhle", c, w["w_uk"])
-        v = ops.contract("blr,rhe->bhle", c, w["w_uv"])
-        b, h, n, _ = ops.shape(k_n)
-        k = ops.concat([k_n, ops.expand(k_r, (b, h, n, at.sizes["d_r"]))], 3)
-        return Pairs(ops.concat([q_n, q_r], 3), k, v, at.mask, self._scale(at), at.kernel), (c, k_r)
+        q = ops.concat([q_n, q_r], 3)
+        latent = LatentPairs(q, c, k_r, at.mask, self._scale(at), at.kernel, w_uk=w["w_uk"], w_uv=w["w_uv"])
+        return latent if at.compressed else latent.opened(ops), (c, k_r)
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
         q, new = self._absorbed(ops, self._query_latent(ops, read[0], w, at), read, w, at)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.pairs import Pairs
+from costmodel.carries.pairs import LatentPairs, Pairs
+from costmodel.carry import Carry
 from costmodel.dims import Dim, divide, minimum
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
@@ -38,7 +39,7 @@ class AllGatherKV(Strategy):
         )
         yield equal_halves(at)
 
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Any) -> T:
         gathered = Gathered(axes["context"], carry)
         result: T = ops.custom(gathered.forward, gathered.backward, carry.q, carry.k, carry.v)
         return result
@@ -112,6 +113,50 @@ class Gathered:
         return _joined(ops, parts), dk, dv
 
 
+class AllGatherLatent(AllGatherKV):
+    """The latent of MLA is gathered, and every rank expands it to all keys and values.
+
+    A rank sends (r + d_r) / (H (d_n + d_r + e)) of what ``all-gather`` does, and expands P times as much.
+    """
+
+    name: ClassVar[str] = "all-gather-latent"
+    title: ClassVar[str] = "all-gather of the latent of keys and values"
+    source: ClassVar[str] = "latent: DeepSeek-V2, arXiv 2405.04434; gathered as in arXiv 2407.21783, section 3.3.2"
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (LatentPairs,)
+    compressed: ClassVar[bool] = True
+
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: LatentPairs[T]) -> T:
+        gathered = _GatheredLatent(axes["context"], carry)
+        given = carry.q, carry.k, carry.v, carry.w_uk, carry.w_uv
+        result: T = ops.custom(gathered.forward, gathered.backward, *given)
+        return result
+
+
+class _GatheredLatent(Gathered):
+    """The algorithm for a latent [B, n, r] and a shared part of the keys [B, 1, n, d_r]."""
+
+    def gather(self, ops: Vocabulary[T], *keys: T) -> tuple[T, ...]:
+        c, k_r = keys
+        return ops.all_gather(c, self.axis, 1, "zigzag"), ops.all_gather(k_r, self.axis, 2, "zigzag")
+
+    def forward(self, ops: Vocabulary[T], q: T, *latent: T) -> tuple[T, tuple[T, ...]]:
+        c, k_r, *weights = latent
+        out, lse = self.attend(ops, q, *LatentPairs.expand(ops, *self.gather(ops, c, k_r), *weights))
+        return out, (q, *latent, out, lse)
+
+    def backward(self, ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
+        q, c, k_r, w_uk, w_uv, out, lse = saved
+        all_c, all_k_r = self.gather(ops, c, k_r)
+        given = all_c, all_k_r, w_uk, w_uv
+        dq, dk, dv = self.gradients(ops, (q, out, lse, gradient), LatentPairs.expand(ops, *given))
+        dc, dk_r, *of_weights = LatentPairs.shrink(ops, given, ops.cast(dk, "model"), ops.cast(dv, "model"))
+        own = [
+            ops.cast(ops.reduce_scatter(ops.cast(x, "gradient"), self.axis, dim, "zigzag"), "model")
+            for x, dim in ((dc, 1), (dk_r, 2))
+        ]
+        return (dq, *own, *of_weights)
+
+
 def _cut(ops: Vocabulary[T], piece: Piece, queries: Sequence[T], keys: Sequence[T]) -> tuple[T, ...]:
     """Views of the piece: first the tensors along queries, then those along keys."""
     return (
@@ -125,3 +170,4 @@ def _joined(ops: Vocabulary[T], parts: Sequence[T]) -> T:
 
 
 all_gather = AllGatherKV()
+all_gather_latent = AllGatherLatent()

@@ -53,6 +53,13 @@ def test_square_tiles_send_a_square_root_less() -> None:
     assert [sent[n] * n**2 // (n - 1) for n in sent] == [4 * 128 * 16 * 2] * 3
 
 
+def test_a_gathered_latent_is_all_that_is_sent() -> None:
+    # 12 tokens a rank of r + d_r = 3 + 2 entries to 1 other rank, in bf16; going back again, and in float32 home.
+    (layer,) = from_mixer("mla", 6, heads=4, q_rank=3, kv_rank=3, nope_dim=2, rope_dim=2, value_dim=3).layers
+    case = Case(layer, strategies.get("all-gather-latent"), {"context": 2}, 24, dtype="bf16")
+    assert expected(case).sent(0)["context"].bytes == 12 * 5 * (2 + 2 + 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ulysses-ring", "ulysses-zigzag", "tile", "double-ring"])
 def test_either_axis_may_be_the_inner_one(pool: RankPool, strategy: str) -> None:
