@@ -126,6 +126,11 @@ def _peaks(base: Profile, environment: Environment, rows: Sequence[Measurement])
     for dtype in sorted({part.row.dtype for part in found}):
         own = [part for part in found if part.row.dtype == dtype and part.operation.family == "gemm"]
         peaks |= _best(f"device.peak_flop_per_s.{dtype}_dense", own, lambda part: part.products)
+        for family in ("attention", "attention_backward"):
+            key = f"device.kernels.{family}.flop_per_s.{dtype}_dense"
+            if look_up(base, key) is not None:
+                mine = [part for part in found if part.row.dtype == dtype and part.operation.family == family]
+                peaks |= _best(key, mine, lambda part: part.products)
     if environment.kind == "cpu":
         peaks |= {"device.vector_flop_per_s": peaks.get("device.peak_flop_per_s.fp32_dense", 0.0)}
     moved = [part for part in found if part.bytes >= max(FROM_MEMORY, 2.0 * environment.cache_bytes)]

@@ -38,7 +38,7 @@ from validate.layer import DistributedLayer, Task
 
 #: Of every structure some; those that go token by token in Python are left out, as nobody runs them so.
 MIXERS = (
-    "attention", "linear-attention", "retnet", "gla", "mamba2", "lightning", "hyena", "fnet", "mlp-mixer",
+    "attention", "linear-attention", "retnet", "gla", "mamba2", "deltanet", "hyena", "fnet", "mlp-mixer",
     "performer", "linformer", "nystromformer", "cosformer", "poolformer", "synthesizer-random", "based",
 )  # fmt: skip
 
