@@ -3,17 +3,19 @@
     python benchmarks/million_tokens.py
     python benchmarks/million_tokens.py --seq 16Ki --only attention,mamba2 --results /tmp/try
 
-Exact softmax attention (causal, one head of 64, bfloat16, zigzag ring) and families of linear cost (width 64, one head
-of 64 where there are heads, float32): one layer, forward. Every method is predicted before it runs, checked against one
-process in float64 on its first tokens, then run: families three times (to warm up, for time, for memory), attention
-once. Predictions and results (time, bytes, memory of every rank) go to a log and a JSON Lines file; a method that the
-file has at this length is not run again, so that a run that was cut off goes on where it ended.
+Exact softmax attention (causal, one head of 64, bfloat16, zigzag ring) and families of linear cost (float32; width 64,
+one head of 64 where there are heads; state spaces that make filters or scans in memory: width 16): one layer, forward.
+Every method is predicted before it runs, checked against one process in float64 on its first tokens, then run: families
+three times (to warm up, for time, for memory), attention once. One that a probe of fewer tokens shows to be too large
+for the memory is left out. Predictions and results (time, bytes, memory of every rank) go to a log and a JSON Lines
+file; a method that the file has at this length is not run again, so that a run that was cut off goes on where it ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,13 +28,15 @@ from costmodel.units import format_bytes, format_count, format_seconds, parse_co
 from validate.job import Job
 from validate.launch import RankError, RankPool
 from validate.measured import Measured, measure
-from validate.measuring import WrongResultError
+from validate.measuring import WrongResultError, peak
 from validate.predicted import Predicted, predict
 from validate.run_page import as_record, save, total
 
-WIDTH, RANKS, PROFILE = 64, 2, "cpu"
-#: One head of 64, and channels as wide as the model, by the symbols of hyperparameters.
-SMALL = {"H": 1, "H_kv": 1, "d": 64, "e": 64, "D_i": WIDTH}
+RANKS, PROFILE = 2, "cpu"
+#: One head of 64, by the symbols of hyperparameters.
+SMALL = {"H": 1, "H_kv": 1, "d": 64, "e": 64}
+#: A probe of so many times fewer tokens says what memory the whole will take, and this part of what is free it may.
+PROBE, SHARE = 16, 0.85
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Method:
     """A mixer and how it is spread.
 
     Attributes:
-        sizes: hyperparameters besides ``SMALL``.
+        sizes: hyperparameters besides ``SMALL``; channels are as many as the ``width`` of the model.
         kernel: implementation; the mixer's first if not given.
         repetitions: as of ``validate.measured.measure``: 0 runs it once, timed and followed at the same time.
     """
@@ -52,17 +56,17 @@ class Method:
     axis: str = "context"
     dtype: str = "fp32"
     kernel: str | None = None
+    width: int = 64
     repetitions: int = 1
 
     def job(self, length: int) -> Job:
         known = mixers.get(self.mixer).sizes
-        sizes = {name: SMALL[size.symbol] for name, size in known.items() if size.symbol in SMALL} | dict(self.sizes)
-        subject = from_mixer(self.mixer, WIDTH, **sizes)
+        small = SMALL | {"D_i": self.width}
+        sizes = {name: small[size.symbol] for name, size in known.items() if size.symbol in small} | dict(self.sizes)
+        subject = from_mixer(self.mixer, self.width, **sizes)
         kernel = self.kernel or subject.layers[0].mixer.kernels[0]
-        mesh = {self.axis: RANKS}
-        return Job(
-            self.mixer, self.strategy, kernel, mesh, length, 1, "forward", subject.causal, self.dtype, sizes, WIDTH
-        )
+        way = self.mixer, self.strategy, kernel, {self.axis: RANKS}
+        return Job(*way, length, 1, "forward", subject.causal, self.dtype, sizes, self.width)
 
 
 def _states(*names: str) -> list[Method]:
@@ -74,15 +78,16 @@ METHODS = [
     Method("longformer", "longformer", "pattern-exchange"),
     Method("bigbird", "bigbird", "pattern-exchange"),
     Method("longnet", "longnet", "pattern-exchange"),
-    *_states("linear-attention", "retnet", "lightning", "gla", "hgrn2", "mamba2", "s5"),
+    *_states("linear-attention", "retnet", "lightning", "gla", "hgrn2", "mamba2"),
     *_states("deltanet", "gated-deltanet", "rwkv7", "performer", "log-linear-mamba2"),
-    *(Method(name, name, "state-gather", {"chunk": 16}) for name in ("kda", "rwkv6")),  # more overflows float32
+    Method("kda", "kda", "state-gather", {"chunk": 16}),  # more overflows float32 with random weights
     Method("based", "based", "state-gather", {"head_dim": 16}),
-    Method("mamba1", "mamba1", "state-gather", kernel="associative"),
+    Method("mamba1", "mamba1", "state-gather", kernel="associative", width=16),
+    Method("s5", "s5", "state-gather", width=16),
     Method("hyena", "hyena", "distributed-fft"),
-    Method("h3", "h3", "distributed-fft"),
-    Method("s4", "s4", "ulysses", axis="ulysses"),
-    Method("s4d", "s4d", "distributed-fft"),
+    Method("h3", "h3", "distributed-fft", width=16),
+    Method("s4", "s4", "ulysses", axis="ulysses", width=16),
+    Method("s4d", "s4d", "distributed-fft", width=16),
     Method("fnet", "fnet", "distributed-fft"),
     Method("shortconv", "shortconv", "halo"),
     Method("lightconv", "lightconv", "halo"),
@@ -137,12 +142,19 @@ def _run(method: Method, length: int, timeout_s: float, records: Path, tell: Cal
     tell(f"{method.name} ({job.mixer}, {job.strategy}, {job.dtype}): {_foretold(predicted)}")
     try:
         with RankPool(job.ranks) as pool:
+            if (needed := PROBE * sum(pool.run(peak, job.of(length // PROBE), timeout_s=timeout_s))) > _allowed():
+                tell(f"{method.name} is left out: it would take {format_bytes(needed)} of memory")
+                return
             found = measure(pool, job, method.repetitions, timeout_s, lambda what: tell(f"{method.name}: {what}"))
     except (RankError, WrongResultError) as error:
         tell(f"{method.name} failed: {error}")
         return
     save(records, {"method": method.name} | as_record(job, predicted, found))
     tell(f"{method.name}: {_seen(predicted, found)}")
+
+
+def _allowed() -> float:
+    return SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def _foretold(predicted: Predicted) -> str:
