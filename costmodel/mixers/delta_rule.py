@@ -12,7 +12,8 @@ from costmodel.dims import Dim, Shape
 from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.chunk_pairs import spread
-from costmodel.recurrences.delta import KERNELS, Delta, step
+from costmodel.recurrences.delta import Delta, step
+from costmodel.recurrences.matrix_states import KERNELS
 from costmodel.recurrences.pieces import convolution_step, short_convolution, unit
 from costmodel.written import causal_convolution, delta_matrix
 

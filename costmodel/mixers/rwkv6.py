@@ -6,14 +6,14 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.state import State
-from costmodel.carry import Carry, Structure
+from costmodel.carry import Carry
 from costmodel.composite import token_shift
-from costmodel.dims import Dim, Shape
-from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.dims import Shape
+from costmodel.mixer import Hyperparameter, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.gated import Gated
 from costmodel.recurrences.pieces import between, gated_step, layer_normed, of_heads
+from costmodel.recurrences.shifted_mixer import ShiftedMixer
 from costmodel.written import decayed, standardised
 
 T = TypeVar("T")
@@ -22,17 +22,12 @@ T = TypeVar("T")
 READ = "r", "k", "v", "g"
 
 
-class MatrixRwkv(Mixer):
+class MatrixRwkv(ShiftedMixer):
     """o_t = r_t (S_{t-1} + diag(u) k_t v_t^T), S_t = diag(w_t) S_{t-1} + k_t v_t^T, norm of heads, gate silu(G).
 
     The bonus of a token for itself needs no state, so that only the rest is carried. The norm's epsilon is 1e-5 (the
     code's is 64e-5).
     """
-
-    structure: ClassVar[Structure] = Structure.SEMISEPARABLE
-    carry: ClassVar[type[Carry[Any]]] = State
-    kernels: ClassVar[tuple[str, ...]] = ("chunked", "recurrent")
-    causality: ClassVar[str] = "causal"
 
     @abstractmethod
     def shifted(self, ops: Vocabulary[T], x: T, before: T, w: Weights) -> tuple[T, ...]:
@@ -55,9 +50,6 @@ class MatrixRwkv(Mixer):
         channels: dict[str, Shape] = dict.fromkeys(("decay", "bonus", "norm", "norm_b"), (H, d))
         return {f"w_{name}": (D, H, d) for name in READ} | channels | {"w_o": (H, d, D)}
 
-    def inputs(self, m: Sizes) -> tuple[str, ...]:
-        return (INPUT,)
-
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
@@ -79,18 +71,6 @@ class MatrixRwkv(Mixer):
         weights = (of_heads(ops, w[name]) for name in ("bonus", "norm", "norm_b"))
         gated = ops.fused("bonus, norm and gate", _gated, mixed, *at.aside, *weights)
         return ops.contract("bhle,hed->bld", gated, w["w_o"])
-
-    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
-        return Kept((m["H"], m["d"], m["d"]), "accumulate"), Kept((m["D"],))
-
-    def grain(self, m: Sizes) -> int:
-        return int(m["C"])
-
-    def overlap(self, m: Sizes) -> Dim:
-        return 1
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         before = xp.cat((xp.zeros_like(x[:, :1]), x[:, :-1]), 1)

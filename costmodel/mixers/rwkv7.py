@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
-from costmodel.carries.state import State
-from costmodel.carry import Carry, Structure
+from costmodel.carry import Carry
 from costmodel.composite import token_shift
-from costmodel.dims import Dim, Shape
-from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
+from costmodel.dims import Shape
+from costmodel.mixer import Hyperparameter, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.dplr import KERNELS, DiagonalLowRank, step
+from costmodel.recurrences.dplr import DiagonalLowRank, step
 from costmodel.recurrences.pieces import between, layer_normed, of_heads
+from costmodel.recurrences.shifted_mixer import ShiftedMixer
 from costmodel.written import low_rank_matrix, standardised
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ FASTEST = -0.6065306597126334
 MIXED = "r", "w", "k", "v", "a", "g"
 
 
-class Rwkv7(Mixer):
+class Rwkv7(ShiftedMixer):
     """Token shift; decay, removal rate and output gate by projections of low rank; norm of heads; a bonus r k^T v.
 
     As in the first layer of a model: the others mix its values into theirs, by one more projection of low rank (r_v),
@@ -39,10 +39,6 @@ class Rwkv7(Mixer):
     source: ClassVar[str] = (
         "Peng et al. 2025, arXiv 2503.14456; BlinkDL/RWKV-LM RWKV-v7; flash-linear-attention layers/rwkv7.py"
     )
-    structure: ClassVar[Structure] = Structure.SEMISEPARABLE
-    carry: ClassVar[type[Carry[Any]]] = State
-    kernels: ClassVar[tuple[str, ...]] = KERNELS
-    causality: ClassVar[str] = "causal"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 32, "heads", cut=True),
         "head_dim": Hyperparameter("d", 64, "head dimension"),
@@ -70,9 +66,6 @@ class Rwkv7(Mixer):
             "w_o": (H, d, D),
         }
 
-    def inputs(self, m: Sizes) -> tuple[str, ...]:
-        return (INPUT,)
-
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
@@ -93,18 +86,6 @@ class Rwkv7(Mixer):
         weights = (of_heads(ops, w[name]) for name in ("norm", "norm_b", "bonus"))
         gated = ops.fused("norm, bonus and gate", _gated, mixed, *at.aside, *weights)
         return ops.contract("bhle,hed->bld", gated, w["w_o"])
-
-    def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
-        return Kept((m["H"], m["d"], m["d"]), "accumulate"), Kept((m["D"],))
-
-    def grain(self, m: Sizes) -> int:
-        return int(m["C"])
-
-    def overlap(self, m: Sizes) -> Dim:
-        return 1
-
-    def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return m["H"], m["H"]
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         def sigmoid(y: Any) -> Any:

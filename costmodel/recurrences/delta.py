@@ -9,29 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.state import Affine, State, Tensors
-from costmodel.dims import Dim, divide
-from costmodel.masks import Mask
+from costmodel.carries.state import Tensors
+from costmodel.dims import Dim
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.chunk_pairs import Decay, all_pairs
+from costmodel.recurrences.matrix_states import MatrixStates
 
 T = TypeVar("T")
 
-KERNELS = ("chunked", "recurrent")
-
 
 @dataclass(frozen=True)
-class Delta(State[T]):
+class Delta(MatrixStates[T]):
     """The recurrence of q, k [B, H, n, d] and v [B, H, n, e]; the state is [B, H, d, e].
 
     Attributes:
         beta: [B, H, n, 1], how much of what the state holds for a key is replaced.
         log_decay: [B, H, n, 1 or d], or ``None`` for none.
         chunk: tokens of a chunk.
-        kernel: one of ``KERNELS``.
+        kernel: one of ``matrix_states.KERNELS``.
     """
 
     q: T
@@ -41,6 +39,7 @@ class Delta(State[T]):
     log_decay: T | None
     chunk: Dim
     kernel: str = "chunked"
+    before_scan: ClassVar[int] = 2
 
     def streams(self) -> tuple[T, ...]:
         own = self.q, self.k, self.v, self.beta
@@ -50,102 +49,59 @@ class Delta(State[T]):
         q, k, v, beta, *decay = streams
         return replace(self, q=q, k=k, v=v, beta=beta, log_decay=decay[0] if decay else None)
 
-    def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
-        b, h, _, d = ops.shape(self.k)
-        return (ops.zeros((b, h, d, ops.shape(self.v)[3]), "accumulate"),)
+    def chunks(self, ops: Vocabulary[T]) -> Tensors[T]:
+        """Scores, queries for the state before; T b K, T b V, keys that add to the state, its decay."""
+        q, k, v, beta = (self.cut(ops, y) for y in (self.q, self.k, self.v, self.beta))
+        running = None if self.log_decay is None else ops.cumsum(self.cut(ops, self.log_decay), 3)
+        weighted = ops.mul(k, beta)
+        own, scores = all_pairs(ops, (weighted, q), (k,), None if running is None else Decay(running))
+        inverse = ops.triangular_inverse(own)
+        values = ops.contract("bhnij,bhnje->bhnie", inverse, ops.mul(v, beta))
+        late = k
+        decay: Tensors[T] = ()
+        if running is not None:
+            b, h, n, _, d = ops.shape(running)
+            last = ops.slice(running, 3, self.chunk - 1, 1)
+            shrink = ops.map("exp", running)
+            q, weighted = ops.mul(q, shrink), ops.mul(weighted, shrink)
+            late = ops.mul(k, ops.map("exp", ops.map("sub", last, running)))
+            decay = (ops.reshape(ops.map("exp", last), (b, h, n, d, 1)),)
+        keys = ops.contract("bhnij,bhnjd->bhnid", inverse, weighted)
+        return (scores, q, keys, values, late, *decay)
 
-    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        return () if self.kernel == "recurrent" else _chunks(ops, self)
+    @staticmethod
+    def over_chunks(read: bool) -> Recurrence:
+        """Over (the matrix of the tokens so far and) the state; hands out states before chunks and their updates."""
 
-    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
-        start = (identity(ops, self.k), *self.initial(ops))
-        if self.kernel == "recurrent":
-            (matrix, state), _ = ops.scan(_tokens(read=False), start, self.streams(), axis=2)
-        else:
-            (matrix, state), _ = ops.scan(_over_chunks(read=False), start, prepared[2:], axis=2)
-        return Affine((matrix,), (state,))
+        def updates(ops: Vocabulary[Any], state: Any, chunk: Any) -> Any:
+            return ops.map("sub", chunk[1], ops.contract("bhid,bhde->bhie", chunk[0], state))
 
-    def move(self, ops: Vocabulary[T], transition: Tensors[T], state: Tensors[T]) -> Tensors[T]:
-        return (ops.contract("bhxd,bhde->bhxe", transition[0], state[0]),)
+        def advance(ops: Vocabulary[Any], states: Any, chunk: Any, _: Any) -> Any:
+            keys, _values, late, *decay = chunk
+            *matrix, state = states
+            added = [ops.map("neg", ops.contract("bhid,bhde->bhie", keys, m)) for m in matrix]
+            kept = [ops.mul(s, decay[0]) if decay else s for s in states]
+            steps = (*added, updates(ops, state, chunk))
+            return tuple(ops.add(s, ops.contract("bhid,bhie->bhde", late, u)) for s, u in zip(kept, steps, strict=True))
 
-    def transposed(self, ops: Vocabulary[T], transition: Tensors[T]) -> Tensors[T]:
-        return (ops.permute(transition[0], (0, 1, 3, 2)),)
+        def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
+            return (before[-1], updates(ops, before[-1], chunk)) if read else ()
 
-    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
-        if self.kernel == "recurrent":
-            return ops.scan(_tokens(read=True), state, self.streams(), axis=2)[1][0]
-        scores, queries = prepared[:2]
-        _, (befores, updates) = ops.scan(_over_chunks(read=True), state, prepared[2:], axis=2)
-        within = ops.contract("bhnij,bhnje->bhnie", scores, updates, Mask(causal=True), "ij")
-        before = ops.contract("bhnid,bhnde->bhnie", queries, befores)
-        return ops.reshape(ops.add(within, before), ops.shape(self.v))
+        return Recurrence("states of chunks", advance, emit)
 
+    @staticmethod
+    def over_tokens(read: bool) -> Recurrence:
+        def advance(ops: Vocabulary[Any], states: Any, token: Any, _: Any) -> Any:
+            _, k, v, beta, *decay = token
+            return tuple(
+                step(ops, s, (k, v if place == len(states) - 1 else None, beta), decay[0] if decay else None)
+                for place, s in enumerate(states)
+            )
 
-def identity(ops: Vocabulary[T], k: T) -> T:
-    """A unit matrix [B, H, d, d] for each head of k."""
-    b, h, _, d = ops.shape(k)
-    lower = ops.masked(ops.ones((b, h, d, d), "accumulate"), Mask(causal=True))
-    return ops.map("sub", lower, ops.masked(lower, Mask(causal=True), strict=True))
+        def emit(ops: Vocabulary[Any], before: Any, after: Any, token: Any, _: Any) -> Any:
+            return (ops.contract("bhd,bhde->bhe", token[0], after[-1]),) if read else ()
 
-
-def _chunks(ops: Vocabulary[T], x: Delta[T]) -> Tensors[T]:
-    """Of each chunk: scores, queries for the state before; T b K, T b V, keys that add to the state, its decay."""
-
-    def cut(y: T) -> T:
-        b, h, n, d = ops.shape(y)
-        return ops.reshape(y, (b, h, divide(n, x.chunk), x.chunk, d))
-
-    q, k, v, beta = cut(x.q), cut(x.k), cut(x.v), cut(x.beta)
-    running = None if x.log_decay is None else ops.cumsum(cut(x.log_decay), 3)
-    weighted = ops.mul(k, beta)
-    own, scores = all_pairs(ops, (weighted, q), (k,), None if running is None else Decay(running))
-    inverse = ops.triangular_inverse(own)
-    values = ops.contract("bhnij,bhnje->bhnie", inverse, ops.mul(v, beta))
-    late = k
-    decay: Tensors[T] = ()
-    if running is not None:
-        b, h, n, _, d = ops.shape(running)
-        last = ops.slice(running, 3, x.chunk - 1, 1)
-        shrink = ops.map("exp", running)
-        q, weighted = ops.mul(q, shrink), ops.mul(weighted, shrink)
-        late = ops.mul(k, ops.map("exp", ops.map("sub", last, running)))
-        decay = (ops.reshape(ops.map("exp", last), (b, h, n, d, 1)),)
-    keys = ops.contract("bhnij,bhnjd->bhnid", inverse, weighted)
-    return (scores, q, keys, values, late, *decay)
-
-
-def _over_chunks(read: bool) -> Recurrence:
-    """Over (the matrix of the tokens so far and) the state; hands out states before chunks and their updates."""
-
-    def updates(ops: Vocabulary[Any], state: Any, chunk: Any) -> Any:
-        return ops.map("sub", chunk[1], ops.contract("bhid,bhde->bhie", chunk[0], state))
-
-    def advance(ops: Vocabulary[Any], states: Any, chunk: Any, _: Any) -> Any:
-        keys, _values, late, *decay = chunk
-        *matrix, state = states
-        added = [ops.map("neg", ops.contract("bhid,bhde->bhie", keys, m)) for m in matrix]
-        kept = [ops.mul(s, decay[0]) if decay else s for s in states]
-        steps = (*added, updates(ops, state, chunk))
-        return tuple(ops.add(s, ops.contract("bhid,bhie->bhde", late, u)) for s, u in zip(kept, steps, strict=True))
-
-    def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
-        return (before[-1], updates(ops, before[-1], chunk)) if read else ()
-
-    return Recurrence("states of chunks", advance, emit)
-
-
-def _tokens(read: bool) -> Recurrence:
-    def advance(ops: Vocabulary[Any], states: Any, token: Any, _: Any) -> Any:
-        _, k, v, beta, *decay = token
-        return tuple(
-            step(ops, s, (k, v if place == len(states) - 1 else None, beta), decay[0] if decay else None)
-            for place, s in enumerate(states)
-        )
-
-    def emit(ops: Vocabulary[Any], before: Any, after: Any, token: Any, _: Any) -> Any:
-        return (ops.contract("bhd,bhde->bhe", token[0], after[-1]),) if read else ()
-
-    return Recurrence("delta rule of tokens", advance, emit, "recurrence")
+        return Recurrence("delta rule of tokens", advance, emit, "recurrence")
 
 
 def step(ops: Vocabulary[T], state: T, token: tuple[T, T | None, T], log_decay: T | None) -> T:

@@ -9,30 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.state import Affine, State, Tensors
-from costmodel.dims import Dim, divide
+from costmodel.carries.state import Tensors
+from costmodel.dims import Dim
 from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.chunk_pairs import Decay, all_pairs
-from costmodel.recurrences.delta import identity
+from costmodel.recurrences.matrix_states import MatrixStates
 
 T = TypeVar("T")
 
-KERNELS = ("chunked", "recurrent")
-
 
 @dataclass(frozen=True)
-class DiagonalLowRank(State[T]):
+class DiagonalLowRank(MatrixStates[T]):
     """The recurrence of q, k, z, b [B, H, n, d] and v [B, H, n, e]; the state is [B, H, d, e].
 
     Attributes:
         z, b: what is read of the state, and in whose direction that is taken away.
         log_decay: [B, H, n, d].
         chunk: tokens of a chunk.
-        kernel: one of ``KERNELS``.
+        kernel: one of ``matrix_states.KERNELS``.
     """
 
     q: T
@@ -43,6 +41,7 @@ class DiagonalLowRank(State[T]):
     log_decay: T
     chunk: Dim
     kernel: str = "chunked"
+    before_scan: ClassVar[int] = 3
 
     def streams(self) -> tuple[T, ...]:
         return self.q, self.k, self.v, self.z, self.b, self.log_decay
@@ -51,107 +50,71 @@ class DiagonalLowRank(State[T]):
         q, k, v, z, b, log_decay = streams
         return replace(self, q=q, k=k, v=v, z=z, b=b, log_decay=log_decay)
 
-    def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
-        batch, heads, _, d = ops.shape(self.k)
-        return (ops.zeros((batch, heads, d, ops.shape(self.v)[3]), "accumulate"),)
+    def chunks(self, ops: Vocabulary[T]) -> Tensors[T]:
+        """Scores of what is removed, queries for the state before, values of own pairs; then the scan's.
 
-    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        return () if self.kernel == "recurrent" else _chunks(ops, self)
+        These are T Z, T A V, the directions of what is removed, keys, values, and the decay of the chunk.
+        """
+        q, k, v, z, b, log_decay = (self.cut(ops, y) for y in self.streams())
+        running, before = ops.cumsum(log_decay, 3), ops.cumsum(log_decay, 3, exclusive=True)
+        last = ops.slice(running, 3, self.chunk - 1, 1)
+        left = ops.map("exp", ops.map("sub", last, running))
+        reading = ops.mul(z, ops.map("exp", before))
+        scores, removals = all_pairs(ops, (q,), (k, b), Decay(running))
+        seen, own = all_pairs(ops, (z,), (k, b), Decay(running, before))
+        inverse = ops.triangular_inverse(own)
+        batch, heads, count, _, d = ops.shape(running)
+        return (
+            removals,
+            ops.mul(q, ops.map("exp", running)),
+            _apply(ops, scores, v),
+            _apply(ops, inverse, reading),
+            _apply(ops, inverse, _apply(ops, seen, v)),
+            ops.mul(b, left),
+            ops.mul(k, left),
+            v,
+            ops.reshape(ops.map("exp", last), (batch, heads, count, d, 1)),
+        )
 
-    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
-        start = (identity(ops, self.k), *self.initial(ops))
-        if self.kernel == "recurrent":
-            (matrix, state), _ = ops.scan(_tokens(read=False), start, self.streams(), axis=2)
-        else:
-            (matrix, state), _ = ops.scan(_over_chunks(read=False), start, prepared[3:], axis=2)
-        return Affine((matrix,), (state,))
+    @staticmethod
+    def over_chunks(read: bool) -> Recurrence:
+        """Over (the matrix of the tokens so far and) the state; hands out states before, and what is removed."""
 
-    def move(self, ops: Vocabulary[T], transition: Tensors[T], state: Tensors[T]) -> Tensors[T]:
-        return (ops.contract("bhxd,bhde->bhxe", transition[0], state[0]),)
+        def removed(ops: Vocabulary[Any], state: Any, chunk: Any) -> Any:
+            reading, held, *_ = chunk
+            return ops.map("neg", ops.add(ops.contract("bhid,bhde->bhie", reading, state), held))
 
-    def transposed(self, ops: Vocabulary[T], transition: Tensors[T]) -> Tensors[T]:
-        return (ops.permute(transition[0], (0, 1, 3, 2)),)
+        def advance(ops: Vocabulary[Any], states: Any, chunk: Any, _: Any) -> Any:
+            reading, _held, directions, keys, values, decay = chunk
+            *matrix, state = states
+            steps = [ops.map("neg", ops.contract("bhid,bhde->bhie", reading, m)) for m in matrix]
+            after = [
+                ops.add(ops.mul(s, decay), ops.contract("bhid,bhie->bhde", directions, step))
+                for s, step in zip(states, (*steps, removed(ops, state, chunk)), strict=True)
+            ]
+            return (*after[:-1], ops.add(after[-1], ops.contract("bhid,bhie->bhde", keys, values)))
 
-    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
-        if self.kernel == "recurrent":
-            return ops.scan(_tokens(read=True), state, self.streams(), axis=2)[1][0]
-        within, scores, queries = prepared[:3]
-        _, (befores, removed) = ops.scan(_over_chunks(read=True), state, prepared[3:], axis=2)
-        within = ops.add(within, ops.contract("bhnij,bhnje->bhnie", scores, removed, Mask(causal=True), "ij"))
-        before = ops.contract("bhnid,bhnde->bhnie", queries, befores)
-        return ops.reshape(ops.add(within, before), ops.shape(self.v))
+        def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
+            return (before[-1], removed(ops, before[-1], chunk)) if read else ()
 
+        return Recurrence("states of chunks", advance, emit)
 
-def _chunks(ops: Vocabulary[T], x: DiagonalLowRank[T]) -> Tensors[T]:
-    """Of each chunk: values of its own pairs, scores of what is removed, queries for the state before; then the scan's.
+    @staticmethod
+    def over_tokens(read: bool) -> Recurrence:
+        def advance(ops: Vocabulary[Any], states: Any, token: Any, _: Any) -> Any:
+            _, k, v, z, b, log_decay = token
+            *matrix, state = states
+            own = [moved(ops, m, z, b, log_decay) for m in matrix]
+            return (*own, step(ops, state, (k, v, z, b, log_decay)))
 
-    These are T Z, T A V, the directions of what is removed, keys, values, and the decay of the chunk.
-    """
+        def emit(ops: Vocabulary[Any], before: Any, after: Any, token: Any, _: Any) -> Any:
+            return (ops.contract("bhd,bhde->bhe", token[0], after[-1]),) if read else ()
 
-    def cut(y: T) -> T:
-        b, h, n, d = ops.shape(y)
-        return ops.reshape(y, (b, h, divide(n, x.chunk), x.chunk, d))
-
-    q, k, v, z, b, log_decay = (cut(y) for y in x.streams())
-    running, before = ops.cumsum(log_decay, 3), ops.cumsum(log_decay, 3, exclusive=True)
-    last = ops.slice(running, 3, x.chunk - 1, 1)
-    left = ops.map("exp", ops.map("sub", last, running))
-    reading = ops.mul(z, ops.map("exp", before))
-    scores, removals = all_pairs(ops, (q,), (k, b), Decay(running))
-    seen, own = all_pairs(ops, (z,), (k, b), Decay(running, before))
-    inverse = ops.triangular_inverse(own)
-    batch, heads, count, _, d = ops.shape(running)
-    return (
-        _apply(ops, scores, v),
-        removals,
-        ops.mul(q, ops.map("exp", running)),
-        _apply(ops, inverse, reading),
-        _apply(ops, inverse, _apply(ops, seen, v)),
-        ops.mul(b, left),
-        ops.mul(k, left),
-        v,
-        ops.reshape(ops.map("exp", last), (batch, heads, count, d, 1)),
-    )
+        return Recurrence("recurrence of tokens", advance, emit, "recurrence")
 
 
 def _apply(ops: Vocabulary[T], pairs: T, values: T) -> T:
     return ops.contract("bhnij,bhnje->bhnie", pairs, values, Mask(causal=True), "ij")
-
-
-def _over_chunks(read: bool) -> Recurrence:
-    """Over (the matrix of the tokens so far and) the state; hands out states before chunks and what these remove."""
-
-    def removed(ops: Vocabulary[Any], state: Any, chunk: Any) -> Any:
-        reading, held, *_ = chunk
-        return ops.map("neg", ops.add(ops.contract("bhid,bhde->bhie", reading, state), held))
-
-    def advance(ops: Vocabulary[Any], states: Any, chunk: Any, _: Any) -> Any:
-        reading, _held, directions, keys, values, decay = chunk
-        *matrix, state = states
-        steps = [ops.map("neg", ops.contract("bhid,bhde->bhie", reading, m)) for m in matrix]
-        after = [
-            ops.add(ops.mul(s, decay), ops.contract("bhid,bhie->bhde", directions, step))
-            for s, step in zip(states, (*steps, removed(ops, state, chunk)), strict=True)
-        ]
-        return (*after[:-1], ops.add(after[-1], ops.contract("bhid,bhie->bhde", keys, values)))
-
-    def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
-        return (before[-1], removed(ops, before[-1], chunk)) if read else ()
-
-    return Recurrence("states of chunks", advance, emit)
-
-
-def _tokens(read: bool) -> Recurrence:
-    def advance(ops: Vocabulary[Any], states: Any, token: Any, _: Any) -> Any:
-        _, k, v, z, b, log_decay = token
-        *matrix, state = states
-        own = [moved(ops, m, z, b, log_decay) for m in matrix]
-        return (*own, step(ops, state, (k, v, z, b, log_decay)))
-
-    def emit(ops: Vocabulary[Any], before: Any, after: Any, token: Any, _: Any) -> Any:
-        return (ops.contract("bhd,bhde->bhe", token[0], after[-1]),) if read else ()
-
-    return Recurrence("recurrence of tokens", advance, emit, "recurrence")
 
 
 def moved(ops: Vocabulary[T], state: T, z: T, b: T, log_decay: T) -> T:
