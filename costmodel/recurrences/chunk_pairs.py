@@ -50,7 +50,7 @@ class Decay(Generic[T]):
     def piece(self, chunk: Dim) -> Dim:
         """Tokens of a piece of a chunk."""
         size = chunk if self.whole is None else self.whole
-        return math.gcd(size, PIECE) if isinstance(size, int) else PIECE
+        return math.gcd(int(size), PIECE)
 
     @property
     def strict(self) -> bool:

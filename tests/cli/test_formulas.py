@@ -84,6 +84,8 @@ def test_formulas_at_numbers_are_the_numbers_of_predict(case: tuple[str, dict[st
         assume(False)
     plan = ranking.plan(0)
     found = layer_formulas(name, way, workload)
+    symbols = {key: size.symbol for key, size in mixers.get(name).sizes.items()}
+    found = layer_formulas(name, way, workload, {key: sizes[key] for key in sizes if symbols[key] in found.numbers})
     values = evaluator(found, ranking, plan)
     functions = {"ceil": ceil, "log2": log2, "exp2": exp2, "max": max, "min": min}
     counted = flops(ranking, 0)
