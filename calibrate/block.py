@@ -64,17 +64,24 @@ BLOCKS = (
     ),
     Block(
         "attention",
-        ("attention", "decode_attention"),
+        ("attention",),
         ("attention",),
         _kernel("attention", "compute", "memory"),
-        (_kernel("attention", "ramp"), _kernel("attention", "launch_s")),
+        tuple(_kernel("attention", name) for name in ("ramp", "exposed", "uneven", "launch_s")),
     ),
     Block(
         "attention backward",
         ("attention_training",),
         ("attention_backward",),
         _kernel("attention_backward", "compute"),
-        (_kernel("attention_backward", "ramp"),),
+        tuple(_kernel("attention_backward", name) for name in ("ramp", "exposed", "uneven")),
+    ),
+    Block(
+        "decode attention",
+        ("decode_attention",),
+        ("attention_decode",),
+        _kernel("attention_decode", "compute", "memory"),
+        (_kernel("attention_decode", "launch_s"),),
     ),
     Block(
         "link",
@@ -84,8 +91,13 @@ BLOCKS = (
             "links[0].latency_s",
             "links[0].bytes_per_s",
             *(f"links[0].collectives.{name}" for name in BUS),
+            "links[0].switch_bytes_per_s",
         ),
-        (("links[0].start_s",), ("links[0].small_latency_s", "links[0].small_cost")),
+        (
+            ("links[0].start_s",),
+            ("links[0].small_latency_s", "links[0].small_cost"),
+            ("links[0].own_bytes_per_s",),
+        ),
     ),
 )
 

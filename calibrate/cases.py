@@ -9,6 +9,7 @@ from typing import Any
 from calibrate.case import Case, Shapes, Sizes
 from calibrate.measurement import Measurement
 from calibrate.primitives import PRIMITIVES
+from costmodel.carries.pairs import Pairs
 from costmodel.composite import rms_norm, rope, swiglu
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.masks import Mask
@@ -36,9 +37,7 @@ def _attention(ops: Tracer, s: Sizes, q: Tensor, k: Tensor, v: Tensor) -> Any:
 
 
 def _vanilla(ops: Tracer, s: Sizes, q: Tensor, k: Tensor, v: Tensor) -> Any:
-    mask = Mask(causal=bool(s["causal"]))
-    scores = ops.contract("bhid,bhjd->bhij", q, k, mask, "ij")
-    return ops.contract("bhij,bhje->bhie", ops.softmax(scores, s["d"] ** -0.5, mask), v, mask, "ij")
+    return Pairs(q, k, v, Mask(causal=bool(s["causal"])), s["d"] ** -0.5, "vanilla").whole(ops)
 
 
 def _add_rms_norm(ops: Tracer, _: Sizes, *inputs: Tensor) -> Any:
@@ -103,7 +102,7 @@ CASES: dict[str, Case] = {
     ),
     "attention": Case("attention", _QUERIES, _heads, _attention),
     "attention_training": Case("attention_backward", _QUERIES, _heads, _attention, train=True),
-    "decode_attention": Case("attention", ("B", "H", "H_kv", "n_k", "d"), _heads, _attention),
+    "decode_attention": Case("attention_decode", ("B", "H", "H_kv", "n_k", "d"), _heads, _attention),
     "vanilla_attention": Case("reduction", _QUERIES, _heads, _vanilla),
     "vanilla_attention_training": Case("reduction", _QUERIES, _heads, _vanilla, train=True),
     "swiglu": Case(

@@ -18,11 +18,12 @@ import numpy as np
 
 from calibrate.block import BLOCKS, Block
 from calibrate.fitted import Fit, Variances
-from calibrate.least_squares import SOURCES, Problem
+from calibrate.least_squares import SOURCES, USUAL, Problem
 from calibrate.measurement import Measurement
 from calibrate.predictor import Predictor, slopes
 from calibrate.profile_numbers import started
 from costmodel.hardware.profile import Profile, look_up, placed
+from costmodel.hardware.quantity import Quantity
 
 #: Parts into which shapes are divided for cross-validation.
 FOLDS = 5
@@ -33,6 +34,9 @@ WORTH = 0.02
 #: A number whose logarithm has a larger standard error than this (a factor of 2) is not identified.
 UNIDENTIFIED = 0.7
 
+#: How the source of a number begins that a fit made.
+FITTED = "fit to "
+
 #: Rounds of estimating parameters and variances in turn.
 ROUNDS = 8
 
@@ -41,6 +45,8 @@ def fit(
     block: Block, measurements: Iterable[Measurement], profile: Profile, variances: Variances | None = None
 ) -> Fit | None:
     """Fit a block's numbers, terms chosen by cross-validation; ``None`` without measurements.
+
+    A term that the profile has from elsewhere stays where the measurements do not speak against it.
 
     Args:
         variances: what is known from other blocks, for a block with fewer than ``SOURCES`` sources.
@@ -51,16 +57,27 @@ def fit(
     rows = block.chosen(measurements)
     if not rows:
         return None
-    profile = _uncorrelated(block, profile)
+    profile = given = _uncorrelated(block, profile)
     (keys, *terms) = _relevant(block, rows, profile)
     profile = placed(profile, {key: None for term in terms for key in term})
     best = validation_error(block, rows, profile, keys)
     for term in terms:
         tried = validation_error(block, rows, profile, keys + term)
-        if tried < (1 - WORTH) * best:
+        with_known = placed(profile, _known(given, term))
+        known = validation_error(block, rows, with_known, keys) if with_known != profile else np.inf
+        if tried < (1 - WORTH) * min(best, known):
             keys, best = keys + term, tried
-    rejected = tuple(key for term in terms for key in term if key not in keys)
+        elif known <= (1 + WORTH) * best:
+            profile, best = with_known, known
+    held = {key for term in terms for key in term if look_up(profile, key) is not None}
+    rejected = tuple(key for term in terms for key in term if key not in keys and key not in held)
     return replace(fit_keys(block, rows, profile, keys, variances), rejected=rejected)
+
+
+def _known(profile: Profile, keys: Iterable[str]) -> dict[str, Quantity | None]:
+    """Numbers that a profile has from elsewhere than a fit of its own."""
+    found = {key: look_up(profile, key) for key in keys}
+    return {key: q for key, q in found.items() if isinstance(q, Quantity) and not q.source.startswith(FITTED)}
 
 
 def _uncorrelated(block: Block, profile: Profile) -> Profile:
@@ -127,7 +144,7 @@ def _fit_all(
     rounds: int,
 ) -> Fit:
     problem = Problem(rows, profile, keys)
-    variances = given or Variances(0.05, 0.1)
+    variances = given = given or USUAL
     at = problem.start
     for _ in range(rounds):
         at = problem.solve(at, variances)

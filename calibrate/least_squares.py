@@ -14,6 +14,9 @@ from calibrate.profile_numbers import HALF_90, limits, values
 from costmodel.hardware.profile import Profile
 from costmodel.uncertainty import moved
 
+#: What is taken for the standard deviations where nothing else is known of them.
+USUAL = Variances(0.05, 0.1)
+
 #: Residuals of more standard deviations than this weigh less.
 OUTLYING = 2.0
 
@@ -81,7 +84,7 @@ class Problem:
         inverse: Floats = np.linalg.inv(jacobian.T @ (weights[:, None] * jacobian) + np.diag(known))
         return inverse
 
-    def variances(self, at: Floats, covariance: Floats, given: Variances | None) -> Variances:
+    def variances(self, at: Floats, covariance: Floats, given: Variances) -> Variances:
         """Of sources, the expected square of their offsets (one step of expectation-maximisation); of runs, what holds
         nine in ten residuals in a 90 % interval.
         """
@@ -89,6 +92,6 @@ class Problem:
         within = np.quantile(np.abs(self.residuals(at)), 0.9) / HALF_90 * np.sqrt(freedom)
         places = slice(len(self.keys), None)
         between = np.sqrt(np.mean(at[places] ** 2 + np.diag(covariance)[places]))
-        if len(self.sources) < SOURCES and given is not None:
+        if len(self.sources) < SOURCES:
             between = max(between, given.between) if len(self.sources) > 1 else given.between
         return Variances(float(max(between, LEAST)), float(max(within, LEAST)))

@@ -20,10 +20,12 @@ START = "where the fit starts, of the usual size; the measured runs do not say i
 STARTS = {
     "exposed": 0.2,
     "ramp": 100.0,
+    "uneven": 0.05,
     "launch_s": 4e-6,
     "cache_bytes": 30e6,
     "cache_bytes_per_s": 3e12,
     "start_s": 8e-6,
+    "own_bytes_per_s": 8e11,
     "small_latency_s": 1.5e-6,
     "small_cost": 2.0,
 }
@@ -59,7 +61,7 @@ def limits(profile: Profile, key: str) -> tuple[float, float]:
     """Between what a number may lie; a link's rates below its line rate, or twice that for a sum in the switch."""
     name = key.rpartition(".")[2]
     allowed = ALLOWED[name]
-    if key.startswith("links") and (name == "bytes_per_s" or ".collectives." in key):
+    if key.startswith("links") and (name in ("bytes_per_s", "switch_bytes_per_s") or ".collectives." in key):
         line = values(profile, ["links[0].peak_bytes_per_s"])["links[0].peak_bytes_per_s"]
         return allowed.low, line * (2 if name == "all_reduce" else 1)
     return allowed.low, allowed.high

@@ -209,6 +209,9 @@ CHECKED = {
 }
 
 
+#: Wider heads take other tiles, of which a multiprocessor holds one: another kernel (flash_fwd_launch_template.h).
+WIDEST_HEAD = 128
+
 #: Cards of a machine that lets them reach each other over PCIe.
 PEERS = 4
 
@@ -287,6 +290,8 @@ def _measurement(
         notes.append(f"size as printed: {row['shape_or_bytes'] or 'none'}")
     why = CHECKED.get(name)
     device, transport = DEVICES[row["hardware"]], _transport(row)
+    if sizes.get("d", 0) > WIDEST_HEAD:
+        why = why or f"another kernel: heads wider than {WIDEST_HEAD}"
     if transport == "peer to peer" and sizes["P"] > PEERS:
         why = f"more than the {PEERS} cards of the profile's machine"
     why = _host_timed(row["source"], name, timed[0]) or why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
@@ -11,13 +12,17 @@ from costmodel.errors import UnknownNameError
 from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.profile import Device, Kernel, Link, Profile
 from costmodel.hardware.quantity import Quantity
+from costmodel.timing import IN_TURN
 from costmodel.workload import WIDTHS
 
 #: Symbols of rates that are one number for a whole cluster.
-SCALARS = ("launch", "step", "matrix", "vector", "special", "memory", "exposed", "ramp", "cache", "saved")
+SCALARS = ("launch", "step", "matrix", "vector", "special", "memory", "exposed", "ramp", "uneven", "cache", "saved")
+
+#: Numbers of a kernel family that a profile may leave out, which are then 0.
+TERMS = ("exposed", "ramp", "uneven")
 
 #: Symbols of rates of a link, which depend on the ranks that communicate.
-LINKS = ("start", "latency", "sooner", "dearer", "seconds_per_byte")
+LINKS = ("start", "latency", "sooner", "dearer", "own", "switched", "seconds_per_byte")
 
 
 def is_scalar(symbol: str) -> bool:
@@ -84,6 +89,8 @@ _NUMBERS: dict[str, _LinkNumber] = {
     "latency": lambda link: link.latency_s.value,
     "sooner": lambda link: link.latency_s.value - _value(link.small_latency_s, link.latency_s.value),
     "dearer": lambda link: _value(link.small_cost, 1.0) - 1,
+    "own": lambda link: 1 / link.own_bytes_per_s.value if link.own_bytes_per_s else 0.0,
+    "switched": lambda link: 1 / _value(link.switch_bytes_per_s, 1.0),  # without one, slower than any ring
 }
 
 
@@ -103,11 +110,12 @@ def _device_rate(device: Device, dtype: str, symbol: str) -> float:
     bandwidth = device.memory_bytes_per_s.value * kernel.memory.value
     if kind == "saved":
         return max(0.0, 1 / bandwidth - 1 / _value(device.cache_bytes_per_s, bandwidth)) * _spread(kernel)
-    if kind in ("exposed", "ramp"):
-        return _value(kernel.exposed if kind == "exposed" else kernel.ramp, 0.0)
+    if kind in TERMS:
+        return _value(getattr(kernel, kind), 0.0)
     if kind == "launch":
         return _value(kernel.launch_s, device.launch_s.value) * _spread(kernel)
-    vector = device.vector_flop_per_s.value * kernel.compute.value
+    plain = device.kernels.elementwise if where.partition(":")[0] in IN_TURN else kernel
+    vector = device.vector_flop_per_s.value * plain.compute.value
     rates: dict[str, Callable[[], float]] = {
         "memory": lambda: bandwidth,
         "matrix": lambda: _matrix_rate(device, kernel, dtype),
@@ -128,16 +136,20 @@ def absent(profile: Profile, symbols: Iterable[str]) -> frozenset[str]:
     """Rates among some symbols that are 0 as the profile says nothing of them, and stay so if its numbers move."""
     device = profile.device
     known: dict[str, Callable[[str], bool]] = {
-        "exposed": lambda where: _kernel(device, where).exposed is not None,
-        "ramp": lambda where: _kernel(device, where).ramp is not None,
+        **{term: partial(_has_term, device, term) for term in TERMS},
         "cache": lambda _: device.cache_bytes is not None,
         "saved": lambda _: device.cache_bytes_per_s is not None,
         "start": lambda _: any(link.start_s for link in profile.links),
         "sooner": lambda _: any(link.small_latency_s for link in profile.links),
+        "own": lambda _: any(link.own_bytes_per_s for link in profile.links),
         "dearer": lambda _: any(link.small_cost for link in profile.links),
     }
     parts = ((symbol, *symbol.partition(":")) for symbol in symbols)
     return frozenset(symbol for symbol, kind, _, where in parts if kind in known and not known[kind](where))
+
+
+def _has_term(device: Device, term: str, where: str) -> bool:
+    return getattr(_kernel(device, where), term) is not None
 
 
 def usable_memory(cluster: Cluster) -> float:

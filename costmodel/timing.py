@@ -2,9 +2,11 @@
 
 A kernel takes its launch and then the longer of its arithmetic and its traffic (the roofline; Williams et al. 2009),
 with what a profile has to add to it: tiles of attention that reach their full rate after some keys, the part of a
-matrix product's shorter side that the longer one does not hide, bytes that are still in the last-level cache.
+matrix product's shorter side that the longer one does not hide, the part of attention's softmax that its products do
+not hide, bytes that are still in the last-level cache.
 Communication takes its start, its steps' latency and its bytes at the link's rate, by the protocol that is faster: one
-for large messages, or one for small ones, which takes steps sooner and sends more bytes.
+for large messages, or one for small ones, which takes steps sooner and sends more bytes. A collective also copies the
+part of its result that is a rank's own; an all-reduce runs through a switch that sums where that is faster.
 
 In series times add; communication beside computation takes the longer of both; a ring runs at fill + (n - 1) x the
 slower of its resources + drain, which is what the tree of a ring adds up to. Rates are symbols, so that the time itself
@@ -47,6 +49,9 @@ UNITS = {
 
 #: Families whose operands a kernel wrote just before, and which find them in the last-level cache if they fit.
 CACHED = ("elementwise", "reduction", "gather", "copy")
+
+#: Fused families whose other units wait for the matrix units and these for them, as softmax and products of attention.
+IN_TURN = ("attention", "attention_backward", "attention_decode")
 
 #: Families whose products are of single rows, which matrix units do not take.
 WITHOUT_MATRIX = ("recurrence", "convolution")
@@ -152,6 +157,10 @@ def _wire_seconds(leaf: Leaf, primitive: Communication) -> Dim:
     where = primitive.axis.name, COLLECTIVES[type(primitive)]
     steps = primitive.steps(leaf.inputs)
     sending = primitive.busy_bytes(leaf.inputs) * rate("seconds_per_byte", *where)
+    sending += primitive.own_bytes(leaf.inputs) * rate("own", where[0])
+    summed = primitive.switched_bytes(leaf.inputs)
+    if not is_number(summed, 0):
+        sending = minimum(sending, summed * rate("switched", where[0]))
     saved = maximum(steps * rate("sooner", where[0]) - sending * rate("dearer", where[0]), 0)
     return rate("start", where[0]) + steps * rate("latency", where[0]) + sending - saved
 
@@ -159,7 +168,8 @@ def _wire_seconds(leaf: Leaf, primitive: Communication) -> Dim:
 def _arithmetic_seconds(operation: Operation) -> Dim:
     """The longest of the matrix, vector and special-function units, which work at the same time.
 
-    The steps of a scan follow each other, each at least ``step`` long.
+    In fused attention a tile's softmax waits for its scores, so that a part of the others' work adds to the longest;
+    under a causal mask some tiles have more work than others, and the device waits for the last.
     """
     flops = dict(operation.flops(Reading.EXECUTED))
     if isinstance(operation, Leaf):
@@ -172,7 +182,12 @@ def _arithmetic_seconds(operation: Operation) -> Dim:
         amount = sum(flops.get(kind, 0) for kind in kinds)
         if not is_number(amount, 0):
             busy.append(amount / rate(unit, *operation.kernel))
-    return reduce(maximum, busy) if busy else 0
+    longest: Dim = reduce(maximum, busy) if busy else 0
+    if operation.family in IN_TURN:
+        longest += rate("exposed", *operation.kernel) * (total(busy) - longest)
+    if isinstance(operation, Leaf) and operation.primitive.uneven:
+        longest *= 1 + rate("uneven", *operation.kernel)
+    return longest
 
 
 def _ramp(leaf: Leaf) -> Dim:

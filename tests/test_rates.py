@@ -20,7 +20,7 @@ def number(value: float) -> Quantity:
 def machine(**numbers: float) -> Profile:
     """An H100 with some numbers more; ``__`` stands for a dot."""
     paths = {key.replace("__", ".").replace("links.", "links[0]."): number(value) for key, value in numbers.items()}
-    return placed(load_profile("h100"), paths)
+    return placed(load_profile("h200"), paths)
 
 
 def device(profile: Profile, symbol: str) -> float:
@@ -43,14 +43,14 @@ def test_a_kernel_measured_by_itself_has_its_own_numbers() -> None:
     own = Kernel(number(0.01), number(0.3), launch_s=number(9e-6))
     profile = placed(plain, {"device.single.exp": own})
     # 67e12 FLOP/s outside matrix units, of which special functions have a part here too.
-    rates = {"vector": 0.67e12, "special": 0.67e12, "memory": 0.3 * 3.35e12, "launch": 9e-6}
+    rates = {"vector": 0.67e12, "special": 0.67e12, "memory": 0.3 * 4.8e12, "launch": 9e-6}
     for kind, rate in rates.items():
         assert device(profile, f"{kind}:elementwise:exp") == pytest.approx(rate)
         assert device(profile, f"{kind}:elementwise:add") == device(plain, f"{kind}:elementwise")
     assert dict(numbers(profile))["device.single.exp.memory"].value == 0.3
     assert hash(profile) != hash(plain)
     changed = placed(profile, {"device.single.exp.memory": number(0.4)})
-    assert device(changed, "memory:elementwise:exp") == pytest.approx(0.4 * 3.35e12)
+    assert device(changed, "memory:elementwise:exp") == pytest.approx(0.4 * 4.8e12)
 
 
 def test_a_kernel_that_widens_a_dtype_has_a_rate_of_its_own_for_it() -> None:
@@ -90,13 +90,17 @@ def test_rates_of_a_link() -> None:
     for symbol in ("latency:context", "seconds_per_byte:context:all_gather"):
         assert link(slow, symbol) == pytest.approx(2 * link(machine(), symbol))
     assert (
-        link(machine(), "start:context") == link(machine(), "sooner:context") == link(machine(), "dearer:context") == 0
+        link(machine(), "own:context")
+        == link(machine(), "start:context")
+        == link(machine(), "sooner:context")
+        == link(machine(), "dearer:context")
+        == 0
     )
 
 
 def test_rates_that_a_profile_does_not_have_are_left_out_of_formulas() -> None:
     symbols = ["exposed:gemm", "ramp:attention", "cache", "saved:copy", "start:context", "matrix:gemm", "L"]
-    assert absent(load_profile("h100"), symbols) == frozenset(symbols[:5])
+    assert absent(load_profile("h200"), symbols) == frozenset(symbols[:5])
     assert absent(load_profile("rtx4090"), symbols) == {"start:context"}
     x, zero = symbol_named("x"), symbol_named("exposed:gemm")
     formula = x * x + zero * x + 1

@@ -49,12 +49,28 @@ def test_a_product_takes_as_long_as_one_with_some_rows_columns_and_summands_more
 def test_queries_take_some_keys_until_full_rate(ramp: float) -> None:
     # 2 heads x 128 queries x (256 + ramp) keys x 4 x 32 FLOP at 1e9 FLOP/s.
     rates = {"launch": 1e-6, "matrix": 1e9, "vector": 1e15, "special": 1e15, "memory": 1e15, "ramp": ramp}
+    rates |= {"exposed": 0.0}
     found = seconds(
         lambda ops, q, k, v: ops.attention(q, k, v, Mask(), 1)[0],
         {f"{name}:attention": rate for name, rate in rates.items()},
         *((1, 2, 128, 32), (1, 2, 256, 32), (1, 2, 256, 32)),
     )
     assert found == pytest.approx(1e-6 + 2 * 128 * (256 + ramp) * 4 * 32 / 1e9)
+
+
+@pytest.mark.parametrize(("causal", "exposed", "uneven"), [(False, 0.0, 9.0), (False, 0.5, 9.0), (True, 0.5, 0.1)])
+def test_softmax_that_products_do_not_hide_and_uneven_work(causal: bool, exposed: float, uneven: float) -> None:
+    # 64 x 64 pairs in one tile: 4 x 32 FLOP each at 1e9 FLOP/s, and 4 FLOP and an exponential each at 1e10 a second;
+    # 64 x 33 FLOP and 64 logarithms when a row is done.
+    rates = {"launch": 1e-6, "matrix": 1e9, "vector": 1e10, "special": 1e10, "memory": 1e15, "ramp": 0.0}
+    rates |= {"exposed": exposed, "uneven": uneven}
+    found = seconds(
+        lambda ops, q, k, v: ops.attention(q, k, v, Mask(causal), 1)[0],
+        {f"{name}:attention": rate for name, rate in rates.items()},
+        *((1, 1, 64, 32),) * 3,
+    )
+    products, softmax = 64 * 64 * 128 / 1e9, (64 * 64 * 5 + 64 * 34) / 1e10
+    assert found == pytest.approx(1e-6 + (products + exposed * softmax) * (1 + uneven if causal else 1))
 
 
 @pytest.mark.parametrize(("elements", "cached"), [(100, 400), (1000, 1000)])
@@ -72,7 +88,7 @@ def test_bytes_in_the_cache_are_read_sooner(elements: int, cached: int) -> None:
 def test_the_faster_protocol_is_used(elements: int, expected: float) -> None:
     # An all-reduce over 4 ranks takes 6 steps and sends 3/2 of its bytes, at 1 ns each.
     rates = {"start:data": 10e-6, "latency:data": 6e-6, "sooner:data": 5e-6, "dearer:data": 1.0}
-    rates["seconds_per_byte:data:all_reduce"] = 1e-9
+    rates |= {"seconds_per_byte:data:all_reduce": 1e-9, "own:data": 0.0, "switched:data": 1.0}
     found = seconds(lambda ops, x: ops.apply(AllReduce(Axis("data", 4, 0)), x)[0], rates, (elements,))
     assert found == pytest.approx(expected)
 
@@ -84,3 +100,14 @@ def test_a_scan_hides_part_of_its_work_behind_its_steps(exposed: float) -> None:
     rates = {"launch:scan": 1e-6, "step": 3e-6, "vector:scan": 1e9, "memory:scan": 1e15, "exposed:scan": exposed}
     found = seconds(lambda ops, state, xs: ops.scan(loop, (state,), (xs,))[1], rates, (100,), (8, 100))
     assert found == pytest.approx(1e-6 + 24e-6 + exposed * 0.8e-6)
+
+
+@pytest.mark.parametrize(("ranks", "switched", "expected"), [(2, 1.5e-9, 125.0), (8, 1.5e-9, 150.0), (8, 1.0, 181.25)])
+def test_an_all_reduce_goes_through_the_switch_where_that_is_faster(
+    ranks: int, switched: float, expected: float
+) -> None:
+    # 100 bytes: a ring sends 2 (P - 1) / P of them at 1 ns and copies 1 / P at 0.5 ns; a switch takes all at 1.5 ns.
+    rates = {"start:data": 0.0, "latency:data": 0.0, "sooner:data": 0.0, "dearer:data": 0.0, "switched:data": switched}
+    rates |= {"seconds_per_byte:data:all_reduce": 1e-9, "own:data": 0.5e-9}
+    found = seconds(lambda ops, x: ops.apply(AllReduce(Axis("data", ranks, 0)), x)[0], rates, (50,))
+    assert found == pytest.approx(expected * 1e-9)

@@ -16,7 +16,7 @@ from torch import Tensor
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter, RingShift
 from costmodel.ops.contraction import Contract
 from costmodel.ops.convolution import Depthwise, TapsGradient
-from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
+from costmodel.ops.fused_attention import Attention, AttentionBackward, DecodeAttention, Merge
 from costmodel.ops.halo import Halo, HaloReturn
 from costmodel.ops.layout import (
     AddInto,
@@ -240,6 +240,7 @@ def cast(primitive: Cast, ops: Executor, x: Tensor) -> Tensor:
 
 
 @runs(Attention)
+@runs(DecodeAttention)
 def fused_attention(primitive: Attention, ops: Executor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return attention.forward((q, k, v), primitive.mask, float(primitive.scale), ops.flash)
 

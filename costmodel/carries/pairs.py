@@ -106,11 +106,16 @@ def merged(ops: Vocabulary[T], outs: T, lses: T) -> tuple[T, T]:
 
 
 def _vanilla(ops: Vocabulary[T], pairs: Pairs[T]) -> T:
-    """softmax(scale q k^T + mask) v with the scores in memory: [B, H_kv, H/H_kv, n_q, n_k]."""
+    """softmax(scale q k^T + mask) v with the scores in memory: [B, H_kv, H/H_kv, n_q, n_k].
+
+    As eager code does it: all scores are computed, and a mask is a pass over them by itself (``masked_fill``).
+    """
     b, h, n, d = ops.shape(pairs.q)
     h_kv = ops.shape(pairs.k)[1]
     grouped = ops.reshape(pairs.q, (b, h_kv, divide(h, h_kv), n, d))
     scores = ops.contract("bkgid,bkjd->bkgij", grouped, pairs.k, pairs.mask, "ij")
+    if pairs.mask.causal or pairs.mask.window is not None:
+        scores = ops.masked(scores, pairs.mask, "-inf")
     weights = ops.softmax(scores, pairs.scale, pairs.mask)
     out = ops.contract("bkgij,bkje->bkgie", weights, pairs.v, pairs.mask, "ij")
     return ops.reshape(out, (b, h, n, ops.shape(pairs.v)[3]))

@@ -32,6 +32,7 @@ Family = Literal[
     "fft",
     "sort",
     "convolution",
+    "attention_decode",
 ]
 Collective = Literal["all_to_all", "ring_shift", "all_gather", "reduce_scatter", "all_reduce"]
 
@@ -99,9 +100,12 @@ class Kernel(Noun, frozen=True):
     tile in which a fused attention kernel works (it executes whole tiles, masked or not).
     ``launch_s``: time of one that does nothing, where it differs from the device's.
     ``exposed``: part of the shorter of arithmetic and traffic that the longer does not hide (matrix products); of a
-    scan's work and its steps.
+    scan's work and its steps; part of the softmax that the products do not hide (fused attention, whose softmax runs at
+    the device's elementwise rate).
     ``ramp``: keys that a tile of queries could fold in the time until it runs at full rate (fused attention); rows,
     columns and summands more that a product takes as long as (``Primitive.front``).
+    ``uneven``: part of its time that a causal kernel takes longer than its work, of which some tiles of queries have
+    more than others (fused attention).
     ``spread``: factor, usually 1, on all times of the family; its range is what remains between machines and kernels.
     ``measured``: sizes between which these numbers were fitted; other sizes are extrapolated.
     ``flop_per_s``: rates of its products for dtypes in which they are not at ``compute`` of the device's peak, as of a
@@ -114,6 +118,7 @@ class Kernel(Noun, frozen=True):
     launch_s: Quantity | None = None
     exposed: Quantity | None = None
     ramp: Quantity | None = None
+    uneven: Quantity | None = None
     spread: Quantity | None = None
     measured: Measured | None = None
     flop_per_s: Peaks | None = None
@@ -122,7 +127,7 @@ class Kernel(Noun, frozen=True):
 class Kernels(Table[Kernel], frozen=True):
     """One `Kernel` per kernel family.
 
-    The last five may be left out; `STAND_INS` names the family whose numbers are then taken.
+    The last six may be left out; `STAND_INS` names the family whose numbers are then taken.
     """
 
     gemm: Kernel
@@ -137,6 +142,7 @@ class Kernels(Table[Kernel], frozen=True):
     fft: Kernel | None = None
     sort: Kernel | None = None
     convolution: Kernel | None = None
+    attention_decode: Kernel | None = None
 
     def taken(self, family: str) -> Kernel:
         """A family's numbers, or those of the one that stands in for it."""
@@ -149,6 +155,7 @@ STAND_INS = {
     "fft": "reduction",
     "sort": "gather",
     "convolution": "elementwise",
+    "attention_decode": "attention",
 }
 """For kernel families that a profile says nothing of: the nearest one, which moves memory in the same way."""
 
@@ -216,6 +223,9 @@ class Link(Noun, frozen=True):
     ``latency_s``: time of one message, or of one step of a collective, that carries nothing.
     ``small_latency_s`` and ``small_cost``: the same, and the bytes on the wire for one of the message, by the protocol
     for small messages, where there is one; whichever protocol is faster is used.
+    ``own_bytes_per_s``: how fast a collective copies the part of its result that is a device's own.
+    ``switch_bytes_per_s``: how fast one device sends what the switch sums up for an all-reduce, where it does; the
+    faster of this and of a ring is used.
     ``bytes_per_s``: what one device sends, one way, while its peers do the same; this is nccl-tests' bus
     bandwidth.
     ``peak_bytes_per_s``: line rate of one device, which nothing may beat. Only all-reduce may show more bus
@@ -235,6 +245,8 @@ class Link(Noun, frozen=True):
     uplink_bytes_per_s: Quantity | None = None
     collectives: Collectives = Collectives()
     start_s: Quantity | None = None
+    own_bytes_per_s: Quantity | None = None
+    switch_bytes_per_s: Quantity | None = None
     small_latency_s: Quantity | None = None
     small_cost: Quantity | None = None
     spread: Quantity | None = None

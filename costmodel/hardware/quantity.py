@@ -121,13 +121,16 @@ ALLOWED: dict[str, Allowed] = {
     # Fractions. Compute may pass 1: cards boost above the clock that the datasheet peak is stated for.
     "compute": Allowed("of the dense peak", 1e-4, 1.3, "0.85"),
     "memory": Allowed("of the memory bandwidth", 1e-4, 1.0, "0.9"),
-    "exposed": Allowed("of the shorter side", 1e-6, 1.0, "0.3", zero=True),
+    "exposed": Allowed("of the shorter side", 1e-6, 3.0, "0.3", zero=True),
     "ramp": Allowed("keys", 1e-3, 1e5, "180", zero=True),
+    "uneven": Allowed("of the time", 1e-6, 1.0, "0.05", zero=True),
     "spread": Allowed("times as long", 0.1, 10.0, "1.0"),
     "cache_bytes": Allowed("bytes", 1e4, 1e12, "50e6"),
     "cache_bytes_per_s": Allowed("bytes/s", 1e8, 1e15, "4e12"),
     "start_s": Allowed("seconds", 1e-9, 1e-1, "8e-6", zero=True),
     "small_latency_s": Allowed("seconds", 1e-9, 1e-1, "1e-6", zero=True),
+    "own_bytes_per_s": _LINK_RATE,
+    "switch_bytes_per_s": _LINK_RATE,
     "small_cost": Allowed("times the bytes", 1.0, 100.0, "2.0"),
 }
 """Unit and plausible range of every key that holds a `Quantity`."""

@@ -37,6 +37,14 @@ class Communication(Primitive):
         """Bytes for which the link is busy; those sent, unless ranks differ and wait for each other."""
         return self.wire_bytes(inputs)
 
+    def own_bytes(self, inputs: Sequence[Tensor]) -> Dim:
+        """Bytes of the result that are the rank's own, and that it copies or adds to without the wire."""
+        return 0
+
+    def switched_bytes(self, inputs: Sequence[Tensor]) -> Dim:
+        """Bytes that a rank sends where the switch does the sums; 0 for what is no sum."""
+        return 0
+
     @abstractmethod
     def steps(self, inputs: Sequence[Tensor]) -> Dim:
         """Rounds that follow each other, each paying the link's latency."""
@@ -82,6 +90,9 @@ class AllGather(Communication):
     def wire_bytes(self, inputs: Sequence[Tensor]) -> Dim:
         return (self.axis.size - 1) * inputs[0].bytes
 
+    def own_bytes(self, inputs: Sequence[Tensor]) -> Dim:
+        return inputs[0].bytes
+
     def steps(self, inputs: Sequence[Tensor]) -> Dim:
         return self.axis.size - 1
 
@@ -105,6 +116,9 @@ class ReduceScatter(Communication):
     def wire_bytes(self, inputs: Sequence[Tensor]) -> Dim:
         return (self.axis.size - 1) * inputs[0].bytes / self.axis.size
 
+    def own_bytes(self, inputs: Sequence[Tensor]) -> Dim:
+        return inputs[0].bytes / self.axis.size
+
     def steps(self, inputs: Sequence[Tensor]) -> Dim:
         return self.axis.size - 1
 
@@ -123,6 +137,12 @@ class AllReduce(Communication):
 
     def wire_bytes(self, inputs: Sequence[Tensor]) -> Dim:
         return 2 * (self.axis.size - 1) * inputs[0].bytes / self.axis.size
+
+    def own_bytes(self, inputs: Sequence[Tensor]) -> Dim:
+        return inputs[0].bytes / self.axis.size
+
+    def switched_bytes(self, inputs: Sequence[Tensor]) -> Dim:
+        return inputs[0].bytes
 
     def steps(self, inputs: Sequence[Tensor]) -> Dim:
         return 2 * (self.axis.size - 1)
@@ -152,6 +172,9 @@ class AllToAll(Communication):
 
     def wire_bytes(self, inputs: Sequence[Tensor]) -> Dim:
         return (self.axis.size - 1) * inputs[0].bytes / self.axis.size
+
+    def own_bytes(self, inputs: Sequence[Tensor]) -> Dim:
+        return inputs[0].bytes / self.axis.size
 
     def steps(self, inputs: Sequence[Tensor]) -> Dim:
         return self.axis.size - 1

@@ -89,12 +89,23 @@ class Attention(Primitive):
         q, _, v = inputs
         return 2 * outputs[1].elements * (q.shape[3] + v.shape[3])
 
+    @property
+    def uneven(self) -> bool:
+        return self.mask.causal
+
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
         q, k, v = inputs
         out, lse = outputs
         return ops.attention_backward(q, k, v, out, lse, gradients[0], self.mask, self.scale)
+
+
+@dataclass(frozen=True)
+class DecodeAttention(Attention):
+    """Attention of one query for each sequence and head, whose kernels cut the keys over the device instead."""
+
+    family = "attention_decode"
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,10 @@ class AttentionBackward(Primitive):
     def front(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dim:
         q, _, v = inputs[:3]
         return product(q.shape[:3]) * (6 * q.shape[3] + 4 * v.shape[3])
+
+    @property
+    def uneven(self) -> bool:
+        return self.mask.causal
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,11 @@ class Primitive(ABC):
         """FLOP to which a kernel's fixed work is in proportion: in fused attention one key of every query; or none."""
         return 0
 
+    @property
+    def uneven(self) -> bool:
+        """Whether a fused attention has tiles of queries with more work than others."""
+        return False
+
     def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
         """Bytes read from and written to device memory; every input and output once unless a rule says otherwise."""
         return sum(t.bytes for t in inputs), sum(t.bytes for t in outputs)

@@ -20,7 +20,7 @@ from costmodel.ops.contraction import Contract
 from costmodel.ops.convolution import Depthwise
 from costmodel.ops.dynamic_convolution import DynamicDepthwise
 from costmodel.ops.fourier import FFT, ComplexProduct, InverseRealFFT, RealFFT
-from costmodel.ops.fused_attention import Attention, AttentionBackward, Merge
+from costmodel.ops.fused_attention import Attention, AttentionBackward, DecodeAttention, Merge
 from costmodel.ops.halo import Halo
 from costmodel.ops.layout import (
     AddInto,
@@ -254,7 +254,8 @@ class Vocabulary(ABC, Generic[T]):
 
     def attention(self, q: T, k: T, v: T, mask: Mask, scale: Dim) -> tuple[T, T]:
         """Fused attention of q [B, H, n_q, d] over k [B, H_kv, n_k, d] and v [B, H_kv, n_k, e]: output and lse."""
-        out, lse = self.apply(Attention(mask, scale, self.tile, self.width("accumulate")), q, k, v)
+        kind = DecodeAttention if is_number(self.shape(q)[2], 1) else Attention
+        out, lse = self.apply(kind(mask, scale, self.tile, self.width("accumulate")), q, k, v)
         return out, lse
 
     def attention_backward(

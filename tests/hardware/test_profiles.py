@@ -58,10 +58,10 @@ def test_name_in_file_is_file_name(name: str) -> None:
 
 
 def test_walk_finds_every_quantity() -> None:
-    # Device: 7 single numbers, 2 of the cache, 5 dense rates and 7 families of 2, of which 5 state their spread and
-    # matrix products and attention a launch and a term each; two links of 3, one shared, one spread and one uplink
-    # total; the host's 2. 7 + 2 + 5 + 14 + 5 + 4 + 9 + 2 = 48.
-    assert len(quantities(load_profile("rtx4090"))) == 48
+    # Device: 7 single numbers, 2 of the cache, 5 dense rates and 8 families of 2, of which 6 state their spread, matrix
+    # products a launch and a term, attention a term and decoding a launch; two links of 3, one shared, one spread and
+    # one uplink total; the host's 2. 7 + 2 + 5 + 16 + 6 + 4 + 9 + 2 = 51.
+    assert len(quantities(load_profile("rtx4090"))) == 51
 
 
 def test_every_number_has_source_and_range(profile: Profile) -> None:
@@ -82,7 +82,7 @@ def test_a_profile_is_calibrated_if_it_has_fitted_numbers(profile: Profile) -> N
         path for path, quantity in quantities(profile) if "costmodel calibrate --from published/" in quantity.source
     ]
     assert profile.calibrated is bool(fitted)
-    assert profile.calibrated is (profile.name in ("a100", "rtx4090", "rtx4090_p2p"))
+    assert profile.calibrated is (profile.name in ("a100", "h100", "rtx4090", "rtx4090_p2p"))
 
 
 def test_the_card_is_the_same_with_peer_to_peer_transfers() -> None:
@@ -106,8 +106,9 @@ def test_bandwidths_are_the_datasheets(name: str) -> None:
 def test_no_matrix_kernel_beats_the_fastest_measured(name: str) -> None:
     device = load_profile(name).device
     for family in ("gemm", "attention", "attention_backward"):
+        # A fitted rate is that without launch and what is exposed, and its range is of cards and of runs.
         reached = device.kernels[family].compute.hi * device.peak("bf16").value
-        assert reached <= FASTEST_GEMM[name] * 1e12, family
+        assert reached <= 1.06 * FASTEST_GEMM[name] * 1e12, family
 
 
 def test_no_kernel_beats_the_memory(profile: Profile) -> None:
