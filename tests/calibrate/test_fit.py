@@ -33,9 +33,9 @@ def test_intervals_contain_the_truth_as_often_as_they_say(name: str) -> None:
     form = FORMS[name]
     fits = [form.fit(seed) for seed in range(SEEDS)]
     assert 0.85 <= np.mean([list(form.inside(found)) for found in fits]) <= 0.95
-    # and what differs between and within sources is found
+    # and what differs between and within sources is found, where offsets take some of what differs within
     assert np.median([found.variances.between for found in fits]) == pytest.approx(form.between, rel=0.35)
-    assert np.median([found.variances.within for found in fits]) == pytest.approx(form.within, rel=0.1)
+    assert np.median([found.variances.within for found in fits]) == pytest.approx(form.within, rel=0.15)
 
 
 @pytest.mark.parametrize("name", FORMS)
