@@ -120,20 +120,26 @@ class Block:
             tensor=self.axes.get("tensor"),
             compressed=self.strategy.compressed,
         )
+        carry = [self._carry(ops, given, w, at)]
+        aside = carry[0].aside
+        # Popped, so that nothing here holds it any more: a run has its memory back as soon as it has been mixed.
+        mixed: T = applied(self.strategy, ops, self.axes, carry.pop())
+        return self._sum(ops, self.mixer.finish(ops, mixed, w, replace(at, aside=aside)))
+
+    def _carry(self, ops: Vocabulary[T], given: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
+        """What the mixer hands to the strategy."""
         second = self.mixer.memory(self.sizes)
         names = [self.mixer.inputs(self.sizes), *([second.inputs] if second else [])]
         read: tuple[T, ...] = ()
         for x, weights in zip(given, names, strict=False):  # a decoded token comes without a second sequence
             read += self._read(ops, x, [None if name == INPUT else w[name] for name in weights])
-        if self.phase == "decode" or cache:
-            carry: Carry[T] = self.mixer.decode(ops, read, w, at)
-        else:
-            carry, state = self.mixer.project(ops, read, w, at)
-            if self.phase == "prefill":
-                for kept in state:
-                    ops.keep(kept)
-        mixed: T = applied(self.strategy, ops, self.axes, carry)
-        return self._sum(ops, self.mixer.finish(ops, mixed, w, replace(at, aside=carry.aside)))
+        if self.phase == "decode" or at.cache:
+            return self.mixer.decode(ops, read, w, at)
+        carry, state = self.mixer.project(ops, read, w, at)
+        if self.phase == "prefill":
+            for kept in state:
+                ops.keep(kept)
+        return carry
 
     def _feed(self, ops: Vocabulary[T], x: T, w: Weights) -> T:
         assert self.feed_forward is not None

@@ -1,9 +1,9 @@
 """How much memory a program holds, at which point.
 
 Memory is held from the operation that makes it to the last one that uses it, as a reference-counting allocator would;
-parameters, their gradients, caches and tables are held throughout and counted elsewhere. Communication that overlaps
-computation holds its buffers until that computation ends. Of a branch either side may be taken: the peak is the
-larger of both.
+what the backward rule of an operation reads stays until that rule has ended, as autograd keeps it. Parameters, their
+gradients, caches and tables are held throughout and counted elsewhere. Communication that overlaps computation holds
+its buffers until that computation ends. Of a branch either side may be taken: the peak is the larger of both.
 """
 
 from __future__ import annotations
@@ -114,9 +114,11 @@ def _events(node: Node, backward: bool, take: bool) -> Iterator[_Event]:
     match node:
         case Leaf() | Fused():
             yield _Event(_activations((*node.inputs, *node.outputs)), backward)
-        case Seq(nodes):
+        case Seq(nodes, held):
             for child in nodes:
                 yield from _events(child, backward, take)
+            if held:
+                yield _Event(_activations(held), backward)
         case Overlap(communication, computation):
             yield from _events(communication, backward, take)
             yield from _events(computation, backward, take)

@@ -105,9 +105,10 @@ class Fused:
 
 @dataclass(frozen=True, eq=False)
 class Seq:
-    """Nodes one after the other."""
+    """Nodes one after the other; ``held`` are tensors that stay in memory until the last of them has ended."""
 
     nodes: list[Node] = field(default_factory=list)
+    held: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ from costmodel.ops.relay import Double, PassOn
 from costmodel.ops.scan import Operands, Recurrence, with_axis, without_axis
 from costmodel.ops.scan import backward as scan_backward
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.program import Chain, Condition, Fused, Leaf, Loop, Node, Overlap, Program, Seq, Step, When
-from costmodel.tensor import Tensor
+from costmodel.program import Chain, Condition, Fused, Leaf, Loop, Node, Overlap, Program, Seq, Step, When, operations
+from costmodel.tensor import Storage, Tensor
 
 Pullback = Callable[[Sequence[Any]], Sequence[Any]]
 
@@ -259,9 +259,15 @@ class Tracer(Vocabulary[Tensor]):
                 gradients = [found.get(output) for output in entry.outputs]
                 if all(g is None for g in gradients) or not needed.intersection(entry.inputs):
                     continue
-                for x, gradient in zip(entry.inputs, entry.pullback(gradients), strict=True):
+                with self._capture() as nodes:
+                    pulled = [
+                        gradient() if x in needed and callable(gradient) else gradient
+                        for x, gradient in zip(entry.inputs, entry.pullback(gradients), strict=True)
+                    ]
+                self._sink.append(Seq(nodes, _given(nodes)))
+                for x, gradient in zip(entry.inputs, pulled, strict=True):
                     if x in needed and gradient is not None:
-                        value = self._as_precise(gradient() if callable(gradient) else gradient, x)
+                        value = self._as_precise(gradient, x)
                         found[x] = self.add(found[x], value) if x in found else value
             self._needed = outer
             return [found[x] if x in found else self.zeros_like(x) for x in wanted]
@@ -310,6 +316,15 @@ class _Travelling:
     def home(self) -> tuple[Tensor, ...]:
         self.shift()
         return self._at_hand
+
+
+def _given(nodes: list[Node]) -> tuple[Tensor, ...]:
+    """What operations read that was there before them."""
+    made, given = set[Storage](), dict[Storage, Tensor]()
+    for operation, _ in operations(Seq(nodes)):
+        given.update({x.storage: x for x in operation.inputs if x.storage not in made})
+        made.update(x.storage for x in operation.outputs if x.storage not in given)
+    return tuple(given.values())
 
 
 def _fresh(like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ from validate.mesh import Mesh
 from validate.reverse import pulled_back, recomputed, recorded, scanned, stated
 
 
+class NotFiniteError(RuntimeError):
+    """A value that is no finite number."""
+
+
 class Executor(Vocabulary[Tensor]):
     """Runs a method; differentiable by autograd.
 
@@ -28,6 +33,11 @@ class Executor(Vocabulary[Tensor]):
         gradient: dtype of gradients on the wire; that of accumulation by default.
         flash: whether fused attention may use torch's flash kernels; otherwise it materialises the scores.
         timeout_s: seconds to wait for any one message.
+        finite: whether every result, and every block that a ring passes on, is looked through for values that are not
+            numbers or are infinite; minus infinity is left alone, which is the score of what a mask hides.
+
+    Raises (from its operations, if ``finite``):
+        NotFiniteError: naming the rank, the operation or the step of the ring, and whose block it was.
 
     Attributes:
         transport: sends the messages; its ``sent`` is what this rank sent so far.
@@ -44,11 +54,13 @@ class Executor(Vocabulary[Tensor]):
         flash: bool = True,
         timeout_s: float = 60.0,
         device: torch.device | str = "cpu",
+        finite: bool = False,
     ) -> None:
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         self.dtypes = {"model": dtype, "accumulate": accumulate, "gradient": gradient or accumulate}
         self.flash, self.device = flash, torch.device(device)
         self.transport = Transport(mesh or Mesh(), timeout_s)
+        self._finite, self._done = finite, 0
 
     def shape(self, x: Tensor) -> Shape:
         return tuple(x.shape)
@@ -62,13 +74,35 @@ class Executor(Vocabulary[Tensor]):
     def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             return recorded(self, primitive, *inputs)
-        return kernels.run(primitive, self, inputs)
+        outputs = kernels.run(primitive, self, inputs)
+        self.look_through(type(primitive).__name__, outputs)
+        return outputs
+
+    def look_through(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """Refuse values that are no finite numbers, if asked to.
+
+        Raises:
+            NotFiniteError: for the first that is none.
+        """
+        if not self._finite:
+            return
+        self._done += 1
+        for x in tensors:
+            if x.is_floating_point() and (x.isnan().any() or x.isposinf().any()):
+                kind = "NaN" if x.isnan().any() else "infinity"
+                rank = self.transport.mesh.rank
+                raise NotFiniteError(f"rank {rank}: {kind} in the result of {what}, operation {self._done}")
 
     def cast(self, x: Tensor, precision: str) -> Tensor:
         return x if x.dtype == self.dtypes[precision] else super().cast(x, precision)
 
     def fused(self, name: str, body: Callable[..., Any], *inputs: Tensor, family: str = "elementwise") -> Any:
         return recomputed(self, body, *inputs)
+
+    @contextmanager
+    def as_one(self) -> Iterator[None]:
+        """Around operations that are one kernel where kernels are fused; of interest to those who watch."""
+        yield
 
     def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Tensor) -> Any:
         return stated(self, forward, backward, *inputs)
@@ -140,12 +174,17 @@ class Executor(Vocabulary[Tensor]):
         self, axis: Axis, blocks: tuple[Tensor, ...], accumulators: tuple[Tensor, ...] = ()
     ) -> Iterator[tuple[int, tuple[Tensor, ...], Travelling]]:
         travelling, spare = Travelling(self.transport, axis, accumulators), None
+
+        def owner(step: int) -> int:
+            return self.transport.mesh.line(axis.name)[self.visiting(axis, step)]
+
         for step in range(axis.size):
             following = None
             if step < axis.size - 1:
                 following = self.transport.shift(axis, blocks, f"ring step {step}, blocks", spare)
             if step > 0:
                 travelling.shift(f"ring step {step}, accumulators")
+            self.look_through(f"ring step {step} along axis '{axis.name}', the block of rank {owner(step)}", blocks)
             yield step, blocks, travelling
             travelling.settle()
             if following is not None:

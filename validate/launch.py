@@ -160,10 +160,10 @@ class RankPool:
                     failures.append(answer)
                 else:
                     answers[rank] = answer
+        silent = [rank for rank in range(count) if rank not in {*answers, *(failure.rank for failure in failures)}]
         if failures:
-            raise RankError(min(failures, key=lambda failure: failure.follows).text)
-        if len(answers) < count:
-            late = [rank for rank in range(count) if rank not in answers]
+            raise RankError(_told(failures, silent))
+        if late := silent:
             who = f"rank {late[0]}" if len(late) == 1 else f"ranks {', '.join(map(str, late))}"
             raise RankError(f"{who} did not finish within {timeout_s:g} s; all {count} were ended")
         return [answers[rank] for rank in range(count)]
@@ -263,7 +263,11 @@ def _serve(index: int, size: int, device: Device, store: str, connection: Connec
             job = connection.recv_bytes()
         except EOFError:
             break
-        connection.send_bytes(_reply(index, job))
+        answer = _reply(index, job)
+        try:
+            connection.send_bytes(answer)
+        except BrokenPipeError:  # the pool has ended meanwhile
+            break
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -290,6 +294,20 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def _told(failures: Sequence[_Failure], silent: Sequence[int]) -> str:
+    """The cause, and then what the ranks that lost another say: step, collective, and whom they waited for.
+
+    Where all that is known is that ranks lost others, the cause is a rank that says nothing.
+    """
+    causes = [failure for failure in failures if not failure.follows]
+    text = causes[0].text if causes else failures[0].text
+    if not causes and silent:
+        who = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
+        text = f"{who} did not answer, and was waited for: {text}"
+    others = [failure for failure in failures if failure.follows and failure.text not in text]
+    return "\n".join([text, *(failure.text.splitlines()[0] for failure in others)])
 
 
 def _death(code: int | None) -> str:

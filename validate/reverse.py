@@ -33,6 +33,7 @@ class Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ops: Executor, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = kernels.run(primitive, ops, inputs)
+        ops.look_through(type(primitive).__name__, outputs)
         wanted = tuple(ctx.needs_input_grad[2:])
         shapes = tuple(tuple(x.shape) for x in (*inputs, *outputs))
         read = tensors_read(primitive, shapes, len(inputs), wanted)
@@ -86,16 +87,18 @@ class Recomputed(torch.autograd.Function):
     def forward(ctx: Any, ops: Executor, body: Callable[..., Any], *inputs: Tensor) -> Any:
         ctx.ops, ctx.body, ctx.wanted = ops, body, tuple(ctx.needs_input_grad[2:])
         ctx.save_for_backward(*inputs)
-        return body(ops, *inputs)
+        with ops.as_one():
+            return body(ops, *inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         inputs = [x.detach().requires_grad_(want) for x, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
-        with torch.enable_grad():
-            result = ctx.body(ctx.ops, *inputs)
-        outputs = result if isinstance(result, tuple) else (result,)
-        sources = [x for x, want in zip(inputs, ctx.wanted, strict=True) if want]
-        found = iter(torch.autograd.grad(outputs, sources, gradients))
+        with ctx.ops.as_one():
+            with torch.enable_grad():
+                result = ctx.body(ctx.ops, *inputs)
+            outputs = result if isinstance(result, tuple) else (result,)
+            sources = [x for x, want in zip(inputs, ctx.wanted, strict=True) if want]
+            found = iter(torch.autograd.grad(outputs, sources, gradients))
         return None, None, *(next(found) if want else None for want in ctx.wanted)
 
 
@@ -122,11 +125,12 @@ def run_scan(ops: Executor, loop: Recurrence, given: Operands) -> tuple[Tensor, 
     """The steps one after the other: the last state, and what they hand out, stacked."""
     state, handed = given.state, []
     steps = range(given.xs[0].shape[given.axis])
-    for index in reversed(steps) if given.reverse else steps:
-        own = tuple(x.select(given.axis, index) for x in given.xs)
-        after = loop.advance(ops, state, own, given.constants)
-        handed.append(loop.emit(ops, state, after, own, given.constants))
-        state = after
+    with ops.as_one():
+        for index in reversed(steps) if given.reverse else steps:
+            own = tuple(x.select(given.axis, index) for x in given.xs)
+            after = loop.advance(ops, state, own, given.constants)
+            handed.append(loop.emit(ops, state, after, own, given.constants))
+            state = after
     if given.reverse:
         handed.reverse()
     return (*state, *(torch.stack(entries, given.axis) for entries in zip(*handed, strict=True)))

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.fault_injection import Fault, inject
+from costmodel.carries.pairs import Pairs
+from costmodel.masks import Mask
+from costmodel.strategies.zigzag import zigzag
 from validate.communication import Transport
+from validate.executor import Executor
 from validate.launch import GRACE_S, Rank, RankError, RankPool, run_ranks
 from validate.mesh import Mesh
 
@@ -164,6 +169,51 @@ def test_a_tensor_of_the_wrong_shape_is_missed_not_taken(size: int) -> None:
             pool.run(with_wrong_shape, 1, size, timeout_s=LIMIT_S)
         assert time.monotonic() - started < LIMIT_S + SLACK_S
     assert processes() <= before | helpers()
+
+
+def test_what_others_felt_is_told_after_the_cause() -> None:
+    with RankPool(3) as pool, pytest.raises(RankError) as caught:
+        pool.run(killed, 1)
+    first, *others = str(caught.value).splitlines()
+    assert first == "rank 1 died (signal SIGKILL)"
+    told = r"rank (\d) raised CommunicationError: rank \1: ring step \d along axis 'context': no message (from|to) rank"
+    assert others and all(re.match(told, line) for line in others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("killed", "ring", 4, 2, 0.1),
+        Fault("stopped", "all-gather", 4, 2, 0.1),
+        Fault("raises", "ulysses", 4, 3, 0.0),
+        Fault("wrong shape", "zigzag", 2, 1, 0.1),
+    ],
+    ids=lambda fault: fault.kind,
+)
+def test_a_fault_amid_the_work_is_told_in_time(fault: Fault) -> None:
+    with RankPool(4) as pool:
+        found = inject(pool, fault)
+    assert found.right, found
+
+
+def not_finite(rank: Rank, culprit: int) -> float:
+    """Attention over a ring in which one rank's values are broken; with a mask, some rows of which see nothing."""
+    mesh = Mesh.of({"context": rank.size}, rank.index)
+    ops = Executor(torch.float64, mesh, timeout_s=rank.timeout_s, finite=True)
+    q = k = v = torch.ones(1, 1, 4, 2, dtype=torch.float64)
+    v = v * torch.nan if rank.index == culprit else v
+    out = zigzag.apply(ops, mesh.axes, Pairs(q, k, v, Mask(causal=True), 1.0))
+    return float(out.sum())
+
+
+def test_a_value_that_is_no_number_is_told_with_rank_and_step() -> None:
+    with RankPool(3) as pool:
+        assert pool.run(not_finite, -1) == [8.0] * 3  # averages of ones
+        with pytest.raises(RankError) as caught:
+            pool.run(not_finite, 1)
+    told = r"rank (\d): NaN in the result of ring step \d along axis 'context', the block of rank 1, operation \d"
+    assert re.search(told, str(caught.value)), caught.value
 
 
 def test_run_ranks_starts_and_ends_processes() -> None:
