@@ -28,7 +28,7 @@ from costmodel.ops.primitive import Reading
 from costmodel.program import Fused, Operation, operations
 
 #: Shapes from which numbers of a single kernel are fitted; with fewer it has those of its family.
-ENOUGH = 8
+ENOUGH = 6
 
 #: One machine, one source: nothing differs between sources, and runs by about a tenth.
 ONE_SOURCE = Variances(LEAST, 0.1)
