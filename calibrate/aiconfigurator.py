@@ -92,6 +92,8 @@ def _collective(row: Row) -> Found:
     return COLLECTIVES[row["op_name"]], {"P": row["num_gpus"], "bytes": BYTES_OF_HALF * row["message_size"]}
 
 
+#: Columns that older tables do not have, in which every row is as if it had the value that is wanted.
+LATER = ("window_size",)
 PLAIN = {"attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16", "window_size": 0, "beam_width": 1}
 TABLES = (
     Table("gemm_perf", {"gemm_dtype": "bfloat16"}, _gemm),
@@ -174,9 +176,14 @@ def _transport(system: str) -> str:
 def _rows(path: Path, only: Mapping[str, object]) -> list[Row]:
     """Rows of a table that have these values."""
     parquet = import_module("pyarrow.parquet")
-    found: list[Row] = parquet.read_table(
-        path, filters=[(name, "==", value) for name, value in only.items()]
-    ).to_pylist()
+    columns = parquet.read_schema(path).names
+    missing = [name for name in only if name not in columns and name not in LATER]
+    if missing:
+        raise InputError(
+            "--from", str(path), f"has no column {missing[0]}", "use another version of aiconfigurator-core"
+        )
+    wanted = [(name, "==", value) for name, value in only.items() if name in columns]
+    found: list[Row] = parquet.read_table(path, filters=wanted).to_pylist()
     return found
 
 

@@ -24,10 +24,13 @@ import json
 
 class Table:
     def __init__(self, rows):
-        self.rows = rows
+        self.rows, self.names = rows, list(rows[0])
 
     def to_pylist(self):
         return self.rows
+
+def read_schema(path):
+    return Table(json.loads(path.read_text()))
 
 def read_table(path, filters):
     rows = json.loads(path.read_text())
@@ -118,6 +121,19 @@ def test_systems_by_name(tables: Path) -> None:
     with pytest.raises(UnknownNameError):
         aiconfigurator("aiconfigurator:l4")  # has none of the tables
     assert aiconfigurator("published/h100") is None
+
+
+def test_columns_that_older_tables_do_not_have(tables: Path) -> None:
+    context = KERNEL | HEADS | PLAIN | {"isl": 128, "step": 0}
+    write(tables, "attention", "vllm", "context_attention_perf", [_without(context, "window_size")])
+    assert len(aiconfigurator("aiconfigurator:h100_sxm") or []) == 1
+    write(tables, "attention", "vllm", "context_attention_perf", [_without(context, "attn_dtype")])
+    with pytest.raises(InputError, match="has no column attn_dtype"):
+        aiconfigurator("aiconfigurator:h100_sxm")
+
+
+def _without(row: Row, name: str) -> Row:
+    return {key: value for key, value in row.items() if key != name}
 
 
 def test_a_time_that_is_none(tables: Path) -> None:
