@@ -211,8 +211,8 @@ class DistributedLayer(nn.Module):
         """
         length = x.shape[1] * _size(self.mesh, SEQUENCE)
         second = () if memory is None else (memory,)
-        self._check_memory(memory)
         self._check(x, length, second=second)
+        self._check_memory(memory)
         return self.block(length)(self.ops, x, self.tables(length), (), dict(self.weights.items()), second)
 
     def decode(self, x: Tensor, cache: Sequence[Tensor], length: int) -> Tensor:

@@ -101,8 +101,10 @@ def told_on(rank: Rank, case: Case, more_tokens_on_last: int) -> str:
     spread = case.ranks // case.mesh.get("data", 1)
     tokens = case.length // spread + (more_tokens_on_last if rank.index == rank.size - 1 else 0)
     x = torch.zeros(case.batch // case.mesh.get("data", 1), tokens, case.layer.sizes["D"], dtype=torch.float64)
+    second = case.layer.mixer.memory(case.layer.sizes)
+    given = [] if second is None else [x.new_zeros(x.shape[0], -(-second.tokens // spread), second.width)]
     try:
-        made(x)
+        made(x, *given)
     except InputError as error:
         return str(error)
     return ""

@@ -25,7 +25,6 @@ ATTENTION = {
     "ring": ("context",),
     "zigzag": ("context",),
     "striped": ("context",),
-    "ulysses": ("ulysses",),
 }
 
 
