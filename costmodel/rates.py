@@ -59,13 +59,15 @@ class Rates:
         for symbol in symbols:
             if not is_link_rate(symbol):
                 continue
-            kind, *where = symbol.split(":")
-            spread = self._at_level(_spread, sizes[where[0]], strides[where[0]])
+            kind, axis, *where = symbol.split(":")
+            size, stride = sizes[axis], strides[axis]
+            spread = self._at_level(_spread, size, stride)
             if kind == "seconds_per_byte":
-                found[symbol] = spread / self.cluster.link_arrays(where[1], sizes[where[0]], strides[where[0]])[1]
+                found[symbol] = spread / self.cluster.link_arrays(where[0], size, stride)[1]
             else:
-                number = self._at_level(_NUMBERS[kind], sizes[where[0]], strides[where[0]])
-                found[symbol] = number if kind == "dearer" else number * spread
+                number = self._at_level(_NUMBERS[kind], size, stride)
+                # A rank alone starts no collective and copies nothing.
+                found[symbol] = np.where(size == 1, 0.0, number if kind == "dearer" else number * spread)
         return found
 
     def _at_level(self, number: _LinkNumber, size: Array, stride: Array) -> Array:

@@ -89,7 +89,7 @@ def test_sizes_beyond_those_measured_are_told() -> None:
     found = layer(1, length, "fused").extrapolated
     assert found["attention"] == pytest.approx(executed / measured.flop[1], rel=1e-3)
     assert "attention" not in layer(1, 2**14, "fused").extrapolated
-    assert layer(1, length, "fused", "h100").extrapolated == {}  # not fitted: nothing was measured
+    assert layer(1, length, "fused", "h200").extrapolated == {}  # not fitted: nothing was measured
 
 
 def scaled_part(cluster: Cluster, factor: float, part: str) -> Cluster:
@@ -175,14 +175,22 @@ def test_the_last_rank_works_most(strategy: str, worst: float) -> None:
 def test_attention_on_one_gpu_by_hand() -> None:
     """Forward, causal, L = 32,768, 32 heads of 128, tiles of 128, on an H100 with launches for nothing.
 
-    Pairs: 256 tiles a side, 256 * 257 / 2 of them executed, 128^2 pairs each. Products 4 d a pair and head.
+    Pairs: 256 tiles a side, 256 * 257 / 2 of them executed, 128^2 pairs each. Products 4 d a pair and head. Beside
+    them, scale, subtraction, maximum and sum of each pair, and its exponential; d divisions, one logarithm and one
+    addition a query. A query takes as long as if it had some keys more. A part of the others is not hidden by the products, and tiles are uneven under the mask.
     """
     length, heads, d = 32768, 32, 128
     single = estimate(from_mixer("attention"), Workload(length), parse_cluster("1xh100"), Chosen(("whole",), {}))
     device = single.cluster.profile.device
     assert device.kernels.attention.tile == 128
-    flops = 4 * heads * d * (256 * 257 / 2) * 128**2
-    seconds = flops / (device.peak("bf16").value * device.kernels.attention.compute.value) + device.launch_s.value
+    kernel, pairs, queries = device.kernels.attention, heads * (256 * 257 / 2) * 128**2, heads * length
+    assert kernel.exposed is not None and kernel.uneven is not None and kernel.ramp is not None
+    products = 4 * d * (pairs + kernel.ramp.value * queries) / (device.peak("bf16").value * kernel.compute.value)
+    plain = (4 * pairs + (d + 1) * queries) / (
+        device.vector_flop_per_s.value * device.kernels.elementwise.compute.value
+    )
+    special = (pairs + queries) / device.special_op_per_s.value
+    seconds = (products + kernel.exposed.value * (plain + special)) * (1 + kernel.uneven.value) + device.launch_s.value
     assert single.plan(0).breakdown["attention"] == pytest.approx(seconds, rel=1e-9)
 
 

@@ -61,12 +61,12 @@ class Gathered:
 
     def __init__(self, axis: Axis, pairs: Pairs[Any]) -> None:
         self.axis, self.mask, self.scale = axis, pairs.mask, pairs.scale
+        self.order = "zigzag" if pairs.mask.causal else "rank"  # without a mask any order of the keys serves
 
-    def pieces(self, n: Dim) -> list[Piece]:
-        """The two zigzag pieces of n local queries under a causal mask; all of them without one."""
-        total = n * self.axis.size
+    def pieces(self, n: Dim, keys: Dim) -> list[Piece]:
+        """The two zigzag pieces of n local queries under a causal mask; all of them without one, against all keys."""
         if not self.mask.causal:
-            return [Piece(0, n, 0, total, self.mask)]
+            return [Piece(0, n, 0, keys, self.mask)]
         half, r = divide(n, 2), self.axis.rank
         ends = (r + 1) * half, (2 * self.axis.size - r) * half
         lengths = [end if self.mask.window is None else minimum(end, half + self.mask.window - 1) for end in ends]
@@ -76,8 +76,8 @@ class Gathered:
         ]
 
     def gather(self, ops: Vocabulary[T], *keys: T) -> tuple[T, ...]:
-        """Of all ranks of the axis, in the order of the tokens."""
-        return tuple(ops.all_gather(x, self.axis, 2, "zigzag") for x in keys)
+        """Of all ranks of the axis, in the order of the tokens where a mask asks for it."""
+        return tuple(ops.all_gather(x, self.axis, 2, self.order) for x in keys)
 
     def forward(self, ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, tuple[T, ...]]:
         out, lse = self.attend(ops, q, *self.gather(ops, k, v))
@@ -90,12 +90,12 @@ class Gathered:
 
     def scatter(self, ops: Vocabulary[T], *gradients: T) -> list[T]:
         """Gradients of all keys, summed over ranks, of which each keeps its own."""
-        return [ops.cast(ops.reduce_scatter(x, self.axis, 2, "zigzag"), "model") for x in gradients]
+        return [ops.cast(ops.reduce_scatter(x, self.axis, 2, self.order), "model") for x in gradients]
 
     def attend(self, ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, T]:
         """Output and log-sum-exp of queries over gathered keys and values, piece by piece."""
         parts = []
-        for piece in self.pieces(ops.shape(q)[2]):
+        for piece in self.pieces(ops.shape(q)[2], ops.shape(k)[2]):
             q_, k_, v_ = _cut(ops, piece, (q,), (k, v))
             parts.append(ops.attention(q_, k_, v_, piece.mask, self.scale))
         out, lse = (_joined(ops, [part[i] for part in parts]) for i in (0, 1))
@@ -105,7 +105,7 @@ class Gathered:
         """Of queries, and of gathered keys and values; ``queries`` are q, out, lse and the output's gradient."""
         dk, dv = (ops.zeros_like(x, "gradient") for x in keys)
         parts = []
-        for piece in self.pieces(ops.shape(queries[0])[2]):
+        for piece in self.pieces(ops.shape(queries[0])[2], ops.shape(keys[0])[2]):
             q, out, lse, gradient, k, v = _cut(ops, piece, queries, keys)
             dq, bk, bv = ops.attention_backward(q, k, v, out, lse, gradient, piece.mask, self.scale)
             parts.append(dq)

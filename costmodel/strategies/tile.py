@@ -50,7 +50,7 @@ class _Tile(Gathered):
         super().__init__(column, pairs)
         self.row = row
 
-    def pieces(self, n: Dim) -> list[Piece]:
+    def pieces(self, n: Dim, keys: Dim) -> list[Piece]:
         """Of the row's n queries, those before this rank's own, its own, and those after, in each of two halves.
 
         A row holds stretches c and 2 P_c - 1 - c of 2 P_c, a column one part of every stretch.
@@ -58,7 +58,7 @@ class _Tile(Gathered):
         columns, ranks, half = self.axis.size, self.row.size, divide(n, 2)
         part = divide(half, ranks)
         if not self.mask.causal:
-            return [Piece(0, n, 0, 2 * columns * part, self.mask)]
+            return [Piece(0, n, 0, keys, self.mask)]
         found = []
         places = (self.axis.rank, self.row.rank), (2 * columns - 1 - self.axis.rank, ranks - 1 - self.row.rank)
         for number, (stretch, own) in enumerate(places):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.program import operations
 from costmodel.tensor import Tensor as Traced
 from costmodel.trace import Tracer, Widths, trace
 from tests.ops.checking import Case, Index, Sizes, check, named
@@ -172,7 +173,7 @@ def test_gradients_go_through_values_only() -> None:
 
     traced = [Traced.new(shape, 2) for shape in shapes]
     program = trace(Tracer(Widths(2, 4, 4), 1), lambda ops, x, y, _: chosen_blocks(ops, x, y), traced, {}, train=True)
-    kinds = [type(leaf.primitive).__name__ for leaf in program.backward.nodes]  # type: ignore[union-attr]
+    kinds = [type(leaf.primitive).__name__ for leaf, _ in operations(program.backward)]  # type: ignore[union-attr]
     assert sorted(kinds) == ["Contract", "Contract", "ScatterAdd", "ScatterAdd"]
 
 
