@@ -177,7 +177,8 @@ def test_attention_on_one_gpu_by_hand() -> None:
 
     Pairs: 256 tiles a side, 256 * 257 / 2 of them executed, 128^2 pairs each. Products 4 d a pair and head. Beside
     them, scale, subtraction, maximum and sum of each pair, and its exponential; d divisions, one logarithm and one
-    addition a query. A query takes as long as if it had some keys more. A part of the others is not hidden by the products, and tiles are uneven under the mask.
+    addition a query. A query takes as long as if it had some keys more. A part of the others is not hidden by the
+    products, and tiles are uneven under the mask.
     """
     length, heads, d = 32768, 32, 128
     single = estimate(from_mixer("attention"), Workload(length), parse_cluster("1xh100"), Chosen(("whole",), {}))
