@@ -58,11 +58,11 @@ class Table(Noun, Generic[T], frozen=True):
         return iter(self.keys())
 
     def __contains__(self, name: object) -> bool:
-        return name in self.keys()
+        return name in self.__struct_fields__ and getattr(self, str(name)) is not None
 
     def __getitem__(self, name: str) -> T:
         """Value of a key; raises `UnknownNameError` (an `InputError`) for one that is not set."""
-        if name not in self.keys():
+        if name not in self:
             raise UnknownNameError(type(self).__name__.lower(), name, self.keys())
         value: T = getattr(self, name)
         return value
