@@ -116,7 +116,8 @@ def _device_rate(device: Device, dtype: str, symbol: str) -> float:
         return _value(getattr(kernel, kind), 0.0)
     if kind == "launch":
         return _value(kernel.launch_s, device.launch_s.value) * _spread(kernel)
-    plain = device.kernels.elementwise if where.partition(":")[0] in IN_TURN else kernel
+    waits = where.partition(":")[0] in IN_TURN and kernel.exposed is not None
+    plain = device.kernels.elementwise if waits else kernel  # what waits for products runs as if alone
     vector = device.vector_flop_per_s.value * plain.compute.value
     rates: dict[str, Callable[[], float]] = {
         "memory": lambda: bandwidth,
