@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from costmodel.dims import Shape
+from costmodel.errors import InputError
 from costmodel.ops.mesh import Axis
 from costmodel.ops.primitive import Primitive
 from costmodel.ops.scan import Operands, Recurrence
@@ -30,14 +31,16 @@ class Executor(Vocabulary[Tensor]):
     Args:
         dtype: of the model. Accumulation is in float32, or float64 for a float64 model.
         mesh: the ranks, as this one sees them; by default there is only this one.
-        gradient: dtype of gradients on the wire; that of accumulation by default.
+        gradient: dtype of gradients on the wire: that of the model, or that of accumulation, which it is by default.
         flash: whether fused attention may use torch's flash kernels; otherwise it materialises the scores.
         timeout_s: seconds to wait for any one message.
         finite: whether every result, and every block that a ring passes on, is looked through for values that are not
             numbers or are infinite; minus infinity is left alone, which is the score of what a mask hides.
 
-    Raises (from its operations, if ``finite``):
-        NotFiniteError: naming the rank, the operation or the step of the ring, and whose block it was.
+    Raises:
+        InputError: for gradients of another dtype.
+        NotFiniteError: from its operations, if ``finite``, naming the rank, the operation or the step of the ring, and
+            whose block it was.
 
     Attributes:
         transport: sends the messages; its ``sent`` is what this rank sent so far.
@@ -57,6 +60,9 @@ class Executor(Vocabulary[Tensor]):
         finite: bool = False,
     ) -> None:
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+        if gradient not in (None, dtype, accumulate):
+            allowed = " or ".join(dict.fromkeys(str(each) for each in (dtype, accumulate)))
+            raise InputError("gradient", gradient, f"gradients of a {dtype} layer travel in {allowed}")
         self.dtypes = {"model": dtype, "accumulate": accumulate, "gradient": gradient or accumulate}
         self.flash, self.device = flash, torch.device(device)
         self.transport = Transport(mesh or Mesh(), timeout_s)

@@ -26,7 +26,11 @@ from validate.mesh import Mesh
 
 @dataclass(frozen=True)
 class Expected:
-    """A layer run in one way on one mesh, as the planner traces it, evaluated exactly at each rank."""
+    """A layer run in one way on one mesh, as the planner traces it, evaluated exactly at each rank.
+
+    Attributes:
+        gradient: of gradients on the wire, that of accumulation if not given.
+    """
 
     layer: Layer
     way: Way
@@ -34,12 +38,14 @@ class Expected:
     mesh: Mapping[str, int]
     dtype: torch.dtype
     context_inside: bool = False
+    gradient: torch.dtype | None = None
 
     @cached_property
     def program(self) -> Program:
         """Formulas of the batch, the length, the mesh and the rank."""
         model, accumulate = self.dtype.itemsize, max(4, self.dtype.itemsize)
-        ops = Tracer(Widths(model, accumulate, accumulate), tile=1)
+        gradient = accumulate if self.gradient is None else self.gradient.itemsize
+        ops = Tracer(Widths(model, accumulate, gradient), tile=1)
         subject = Subject("one layer", self.layer.sizes["D"], (self.layer,))
         pieces = Pieces(subject, self.workload, self.way.strategy.axes, self.way.tensor, ops)
         return pieces.layer(self.layer, self.way).program

@@ -312,7 +312,7 @@ class DistributedLayer(nn.Module):
             raise InputError("shapes on this rank", shapes, f"every rank needs the same: {told}", "cut with shard(...)")
 
 
-def distributed(
+def distributed(  # noqa: PLR0913 - most have defaults, and go by their names
     mixer: str | Layer,
     strategy: str,
     mesh: Mapping[str, int] | DeviceMesh,
@@ -322,6 +322,7 @@ def distributed(
     kernel: str | None = None,
     length: int | None = None,
     dtype: torch.dtype = torch.float32,
+    gradient: torch.dtype | None = None,
     **sizes: int,
 ) -> DistributedLayer:
     """One layer, of which this process holds its part; every process of the launcher calls this alike.
@@ -340,12 +341,16 @@ def distributed(
         kernel: the implementation of the mixer, such as ``fused`` or ``vanilla`` (scores in memory); its first if not
             given.
         length: tokens of the whole sequence, for mixers that have weights for each of them.
-        dtype: of weights and activations. Gradients are accumulated, and travel, in float32 at least.
+        dtype: of weights and activations. What one rank accumulates is in float32 at least.
+        gradient: of gradients that several ranks add to, on their way between them: those of keys and values in a ring,
+            and in reduce-scatters. ``dtype`` halves the bytes of half precision, and rounds once for every rank;
+            float32, or float64 for a float64 layer, if not given. Weights' gradients are summed in ``dtype``.
         sizes: hyperparameters of the mixer, and ``width`` of the model; the usual ones where not given.
 
     Raises:
         UnknownNameError: for a name that nothing has.
-        InputError: when mesh, strategy and number of processes do not go together, or a size is out of range.
+        InputError: when mesh, strategy and number of processes do not go together, a size is out of range, or
+            gradients are neither in ``dtype`` nor in that of accumulation.
     """
     layer = mixer if isinstance(mixer, Layer) else from_mixer(mixer, **sizes).layers[0]
     sizes_of_mesh, context_inside = _sizes_of(mesh)
@@ -354,6 +359,7 @@ def distributed(
     ops = Executor(
         dtype,
         Mesh.of(sizes_of_mesh, 0 if rank is None else rank.index, context_inside),
+        gradient=gradient,
         device=torch.device("cuda", torch.cuda.current_device()) if over_nccl else "cpu",
     )
     chosen = layer.mixer.kernels[0] if kernel is None else kernel

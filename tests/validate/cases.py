@@ -43,6 +43,7 @@ class Case:
     seed: int = 0
     cached: int = 0
     context_inside: bool = False
+    gradient: str | None = None
 
     @property
     def ranks(self) -> int:
@@ -58,7 +59,8 @@ class Case:
 
     def on(self, rank: int) -> DistributedLayer:
         """The layer on a rank, with the case's weights."""
-        ops = Watched(DTYPES[self.dtype], Mesh.of(self.mesh, rank, self.context_inside), flash=self.flash, timeout_s=20)
+        mesh, gradient = Mesh.of(self.mesh, rank, self.context_inside), self.gradient and DTYPES[self.gradient]
+        ops = Watched(DTYPES[self.dtype], mesh, flash=self.flash, timeout_s=20, gradient=gradient)
         made = DistributedLayer(self.layer, Task(self.way, self.causal, self.phase, self.length), ops)
         made.load(self.weights(made.whole_shapes))
         return made
@@ -199,7 +201,7 @@ def _seen(case: Case, cache: Sequence[Tensor], token: int) -> list[Tensor]:
 
 def run_both(rank: Rank, case: Case) -> tuple[Outcome, Outcome]:
     """In float64, to compare values; and in the case's own dtype, whose width the counts of bytes depend on."""
-    exact = replace(case, dtype="fp64")
+    exact = replace(case, dtype="fp64", gradient=None)
     return run_case(rank, exact, counts=False), run_case(rank, case, values=False)
 
 
@@ -249,8 +251,9 @@ def _check_close(what: str, actual: Tensor | None, expected: Tensor) -> None:
 
 def expected(case: Case) -> Expected:
     """The layer as the planner traces it."""
-    inside = case.context_inside
-    return Expected(case.layer, case.way, case.workload, case.mesh, DTYPES[case.dtype], inside)
+    gradient = case.gradient and DTYPES[case.gradient]
+    dtype, inside = DTYPES[case.dtype], case.context_inside
+    return Expected(case.layer, case.way, case.workload, case.mesh, dtype, inside, gradient)
 
 
 def check_flops(known: Expected, outcomes: Sequence[Outcome]) -> None:

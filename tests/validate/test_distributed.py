@@ -20,8 +20,10 @@ from costmodel.strategies.ring import ring
 from costmodel.strategies.zigzag import zigzag
 from costmodel.strategy import strategies
 from costmodel.subject import from_mixer
+from tests.cli.test_readme import python_block
 from tests.validate.cases import Case
 from tests.validate.drawing import layers, refusal
+from tests.validate.under_torchrun import LAYOUTS
 from validate.launch import Rank, RankPool
 from validate.template import whole_layer
 
@@ -163,15 +165,34 @@ def test_what_a_strategy_refuses_is_refused_on_every_rank(pool: RankPool, name: 
     check()
 
 
+def under_torchrun(*arguments: str) -> str:
+    """What two processes print that run a program."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_under_torchrun(tmp_path: Path) -> None:
-    program = Path(__file__).with_name("under_torchrun.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(program), str(tmp_path), "2"], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    under_torchrun(str(Path(__file__).with_name("under_torchrun.py")), str(tmp_path), "2")
     for rank in range(2):
-        error, everyone = (tmp_path / str(rank)).read_text().split(maxsplit=1)
-        assert float(error) < 1e-10
+        *layouts, everyone = (tmp_path / str(rank)).read_text().splitlines()
+        errors = {layout: float(error) for layout, error in map(str.split, layouts)}
+        assert errors.keys() == {*LAYOUTS}
+        assert max(errors.values()) < 1e-10
         assert everyone == "[(0, 2), (1, 2)]"
+
+
+@pytest.mark.slow
+def test_the_readme_under_torchrun(tmp_path: Path) -> None:
+    """Of 2048 tokens of a rank, 2 heads of 64 entries of 4 bytes, keys and values go on once forward and once back.
+
+    Their gradients go two ranks on, to be home; half of 655360 weights' gradients goes on twice to be summed; and an
+    output of 512 entries for each token goes on once, to be shown.
+    """
+    (tmp_path / "example.py").write_text(python_block("import torch"))
+    keys_and_values = 2 * 2048 * 2 * 64 * 4
+    sent = (1 + 1 + 2) * keys_and_values + 655360 * 4 + 2048 * 512 * 4
+    told = f"torch.Size([1, 4096, 512]) {{'context': Traffic(bytes={sent}, messages={2 * 4 + 2 + 1})}}"
+    assert under_torchrun(str(tmp_path / "example.py")).splitlines() == [told] * 2
