@@ -106,11 +106,19 @@ def _drift(found: Contents) -> str:
 
 
 def _known(found: Contents) -> str:
-    widths = [run.timing.half_width for run in found.runs]
-    told = [width for width in widths if width is not None]
     disturbed = np.mean([len(run.timing.disturbed) / len(run.timing.samples) for run in found.runs])
-    median = f"{np.median(told):.1%}" if told else "unknown"
-    return f"{len(widths)}; median interval of a time: +- {median}; samples that other work disturbed: {disturbed:.0%}"
+    return (
+        f"{len(found.measurements)}, measured {len(found.runs)} times; {_agreement(found)}; samples that other work "
+        f"interrupted: {disturbed:.0%}"
+    )
+
+
+def _agreement(found: Contents) -> str:
+    """How well the fastest of several runs of a shape is known."""
+    if not found.agreement:
+        return "none at several times"
+    median, most = np.quantile(found.agreement, [0.5, 0.9])
+    return f"the two fastest runs of a shape differ by {median:.1%} in the median, {most:.1%} at the 90% point"
 
 
 def as_data(fitted: Machine, found: Contents) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """A session of measuring: shapes in their order until the time is spent, each on the disk before the next.
 
+Shapes are taken a round at a time, and each round several times over, so that the visits to one shape are some seconds
+apart and one of them at least is likely to be undisturbed.
+
 The time is that of the file, over all its sessions: a session goes on where the one before it ended.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product as combinations
 from typing import Protocol
 
 from calibrate.cases import ONE_WAY, program
@@ -22,8 +27,11 @@ from costmodel.units import parse_seconds
 #: Part of the time that is for collectives.
 COLLECTIVE_PART = 0.15
 
-#: What one shape may take: a part of the whole time, between these seconds.
-SHAPE_PART, SHAPE_S = 1 / 1200, (0.05, 0.5)
+#: How often each shape is measured.
+VISITS = 4
+
+#: What one visit to a shape may take: a part of the whole time, between these seconds.
+SHAPE_PART, SHAPE_S = 1 / 5000, (0.03, 0.12)
 
 #: Calls that take longer than this part of the whole time, or these seconds, are not measured.
 LONGEST_PART, LONGEST_S = 1 / 800, (0.05, 0.8)
@@ -91,7 +99,7 @@ def expected_s(shape: Shape) -> float:
 
 
 def _row(
-    kernel: str, dtype: str, sizes: dict[str, int], seconds: float, device: str, source: str, date: str
+    kernel: str, dtype: str, sizes: Mapping[str, int], seconds: float, device: str, source: str, date: str
 ) -> Measurement:
     use = "check" if kernel in CHECKED else "fit"
     return Measurement(
@@ -129,13 +137,13 @@ class Session:
     maker: Maker
     clock: Clock
     tell: Tell
-    done: set[str] = field(default_factory=set)
+    visits: Counter[str] = field(default_factory=Counter)
     _start: float = 0.0
 
     def __post_init__(self) -> None:
         self._start = self.clock.now() - self.store.found.spent_s
         self._began = self.clock.now()
-        self.done |= {key(run.measurement) for run in self.store.found.runs}
+        self.visits.update(key(run.measurement) for run in self.store.found.runs)
 
     @property
     def spent_s(self) -> float:
@@ -162,7 +170,7 @@ class Session:
             if self.spent_s >= self.budget_s:
                 return
             sizes = {"P": wire.ranks, "bytes": size}
-            if self._known(kernel, "fp32", sizes):
+            if self._visited(kernel, "fp32", sizes):
                 continue
             self.tell(f"{kernel} {size} bytes", self.spent_s / self.budget_s)
             self._keep(kernel, "fp32", sizes, wire.timed(kernel, size, share))
@@ -171,20 +179,20 @@ class Session:
                 self.store.add(Beside(self.environment.id, self._at_s, kernel, size, *times))
 
     def _shapes(self, dtypes: Sequence[str]) -> Iterator[Shape]:
-        """Those that are neither measured nor too large."""
+        """Those that are not too large, each as often as it is measured; without visits of earlier sessions."""
         memory = min(MEMORY_PART * self.environment.memory_bytes, MEMORY_BYTES)
         longest = self._within(LONGEST_PART, LONGEST_S)
-        shapes: Iterable[Shape] = (shape for turn in rounds(dtypes) for shape in turn)
-        for shape in shapes:
-            known = self._known(shape.kernel, shape.dtype, dict(shape.sizes))
-            if not known and bytes_of(shape) <= memory and expected_s(shape) <= longest:
-                yield shape
+        for turn in rounds(dtypes):
+            fitting = [shape for shape in turn if bytes_of(shape) <= memory and expected_s(shape) <= longest]
+            for visit, shape in combinations(range(VISITS), fitting):
+                if self._visited(shape.kernel, shape.dtype, shape.sizes) <= visit:
+                    yield shape
 
     def _within(self, part: float, limits: tuple[float, float]) -> float:
         return min(max(part * self.budget_s, limits[0]), limits[1])
 
-    def _known(self, kernel: str, dtype: str, sizes: dict[str, int]) -> bool:
-        return key(_row(kernel, dtype, sizes, 1.0, self.device, "-", "")) in self.done
+    def _visited(self, kernel: str, dtype: str, sizes: Mapping[str, int]) -> int:
+        return self.visits[key(_row(kernel, dtype, sizes, 1.0, self.device, "-", ""))]
 
     @property
     def _at_s(self) -> float:
@@ -194,4 +202,4 @@ class Session:
         source, date = self.environment.device, self.environment.date[:10]
         row = _row(kernel, dtype, sizes, timing.seconds, self.device, source, date)
         self.store.add(Run(self.environment.id, self._at_s, row, timing))
-        self.done.add(key(row))
+        self.visits[key(row)] += 1

@@ -63,13 +63,23 @@ def test_short_work_is_called_many_times_for_one_sample() -> None:
 
 
 def test_noisy_work_is_repeated_until_the_median_is_known_or_the_time_is_up() -> None:
-    known = measure(nothing, Scripted(1e-3, noise=0.05), 10.0)
+    clock = Scripted(1e-3, noise=0.05)
+    clock.slowed = False
+    known = measure(nothing, clock, 10.0)
     assert FEWEST < len(known.samples) < MOST
     assert known.half_width is not None and known.half_width <= NARROW
     clock = Scripted(1e-3, noise=0.9)
     stopped = measure(nothing, clock, 0.1)
     assert stopped.half_width is not None and stopped.half_width > NARROW
     assert 0.1 <= clock.time <= 0.105
+
+
+def test_on_a_slowed_device_a_fastest_time_that_was_reached_several_times_is_enough() -> None:
+    clock = Scripted(1e-3, noise=0.05)
+    found = measure(nothing, clock, 10.0)
+    near = [seconds for seconds in found.samples if seconds <= (1 + NARROW) * min(found.samples)]
+    assert len(near) == FEWEST < len(found.samples) < MOST
+    assert min(found.samples) == pytest.approx(0.95e-3, rel=0.01)
 
 
 def test_work_longer_than_its_time_is_timed_once_after_a_call_that_is_thrown_away() -> None:

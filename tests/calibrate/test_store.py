@@ -11,6 +11,7 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from calibrate.measurement import Measurement
@@ -27,7 +28,7 @@ TIMING = Timing(1e-3, 0.01, (1e-3, 1e-3, 5e-3), (2,), (2,), 4)
 def run(n: int, seconds: float = 1e-3) -> Run:
     sizes = {"n": float(n)}
     row = Measurement("cpu", "copy", "", "fp32", sizes, seconds, "time", "", "a CPU", "", "2026", "", "fit", "")
-    return Run("a1", float(n), row, TIMING)
+    return Run("a1", float(n), row, replace(TIMING, seconds=seconds, samples=(2 * seconds, seconds, seconds)))
 
 
 def test_what_is_added_is_read(tmp_path: Path) -> None:
@@ -41,12 +42,17 @@ def test_what_is_added_is_read(tmp_path: Path) -> None:
     assert read(path).spent_s == 4.5
 
 
-def test_the_last_run_of_a_shape_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "seconds"), [("cpu", 1e-3), ("cuda", 1.2e-3)])
+def test_of_several_runs_of_a_shape_the_fastest_sample_counts_or_on_a_gpu_the_last_median(
+    kind: str, seconds: float, tmp_path: Path
+) -> None:
     path = tmp_path / "runs.jsonl"
-    with Store(path, ENVIRONMENT) as store:
-        store.add(run(1, 1e-3))
-        store.add(run(1, 2e-3))
-    assert [row.seconds for row in read(path).measurements] == [2e-3]
+    with Store(path, msgspec.structs.replace(ENVIRONMENT, kind=kind)) as store:
+        for each in (1.5e-3, 1e-3, 1.2e-3):
+            store.add(run(1, each))
+    found = read(path)
+    assert [row.seconds for row in found.measurements] == [seconds]
+    assert found.agreement == pytest.approx((0.2,))
 
 
 def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
