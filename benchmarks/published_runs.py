@@ -42,6 +42,10 @@ from costmodel.workload import Workload
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
+#: Clock of matrix units at 500 W instead of 700 W, with the cube root of power (frequency x voltage squared, and the
+#: voltage as the frequency).
+AT_500_W = (500 / 700) ** (1 / 3)
+
 #: Profiles by what a source calls its machine, and factors on numbers of that profile where the machine differs.
 MACHINES: dict[str, tuple[str, Mapping[str, float]]] = {
     "A100": ("a100", {}),
@@ -49,7 +53,14 @@ MACHINES: dict[str, tuple[str, Mapping[str, float]]] = {
     "A100-SXM4-80GB": ("a100", {}),
     "H100-80GB": ("h100", {}),
     "H800": ("h100", {"links[0]": 400 / 900}),  # NVLink of 400 GB/s both ways instead of 900
-    "H100 96GB HBM2e 2.4TB/s": ("h100", {"device.memory_bytes_per_s": 2.4 / 3.35, "device.memory_bytes": 96 / 80}),
+    "H100 96GB HBM2e 2.4TB/s": (
+        "h100",
+        {
+            "device.memory_bytes_per_s": 2.4 / 3.35,
+            "device.memory_bytes": 96 / 80,
+            **{f"device.kernels.{family}.compute": AT_500_W for family in ("gemm", "attention", "attention_backward")},
+        },
+    ),
 }
 
 #: Relative errors in the groups of the table beyond this are worth a look.

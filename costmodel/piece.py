@@ -23,7 +23,7 @@ from costmodel.program import Program
 from costmodel.subject import Layer, Subject
 from costmodel.symbols import symbol
 from costmodel.tensor import Tensor
-from costmodel.timing import Times, times
+from costmodel.timing import PARTS, Times, times
 from costmodel.trace import Tracer, trace
 from costmodel.workload import Workload
 
@@ -78,11 +78,7 @@ class Piece:
 
 def named(name: str, seconds: Times) -> dict[str, Dim]:
     """Times as separate formulas."""
-    return {
-        f"{name} total": seconds.total,
-        f"{name} compute": seconds.compute,
-        f"{name} communication": seconds.communication,
-    }
+    return {f"{name} {part}": value for part, value in zip(PARTS, seconds.parts, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ SCALARS = ("launch", "step", "matrix", "vector", "special", "memory", "exposed",
 TERMS = ("exposed", "ramp", "uneven")
 
 #: Symbols of rates of a link, which depend on the ranks that communicate.
-LINKS = ("start", "latency", "sooner", "dearer", "own", "switched", "seconds_per_byte")
+LINKS = ("start", "latency", "sooner", "dearer", "own", "switched", "contention", "seconds_per_byte")
+
+#: Those of them that are no times.
+FACTORS = ("dearer", "contention")
 
 
 def is_scalar(symbol: str) -> bool:
@@ -67,7 +70,7 @@ class Rates:
             else:
                 number = self._at_level(_NUMBERS[kind], size, stride)
                 # A rank alone starts no collective and copies nothing.
-                found[symbol] = np.where(size == 1, 0.0, number if kind == "dearer" else number * spread)
+                found[symbol] = np.where(size == 1, 0.0, number if kind in FACTORS else number * spread)
         return found
 
     def _at_level(self, number: _LinkNumber, size: Array, stride: Array) -> Array:
@@ -92,6 +95,7 @@ _NUMBERS: dict[str, _LinkNumber] = {
     "sooner": lambda link: link.latency_s.value - _value(link.small_latency_s, link.latency_s.value),
     "dearer": lambda link: _value(link.small_cost, 1.0) - 1,
     "own": lambda link: 1 / link.own_bytes_per_s.value if link.own_bytes_per_s else 0.0,
+    "contention": lambda link: _value(link.contention, 0.0),
     "switched": lambda link: 1 / _value(link.switch_bytes_per_s, 1.0),  # without one, slower than any ring
 }
 
@@ -146,6 +150,7 @@ def absent(profile: Profile, symbols: Iterable[str]) -> frozenset[str]:
         "sooner": lambda _: any(link.small_latency_s for link in profile.links),
         "own": lambda _: any(link.own_bytes_per_s for link in profile.links),
         "dearer": lambda _: any(link.small_cost for link in profile.links),
+        "contention": lambda _: any(link.contention for link in profile.links),
     }
     parts = ((symbol, *symbol.partition(":")) for symbol in symbols)
     return frozenset(symbol for symbol, kind, _, where in parts if kind in known and not known[kind](where))

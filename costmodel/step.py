@@ -22,7 +22,7 @@ from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, named
 from costmodel.program import Leaf, Operation, Program, Seq, Wire, operations, total_flops
 from costmodel.tensor import Tensor
-from costmodel.timing import COLLECTIVES, Times, operation_times, times
+from costmodel.timing import COLLECTIVES, PARTS, Times, operation_times, times
 from costmodel.trace import Tracer, Widths, trace
 
 #: Kinds of memory, in the order in which they are told.
@@ -43,7 +43,7 @@ class Costs:
 
     def times(self, name: str) -> Times:
         """The times of that name."""
-        return Times(*(self.values[f"{name} {part}"] for part in ("total", "compute", "communication")))
+        return Times(*(self.values[f"{name} {part}"] for part in PARTS))
 
     @property
     def weights(self) -> Array:

@@ -8,15 +8,15 @@ Communication takes its start, its steps' latency and its bytes at the link's ra
 for large messages, or one for small ones, which takes steps sooner and sends more bytes. A collective also copies the
 part of its result that is a rank's own; an all-reduce runs through a switch that sums where that is faster.
 
-In series times add; communication beside computation takes the longer of both; a ring runs at fill + (n - 1) x the
-slower of its resources + drain, which is what the tree of a ring adds up to. Rates are symbols, so that the time itself
-is a formula of the hardware too.
+In series times add; communication beside computation takes the longer of both, where computation is slower while
+messages use the device's units and memory; a ring runs at fill + (n - 1) x the slower of its resources + drain, which
+is what the tree of a ring adds up to. Rates are symbols, so that the time itself is a formula of the hardware too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, reduce
 
 from costmodel.dims import Dim, is_number, maximum, minimum
@@ -59,33 +59,48 @@ WITHOUT_MATRIX = ("recurrence", "convolution")
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one rank: in all, computing, and communicating. What is hidden is in both of the latter."""
+    """Seconds of one rank: in all, computing, and communicating. What is hidden is in both of the latter.
+
+    Attributes:
+        hindrance: what computation beside the communication takes longer.
+    """
 
     total: Dim = 0
     compute: Dim = 0
     communication: Dim = 0
+    hindrance: Dim = 0
 
     def __add__(self, other: Times) -> Times:
-        return Times(self.total + other.total, self.compute + other.compute, self.communication + other.communication)
+        return Times(*(mine + its for mine, its in zip(self.parts, other.parts, strict=True)))
 
     def __mul__(self, count: Dim) -> Times:
         """So many of these, one after the other."""
-        return Times(self.total * count, self.compute * count, self.communication * count)
+        return Times(*(part * count for part in self.parts))
 
-    def beside(self, other: Times) -> Times:
-        """The time of both at once, on different resources."""
-        both = self + other
-        return Times(maximum(self.total, other.total), both.compute, both.communication)
+    @property
+    def parts(self) -> tuple[Dim, ...]:
+        """All of them, in order of ``PARTS``."""
+        return tuple(getattr(self, name) for name in PARTS)
+
+    def beside(self, sent: Times) -> Times:
+        """The time of this work with communication at the same time, which slows it down."""
+        both = self + sent
+        together = maximum(self.total + sent.hindrance, sent.total)
+        return Times(together, both.compute, both.communication, both.hindrance)
 
     @property
     def exposed(self) -> Dim:
-        """Seconds of communication that no computation hides."""
+        """Seconds that communication adds to computation."""
         return self.total - self.compute
+
+
+#: Names of what a time is told by.
+PARTS = tuple(field.name for field in fields(Times))
 
 
 def in_series(parts: Sequence[Times]) -> Times:
     """The times of one after the other."""
-    return Times(*(total(getattr(part, name) for part in parts) for name in ("total", "compute", "communication")))
+    return Times(*(total(getattr(part, name) for part in parts) for name in PARTS))
 
 
 def rate(quantity: str, *where: str) -> Expression:
@@ -99,7 +114,7 @@ def times(node: Node, taken: Mapping[Condition, bool] | None = None) -> Times:
         case Seq(nodes):
             return in_series([times(child, taken) for child in nodes])
         case Overlap(communication, computation):
-            return times(communication, taken).beside(times(computation, taken))
+            return times(computation, taken).beside(times(communication, taken))
         case Loop():
             return _loop(node)
         case Chain(rounds, after, _, _, message, body):
@@ -135,7 +150,7 @@ def operation_times(operation: Operation) -> Times:
         return Times()
     if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
         seconds = _wire_seconds(operation, operation.primitive)
-        return Times(seconds, 0, seconds)
+        return Times(seconds, 0, seconds, seconds * rate("contention", operation.primitive.axis.name))
     arithmetic, traffic = _arithmetic_seconds(operation), _traffic_seconds(operation)
     busy = traffic if is_number(arithmetic, 0) else _both(operation, arithmetic, traffic)
     if isinstance(operation, Fused) and not is_number(operation.repeat, 1):

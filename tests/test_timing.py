@@ -111,3 +111,23 @@ def test_an_all_reduce_goes_through_the_switch_where_that_is_faster(
     rates |= {"seconds_per_byte:data:all_reduce": 1e-9, "own:data": 0.5e-9}
     found = seconds(lambda ops, x: ops.apply(AllReduce(Axis("data", ranks, 0)), x)[0], rates, (50,))
     assert found == pytest.approx(expected * 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("contention", "seconds_per_byte", "expected"),
+    [(0.5, 1e-9, 550.0), (0.5, 4e-9, 700.0), (0.5, 7e-9, 950.0), (0.0, 4e-9, 650.0)],
+)
+def test_communication_slows_what_is_computed_beside_it(
+    contention: float, seconds_per_byte: float, expected: float
+) -> None:
+    # 50 elements of 2 bytes go to the next of 2 ranks, in 100, 400 or 700 ns, beside the first of two kernels that move
+    # 200 bytes in 250 ns each: max(250 + 0.5 x 100, 100) + 250, max(250 + 0.5 x 400, 400) + 250, and so on.
+    def around(ops: Any, x: Tensor) -> Any:
+        for _, (block,), _ in ops.rotate(Axis("ring", 2, 1), (x,)):
+            ops.scale(block, 2)
+        return x
+
+    rates = {"launch:elementwise": 0.0, "vector:elementwise": 1e15, "memory:elementwise": 0.8e9, "cache": 0.0}
+    rates |= {"saved:elementwise": 0.0, "start:ring": 0.0, "latency:ring": 0.0, "sooner:ring": 0.0, "dearer:ring": 0.0}
+    rates |= {"seconds_per_byte:ring:ring_shift": seconds_per_byte, "own:ring": 0.0, "contention:ring": contention}
+    assert seconds(around, rates, (50,)) == pytest.approx(expected * 1e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -58,7 +58,7 @@ def _parse(data: bytes, file: str) -> dict[str, Any]:
 def _explain(error: Exception, raw: object, kind: type[msgspec.Struct], file: str) -> InputError:
     """Reword a msgspec error: file and key first, then what is allowed and the nearest valid key."""
     message, _, where = str(error).partition(" - at `$")
-    path = where.rstrip("`").lstrip(".")
+    path = _named(where.rstrip("`").lstrip("."), raw, kind)
     cause = error.__cause__
     if isinstance(cause, InputError):
         field = _join(path, cause.field)
@@ -71,6 +71,25 @@ def _explain(error: Exception, raw: object, kind: type[msgspec.Struct], file: st
         return InputError(f"{file}: {field}", Plain("no value"), "this key is required", _wanted(field))
     value = _shown(_look_up(raw, path))
     return InputError(f"{file}: {path or 'top level'}", value, _type_rule(message, path), _wanted(path))
+
+
+def _named(path: str, raw: Any, kind: type[msgspec.Struct]) -> str:
+    """The path with the key of the free-form table that it passes, which msgspec leaves out: the first with a fault."""
+    table, free, below = path.partition("[...]")
+    for name in _look_up(raw, table) if free else ():  # type: ignore[attr-defined]
+        try:
+            msgspec.convert(_with_only(raw, table.split("."), name), kind)
+        except msgspec.ValidationError:
+            return f"{table}.{name}{below}"
+    return path
+
+
+def _with_only(raw: Any, parts: list[str], name: str) -> dict[str, Any]:
+    """The document with but one of the keys of a table."""
+    if not parts:
+        return {name: raw[name]}
+    found: dict[str, Any] = raw | {parts[0]: _with_only(raw[parts[0]], parts[1:], name)}
+    return found
 
 
 def _unknown_key(file: str, path: str, key: str, raw: object, known: list[str]) -> InputError:
@@ -118,10 +137,13 @@ def _wanted(path: str) -> str | None:
 
 def _fields(kind: Any, path: str) -> list[str]:
     """Keys that are valid at ``path`` below ``kind``."""
+    free = False
     for part in _parts(path):
-        if not part.isdigit():
+        if not (free or part.isdigit()):
             field = next(f for f in msgspec.structs.fields(kind) if f.encode_name == part)
-            kind = _struct_in(field.type)
+            kind, free = _struct_in(field.type), get_origin(field.type) is dict
+        else:
+            free = False
     return [f.encode_name for f in msgspec.structs.fields(kind)]
 
 

@@ -232,6 +232,8 @@ class Link(Noun, frozen=True):
     bandwidth than this, where the switch does the sum (at most twice).
     ``shared_bytes_per_s``: what all devices of one unit send together at most, where they share one medium
     (host memory on a machine without peer-to-peer transfers). Innermost level only.
+    ``contention``: part of its time by which communication delays computation beside it, as it takes some of the
+    device's units and of its memory's bandwidth.
     ``uplink_bytes_per_s``: what leaves one unit of the next inner level through this one in total, where its
     devices share one way out (a host with a single network card).
     """
@@ -249,6 +251,7 @@ class Link(Noun, frozen=True):
     switch_bytes_per_s: Quantity | None = None
     small_latency_s: Quantity | None = None
     small_cost: Quantity | None = None
+    contention: Quantity | None = None
     spread: Quantity | None = None
     measured: Measured | None = None
 

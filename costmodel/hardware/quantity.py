@@ -131,6 +131,7 @@ ALLOWED: dict[str, Allowed] = {
     "small_latency_s": Allowed("seconds", 1e-9, 1e-1, "1e-6", zero=True),
     "own_bytes_per_s": _LINK_RATE,
     "switch_bytes_per_s": _LINK_RATE,
+    "contention": Allowed("of the time sent", 1e-6, 1.0, "0.45", zero=True),
     "small_cost": Allowed("times the bytes", 1.0, 100.0, "2.0"),
 }
 """Unit and plausible range of every key that holds a `Quantity`."""
