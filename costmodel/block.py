@@ -16,7 +16,7 @@ from costmodel.carry import Carry
 from costmodel.composite import rms_norm, swiglu
 from costmodel.dims import Dim, Shape, divide, is_number
 from costmodel.masks import Mask
-from costmodel.mixer import INPUT, Mixer, Site, Sizes, Weights
+from costmodel.mixer import INPUT, OWN, Mixer, Site, Sizes, Weights
 from costmodel.mixture import applied
 from costmodel.model import MlpSpec
 from costmodel.ops.mesh import Axis
@@ -27,16 +27,24 @@ from costmodel.subject import Layer
 
 T = TypeVar("T")
 
+#: The matrix that takes a shared block's output to what one use of it adds to the layer's input.
+OUT = f"{OWN}out"
+
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Widths on one tensor-parallel rank: of one expert, of the shared experts together (0 for none)."""
+    """Widths on one tensor-parallel rank: of one expert, of the shared experts together (0 for none).
+
+    Attributes:
+        adapter: rank of an addition to the first matrices; 0 for none.
+    """
 
     hidden: Dim
     gated: bool
     experts: Dim = 1
     active: Dim = 1
     shared: Dim = 0
+    adapter: int = 0
 
     @property
     def routed(self) -> bool:
@@ -53,6 +61,9 @@ class FeedForward:
         if not is_number(self.shared, 0):
             shapes |= {f"shared_{name}": (width, self.shared) for name in inward}
             shapes["shared_down"] = (self.shared, width)
+        if self.adapter:
+            shapes |= {f"{OWN}down": (width, self.adapter)}
+            shapes |= {f"{OWN}{name}": (self.adapter, self.hidden) for name in inward}
         return shapes
 
 
@@ -67,6 +78,7 @@ class Block:
         feed_forward: ``None`` where there is none.
         norms: names of their weights; none for the token mixer alone, without residuals.
         phase: ``forward``, ``train``, ``prefill`` or ``decode``.
+        shared: whether other layers use the same weights (see ``costmodel.model.LayerSpec``).
     """
 
     mixer: Mixer
@@ -76,6 +88,7 @@ class Block:
     feed_forward: FeedForward | None
     norms: tuple[str, ...]
     phase: str
+    shared: bool = False
 
     @property
     def sizes(self) -> Sizes:
@@ -85,7 +98,10 @@ class Block:
         """Shapes of all weights on one rank."""
         width = self.sizes["D"]
         feed = {} if self.feed_forward is None else self.feed_forward.weights(width)
-        return self.mixer.weights(self.sizes) | feed | dict.fromkeys(self.norms, (width,))
+        norms: dict[str, Shape] = dict.fromkeys(self.norms, (width,))
+        if self.shared:
+            norms |= {"mixer_norm": (2 * width,), OUT: (width, width)}
+        return self.mixer.weights(self.sizes) | feed | norms
 
     def __call__(
         self,
@@ -96,7 +112,14 @@ class Block:
         w: Weights,
         memory: tuple[T, ...] = (),
     ) -> T:
-        """The layer's output [B, n, D] for its input [B, n, D], and for a second sequence if the mixer reads one."""
+        """The layer's output [B, n, D] for its input [B, n, D], and for a second sequence if the mixer reads one.
+
+        A shared layer has the model's embeddings [B, n, D] of its tokens in that place.
+        """
+        if self.shared:
+            y = rms_norm(ops, ops.concat([x, *memory], 2), w["mixer_norm"])
+            y = rms_norm(ops, self._mix(ops, (y,), tables, cache, w), w["mlp_norm"])
+            return ops.add(x, ops.contract("bld,de->ble", self._feed(ops, y, w), w[OUT]))
         if not self.norms:
             return self._mix(ops, (x, *memory), tables, cache, w)
         x = self._added(ops, x, "mixer", w, lambda y: self._mix(ops, (y, *memory), tables, cache, w))
@@ -150,7 +173,12 @@ class Block:
     def _dense(self, ops: Vocabulary[T], x: T, w: Weights, prefix: str) -> T:
         """A feed-forward of which this rank has a part of the width; a partial sum."""
         names = [name for name in (f"{prefix}gate", f"{prefix}up") if name in w]
-        inner = self._read(ops, x, [w[name] for name in names])
+        if not (self.feed_forward and self.feed_forward.adapter):
+            inner = self._read(ops, x, [w[name] for name in names])
+        else:
+            low, *products = self._read(ops, x, [w[name] for name in (f"{OWN}down", *names)])
+            added = [ops.contract("blr,rf->blf", low, w[f"{OWN}{name}"]) for name in names]
+            inner = tuple(ops.add(y, z) for y, z in zip(products, added, strict=True))
         hidden = swiglu(ops, *inner) if len(inner) == 2 else ops.map("silu", inner[0])
         return ops.contract("blf,fd->bld", hidden, w[f"{prefix}down"])
 
@@ -237,14 +265,16 @@ class Share:
     def feed_forward(self, mlp: MlpSpec) -> FeedForward:
         """The widths of a feed-forward layer."""
         shared = divide(mlp.shared * mlp.shared_hidden, self.tensor) if mlp.shared else 0
-        return FeedForward(divide(mlp.hidden, self.tensor), mlp.gated, mlp.experts, mlp.active, shared)
+        hidden = divide(mlp.hidden, self.tensor)
+        return FeedForward(hidden, mlp.gated, mlp.experts, mlp.active, shared, mlp.adapter)
 
     def block(self, layer: Layer, way: Way, axes: Mapping[str, Axis], phase: str, causal: bool) -> Block:
         """The layer as a method."""
         mask = Mask() if phase == "decode" else Mask(causal, layer.window)
         site = Site[Any](self.sizes(layer, way.strategy), mask, way.kernel, ())  # type: ignore[arg-type]
         feed = None if layer.mlp is None else self.feed_forward(layer.mlp)
-        return Block(layer.mixer, way.strategy, axes, site, feed, norm_names(layer), phase)
+        shared = bool(layer.shared)
+        return Block(layer.mixer, way.strategy, axes, site, feed, norm_names(layer), phase, shared)
 
 
 def norm_names(layer: Layer) -> tuple[str, ...]:

@@ -26,8 +26,11 @@ Weights = Mapping[str, Any]
 INPUT = "the input"
 
 
-#: Parts of a mixer that a model's config switches on, among its sizes but no hyperparameters.
-SWITCHES = ("qk_norm", "gate")
+#: Parts of a mixer that a model's config switches on, among its sizes but no hyperparameters; of an adapter, its rank.
+SWITCHES = ("qk_norm", "gate", "doubled", "adapter")
+
+#: In the names of weights that every use of a shared layer has of its own (see ``costmodel.model.LayerSpec``).
+OWN = "own_"
 
 #: Base of the angles of rotary positions.
 ROPE_BASE = 10000.0

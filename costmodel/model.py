@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from costmodel.errors import InputError, UnknownNameError
-from costmodel.mixer import mixers
+from costmodel.mixer import SWITCHES, mixers
 
 
 class _Params(Mapping[str, int]):
@@ -47,7 +47,9 @@ class MixerSpec:
     - ``window``: keys a query sees, itself included; absent means all of them;
     - ``bias``, ``out_bias``: biases on the query, key and value projections, and on the output projection;
     - ``qk_norm``: an RMSNorm over each query and key head; ``gate``: a gate on each head's values;
-    - ``sinks``: one learned sink logit per head.
+    - ``sinks``: one learned sink logit per head;
+    - ``doubled``: its input is twice as wide as its output, as in a shared layer (see ``LayerSpec``); ``adapter``: rank
+      of an addition to queries, keys and values that every use of a shared layer has of its own.
 
     ``mla`` (multi-head latent attention, DeepSeek-V2, arXiv:2405.04434, section 2.1) takes ``heads``,
     ``q_rank`` (0 means that queries are not compressed), ``kv_rank``, ``nope_dim`` and ``rope_dim`` (channels
@@ -127,6 +129,7 @@ class MixerSpec:
         if missing:
             raise InputError(f"{self.name} {missing[0]}", None, "is required", f"give {', '.join(mixer.sizes)}")
         sizes = {size.symbol: self.params[key] for key, size in mixer.sizes.items()}
+        sizes |= {switch: self.params[switch] for switch in SWITCHES if switch in self.params}
         return sum(math.prod(shape) for shape in mixer.weights({"D": width, **sizes}).values())
 
 
@@ -138,6 +141,7 @@ class MlpSpec:
     ``experts``: routed experts, of which each token takes ``active``; there is a router when ``experts > 1``.
     ``shared``: experts that every token takes besides, of ``shared_hidden`` channels (0 means ``hidden``).
     ``bias``: every expert's matrices have a bias. ``router_bias``: so has each expert's routing score.
+    ``adapter``: rank of an addition to the first matrices that every use of a shared layer has of its own.
 
     Raises ``InputError`` for sizes below 1 and for more active experts than there are.
 
@@ -153,9 +157,11 @@ class MlpSpec:
     shared_hidden: int = 0
     bias: bool = False
     router_bias: bool = False
+    adapter: int = 0
 
     def __post_init__(self) -> None:
-        for field, low in (("hidden", 1), ("experts", 1), ("active", 1), ("shared", 0), ("shared_hidden", 0)):
+        least = {"hidden": 1, "experts": 1, "active": 1, "shared": 0, "shared_hidden": 0, "adapter": 0}
+        for field, low in least.items():
             _check_size(f"mlp {field}", getattr(self, field), low)
         if self.active > self.experts:
             raise InputError("mlp active", self.active, f"must be at most the {self.experts} experts")
@@ -168,12 +174,19 @@ class MlpSpec:
         """Learned parameters of all experts and the router, for ``width`` channels in and out."""
         router = self.experts * (width + self.router_bias) if self.experts > 1 else 0
         shared = self.shared * self._one_expert(width, self.shared_hidden)
-        return self.experts * self._one_expert(width, self.hidden) + shared + router
+        return self.experts * self._one_expert(width, self.hidden) + shared + router + self.adapter_parameters(width)
+
+    def adapter_parameters(self, width: int) -> int:
+        """Those of the adapter, ``width`` x rank and rank x ``hidden`` for each first matrix."""
+        return self.adapter * (width + self._inward * self.hidden)
+
+    @property
+    def _inward(self) -> int:
+        return 2 if self.gated else 1
 
     def _one_expert(self, width: int, hidden: int) -> int:
-        inward = 2 if self.gated else 1
-        biases = inward * hidden + width if self.bias else 0
-        return (inward + 1) * width * hidden + biases
+        biases = self._inward * hidden + width if self.bias else 0
+        return (self._inward + 1) * width * hidden + biases
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,12 @@ class LayerSpec:
 
     ``norms``: RMSNorms of the model's width: one before each of the two, and with twice as many one after each too.
 
-    Raises ``InputError`` for another number of norms.
+    ``shared``: 0, or so many blocks that all layers like this take in turn, as Zamba2 does (Glorioso et al. 2024, arXiv
+    2411.15242, figure 2). A block reads the layer's input beside the model's embeddings of the same tokens, both behind
+    one norm; its feed-forward follows on its mixer without residuals; and a matrix that each use has of its own, like
+    the adapters, takes its output to what is added to the layer's input.
+
+    Raises ``InputError`` for another number of norms, and for a shared layer whose parts are not such.
 
     >>> attention = MixerSpec("attention", {"heads": 2, "kv_heads": 2, "head_dim": 4})
     >>> LayerSpec(attention, MlpSpec(hidden=32)).parameters(width=8)  # 4*8*8 + 3*8*32 + 2*8
@@ -192,17 +210,31 @@ class LayerSpec:
     mixer: MixerSpec
     mlp: MlpSpec | None
     norms: int = 2
+    shared: int = 0
 
     def __post_init__(self) -> None:
-        allowed = (1, 2) if self.mlp is None else (2, 4)
+        _check_size("layer shared", self.shared, 0)
+        doubled = bool(self.mixer.params.get("doubled"))
+        if doubled != bool(self.shared) or (self.shared and (self.mlp is None or self.mlp.experts > 1)):
+            rule = "a mixer with a doubled input and a feed-forward without experts go with it, and only with it"
+            raise InputError("layer shared", self.shared, rule)
+        allowed = (1, 2) if self.mlp is None else (2,) if self.shared else (2, 4)
         if self.norms not in allowed:
             beside = "without an mlp" if self.mlp is None else "with an mlp"
-            raise InputError("layer norms", self.norms, f"must be {allowed[0]} or {allowed[1]} {beside}")
+            raise InputError("layer norms", self.norms, f"must be {' or '.join(map(str, allowed))} {beside}")
 
     def parameters(self, width: int) -> int:
         """Learned parameters of the layer at a model width of ``width`` channels."""
         mlp = 0 if self.mlp is None else self.mlp.parameters(width)
-        return self.mixer.parameters(width) + mlp + self.norms * width
+        shared = (width + 1) * width if self.shared else 0  # the matrix of this use, and a norm twice as wide
+        return self.mixer.parameters(width) + mlp + self.norms * width + shared
+
+    def own_parameters(self, width: int) -> int:
+        """Those of them that no other use of the layer has: all, unless it is shared."""
+        if not self.shared or self.mlp is None:
+            return self.parameters(width)
+        adapter = self.mixer.parameters(width) - self.mixer.replace(adapter=0).parameters(width)
+        return width * width + adapter + self.mlp.adapter_parameters(width)
 
 
 @dataclass(frozen=True)
@@ -247,7 +279,10 @@ class Model:
 
     def parameters(self) -> int:
         """Exact count of learned parameters: layers, final norm, embeddings, and the head unless tied."""
-        layers = sum(count * layer.parameters(self.width) for layer, count in self.groups())
+        layers = 0
+        for layer, count in self.groups():
+            own = layer.own_parameters(self.width)
+            layers += count * own + min(count, layer.shared) * (layer.parameters(self.width) - own)
         matrices = 1 if self.tied_embeddings else 2
         return layers + self.width + matrices * self.vocabulary * self.width
 
@@ -290,8 +325,11 @@ def _attention_parameters(params: Mapping[str, int], width: int) -> int:
     projected = queries + 2 * keys
     biases = projected * params.get("bias", 0) + width * params.get("out_bias", 0)
     norms = 2 * params["head_dim"] * params.get("qk_norm", 0)
-    gates = queries * width * params.get("gate", 0)
-    return (projected + queries) * width + gates + biases + norms + params["heads"] * params.get("sinks", 0)
+    inputs = width * (2 if params.get("doubled") else 1)
+    gates = queries * inputs * params.get("gate", 0)
+    adapters = params.get("adapter", 0) * (3 * inputs + projected)
+    sinks = params["heads"] * params.get("sinks", 0)
+    return projected * inputs + queries * width + gates + adapters + biases + norms + sinks
 
 
 def _mla_parameters(params: Mapping[str, int], width: int) -> int:
@@ -308,8 +346,8 @@ def _mla_parameters(params: Mapping[str, int], width: int) -> int:
 _MIXERS: dict[str, _KnownMixer] = {
     "attention": _KnownMixer(
         required={"heads": 1, "kv_heads": 1, "head_dim": 1},
-        optional={"window": 1},
-        flags=frozenset({"bias", "out_bias", "qk_norm", "gate", "sinks"}),
+        optional={"window": 1, "adapter": 0},
+        flags=frozenset({"bias", "out_bias", "qk_norm", "gate", "sinks", "doubled"}),
         parameters=_attention_parameters,
     ),
     "mla": _KnownMixer(

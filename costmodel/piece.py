@@ -17,7 +17,7 @@ from costmodel.dims import Dim, Shape, product, same
 from costmodel.expression import lift
 from costmodel.head import embed, logits, loss
 from costmodel.liveness import Memory, memory
-from costmodel.mixer import Sizes
+from costmodel.mixer import OWN, Sizes
 from costmodel.ops.mesh import Axis
 from costmodel.program import Program
 from costmodel.subject import Layer, Subject
@@ -39,7 +39,8 @@ class Piece:
         count: how often the step runs it.
         parameters: weights of one run, on one rank.
         rows: those of them with a row for each token that are cut like the sequence.
-        sets: how many such sets of weights there are.
+        sets: how many such sets of weights there are; of shared blocks, whose runs each have some weights of their own,
+            not a whole number.
         cache: bytes kept for decoding by all runs.
     """
 
@@ -155,6 +156,10 @@ class Pieces:
             train=self.train,
         )
         parameters = sum((w.elements for w in weights.values()), 0)
+        sets: Dim = layer.count
+        if layer.shared:
+            own = sum((w.elements for name, w in weights.items() if name.startswith(OWN)), 0)
+            sets = (layer.count * own + min(layer.shared, layer.count) * (parameters - own)) / lift(parameters)
         stored: Dim = 0
         if self.workload.phase in ("prefill", "decode"):
             asked = self.workload.cache_bytes
@@ -162,7 +167,7 @@ class Pieces:
             held = sum((product(k.shape) * each for k, each in zip(kept, widths, strict=True)), 0)
             stored = held * self.batch * layer.count
         rows = self._rows(layer, way, block.weights())
-        return Piece(layer.mixer.name, program, layer.count, parameters, layer.count, stored, rows)
+        return Piece(layer.mixer.name, program, layer.count, parameters, sets, stored, rows)
 
     def _rows(self, layer: Layer, way: Way, weights: Mapping[str, Shape]) -> Dim:
         """Elements of the weights that are cut like the sequence."""
@@ -176,7 +181,12 @@ class Pieces:
         return sum((product(weights[name]) for name in cut), 0)
 
     def _memory(self, layer: Layer, sizes: Sizes) -> list[Tensor]:
-        """One rank's shard of the second sequence, if the layer reads one; decoding reads what was kept of it."""
+        """One rank's shard of the second sequence, if the layer reads one; decoding reads what was kept of it.
+
+        Of a shared layer, the embeddings of the rank's tokens.
+        """
+        if layer.shared:
+            return [self.new(self.batch, self.shard, self.subject.width)]
         memory = layer.mixer.memory(sizes)
         if memory is None or self.decode:
             return []

@@ -122,11 +122,15 @@ class Step:
         return kinds
 
     def _layer(self, piece: Costs) -> Times:
-        """All layers of a kind, forward and backward, each beside what is sent for its neighbours."""
+        """All layers of a kind, forward and backward, each beside what is sent for its neighbours.
+
+        The gradients of a shared block are exchanged once, after its last use.
+        """
         forward, backward = piece.times("forward"), piece.times("backward")
         fetch, count = self._fetch(piece), piece["count"]
         whole = _neighbours(forward, fetch, count)
-        return whole + _neighbours(backward + forward * self.recompute, fetch + self._exchange(piece), count)
+        exchange = self._exchange(piece) * (piece["sets"] / count)
+        return whole + _neighbours(backward + forward * self.recompute, fetch + exchange, count)
 
     def _fetch(self, piece: Costs) -> Times:
         """Gathering the weights of a layer before a pass through it."""
@@ -195,9 +199,10 @@ class Parts:
     def __iter__(self) -> Iterator[tuple[Seq, Dim]]:
         yield from self.model(self.recompute)
         if self.train:
-            for piece in (*self.layers, *self.ends):
-                for sent, count in self._exchanged(piece.parameters, piece.rows):
-                    yield sent, count * piece.sets
+            for piece in self.layers:
+                yield from self._exchanged(piece, piece.count)
+            for piece in self.ends:
+                yield from self._exchanged(piece, 1)
             yield optimizer(self.widths, self.updated), 1
 
     def model(self, recompute: bool) -> Iterator[tuple[Seq, Dim]]:
@@ -208,12 +213,14 @@ class Parts:
         for piece in self.ends:
             yield piece.program.whole, piece.count
 
-    def _exchanged(self, parameters: Dim, rows: Dim) -> Iterator[tuple[Seq, Dim]]:
+    def _exchanged(self, piece: Piece, uses: Dim) -> Iterator[tuple[Seq, Dim]]:
+        """What replicas send of the gradients of all sets of weights, and of weights used so many times."""
+        weights = piece.parameters, piece.rows
         if self.sharing is Sharing.NOTHING:
-            yield self.replicas.reduce(parameters, rows), 1
+            yield self.replicas.reduce(*weights), piece.sets
             return
-        yield self.replicas.scatter(parameters, rows), 1
-        yield self.replicas.gather(parameters, rows), 2 if self.sharing is Sharing.EVERYTHING else 1
+        yield self.replicas.scatter(*weights), piece.sets
+        yield self.replicas.gather(*weights), 2 * uses if self.sharing is Sharing.EVERYTHING else piece.sets
 
     def wire(self) -> dict[str, Wire]:
         """What a rank sends, by axis of the mesh."""

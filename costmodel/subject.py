@@ -24,6 +24,7 @@ class Layer:
         mlp: ``None`` where there is no feed-forward.
         norms: of the model's width: one before the mixer and one before the feed-forward, each with its residual;
             twice as many where one comes after each, too; 0 for the mixer alone, without a residual.
+        shared: blocks of weights that its uses take in turn; 0 where each has its own.
     """
 
     mixer: Mixer
@@ -32,6 +33,7 @@ class Layer:
     mlp: MlpSpec | None
     count: int
     norms: int = 0
+    shared: int = 0
 
     def kept(self, length: Dim) -> Dim:
         """Tokens of which a cache along tokens holds keys and values, of a sequence's: of a second one where one is
@@ -88,7 +90,13 @@ class Subject:
 def from_model(model: Model) -> Subject:
     """All layers of a model, alike ones together."""
     layers = tuple(
-        replace(_layer(spec.mixer.name, spec.mixer.params, model.width), mlp=spec.mlp, norms=spec.norms, count=count)
+        replace(
+            _layer(spec.mixer.name, spec.mixer.params, model.width),
+            mlp=spec.mlp,
+            norms=spec.norms,
+            count=count,
+            shared=spec.shared,
+        )
         for spec, count in model.groups()
     )
     return Subject(model.name, model.width, layers, model.vocabulary, model.tied_embeddings)
@@ -142,7 +150,7 @@ def _layer(name: str, params: Mapping[str, int], width: int) -> Layer:
             rule = f"must be at least {parameter.least}"
             raise InputError(f"{name}.{key}", value, rule, f"usual: {parameter.usual}")
         sizes[parameter.symbol] = value
-    sizes |= {symbol: 1 for key, symbol in _switches(mixer).items() if params.get(key)}
+    sizes |= {symbol: int(params[key]) for key, symbol in _switches(mixer).items() if params.get(key)}
     layer = Layer(mixer, sizes, sizes.pop("w", 0) or None, None, 1)
     for alone in layer.mixers_alone:
         _check_heads(alone)

@@ -204,7 +204,8 @@ class DistributedLayer(nn.Module):
         """The layer's output for this rank's tokens [B, n, D], as ``shard`` leaves them.
 
         Args:
-            memory: this rank's tokens of the second sequence, cut by ``shard_memory``, where the mixer reads one.
+            memory: this rank's tokens of the second sequence, cut by ``shard_memory``, where the mixer reads one; of a
+                shared layer, the embeddings of the tokens x, cut like x.
 
         Raises:
             InputError: when the strategy does not apply to these shapes, or they differ between ranks.
@@ -212,36 +213,43 @@ class DistributedLayer(nn.Module):
         length = x.shape[1] * _size(self.mesh, SEQUENCE)
         second = () if memory is None else (memory,)
         self._check(x, length, second=second)
-        self._check_memory(memory)
+        self._check_memory(memory, x)
         return self.block(length)(self.ops, x, self.tables(length), (), dict(self.weights.items()), second)
 
-    def decode(self, x: Tensor, cache: Sequence[Tensor], length: int) -> Tensor:
+    def decode(self, x: Tensor, cache: Sequence[Tensor], length: int, embedded: Tensor | None = None) -> Tensor:
         """The layer's output [B, 1, D] for the last of ``length`` tokens.
 
         Args:
             cache: this rank's part of what earlier tokens left (see ``shard_cache``); its last place, on the last
                 rank, is written with this token's.
+            embedded: the token's embedding, like x, for a shared layer.
 
         Raises:
             InputError: when the strategy does not apply to these shapes, or they differ between ranks.
         """
-        self._check(x, length, *cache)
-        return self.block(length)(self.ops, x, self.tables(length), tuple(cache), dict(self.weights.items()))
+        second = () if embedded is None else (embedded,)
+        self._check(x, length, *cache, second=second)
+        if self.layer.shared:
+            self._check_memory(embedded, x)
+        return self.block(length)(self.ops, x, self.tables(length), tuple(cache), dict(self.weights.items()), second)
 
-    def extend(self, x: Tensor, cache: Sequence[Tensor], cached: int) -> Tensor:
+    def extend(self, x: Tensor, cache: Sequence[Tensor], cached: int, embedded: Tensor | None = None) -> Tensor:
         """The layer's output for this rank's new tokens [B, n, D], which follow on ``cached`` ones: a prefill.
 
         Args:
             cache: this rank's part of what the cached tokens left (see ``shard_cache``), with room at its end for its
                 new ones, which is written.
+            embedded: the new tokens' embeddings, like x, for a shared layer.
 
         Raises:
             InputError: when the strategy does not apply to these shapes, or they differ between ranks.
         """
         length = x.shape[1] * _size(self.mesh, SEQUENCE)
-        self._check(x, length, *cache, cached=cached)
+        second = () if embedded is None else (embedded,)
+        self._check(x, length, *cache, second=second, cached=cached)
+        self._check_memory(embedded, x)
         tables = self.tables(length, cached)
-        return self.block(length)(self.ops, x, tables, tuple(cache), dict(self.weights.items()))
+        return self.block(length)(self.ops, x, tables, tuple(cache), dict(self.weights.items()), second)
 
     def tables(self, length: int, cached: int = 0) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the rotary positions of this rank's part of ``length`` tokens; made once."""
@@ -277,7 +285,13 @@ class DistributedLayer(nn.Module):
         levels = [Level(axis.size, layout or self._layout(axis.name)) for axis in axes]
         return shard_nested(whole, dim, levels, [axis.rank for axis in axes])
 
-    def _check_memory(self, memory: Tensor | None) -> None:
+    def _check_memory(self, memory: Tensor | None, x: Tensor) -> None:
+        if self.layer.shared:
+            if memory is None or memory.shape != x.shape:
+                given = None if memory is None else tuple(memory.shape)
+                rule = f"a shared layer reads its tokens' embeddings {tuple(x.shape)}"
+                raise InputError("shape of memory", given, rule)
+            return
         wanted = self.layer.mixer.memory(self.layer.sizes)
         given = None if memory is None else (memory.shape[1] * _size(self.mesh, SEQUENCE), memory.shape[2])
         expected = None if wanted is None else (wanted.tokens, wanted.width)

@@ -32,7 +32,15 @@ def written(layer: Layer, x: Tensor, w: Weights, causal: bool, memory: Tensor | 
 
 
 def whole_layer(layer: Layer, x: Tensor, w: Weights, causal: bool, memory: Tensor | None = None) -> Tensor:
-    """A layer's output [B, L, D]: the mixer alone, or with norms and residuals and perhaps a dense feed-forward."""
+    """A layer's output [B, L, D]: the mixer alone, or with norms and residuals and perhaps a dense feed-forward.
+
+    Of a shared layer, ``memory`` are the embeddings of the tokens.
+    """
+    if layer.shared:
+        assert memory is not None
+        y = _norm(torch.cat([x, memory], 2), w["mixer_norm"])
+        y = _norm(_output(layer, y, w, causal, None), w["mlp_norm"])
+        return x + _feed_forward(y, w) @ w["own_out"]
     if not layer.norms:
         return _output(layer, x, w, causal, memory)
     mixed = _output(layer, _norm(x, w["mixer_norm"]), w, causal, memory)
@@ -66,7 +74,10 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _feed_forward(x: Tensor, w: Weights) -> Tensor:
-    y = _silu(x @ w["gate"]) * (x @ w["up"]) if "gate" in w else _silu(x @ w["up"])
+    inner = {name: x @ w[name] for name in ("gate", "up") if name in w}
+    if "own_down" in w:
+        inner = {name: y + x @ w["own_down"] @ w[f"own_{name}"] for name, y in inner.items()}
+    y = _silu(inner["gate"]) * inner["up"] if "gate" in w else _silu(inner["up"])
     return y @ w["down"]
 
 

@@ -26,7 +26,8 @@ def read_config(path: str | os.PathLike[str]) -> Model:
     """The model that a Hugging Face ``config.json`` describes.
 
     Decoder-only families, by ``model_type``: see ``supported_model_types``. Of a multimodal
-    config the language model (``text_config``) is taken; its vision tower is not part of the ``Model``.
+    config the language model (``text_config``) is taken; its vision tower is not part of the ``Model``;
+    where layers attend to an image (Llama 3.2 Vision), it is one of as many tiles as the model takes.
     ``layer_types``, where present, says which layers have a sliding window; otherwise the family's rule does.
     DeepSeek's multi-token-prediction layers are left out, as transformers does. GPT-OSS attention sinks are
     counted as parameters and otherwise ignored. Without a ``dtype`` the weights are taken as bfloat16, in
@@ -78,7 +79,7 @@ def language_fields(shown: str, outer: dict[str, object]) -> Fields:
     inner = outer["text_config"]
     if not isinstance(inner, dict):
         raise whole.error("text_config", inner, "must be an object, the config of the language model")
-    inherited = ("dtype", "torch_dtype", "tie_word_embeddings")
+    inherited = ("dtype", "torch_dtype", "tie_word_embeddings", "vision_config")
     values = {key: outer[key] for key in inherited if key in outer}
     if outer.get("model_type") == "gemma3":
         values["model_type"] = "gemma3_text"

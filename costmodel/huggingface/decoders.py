@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from costmodel.huggingface.family import (
     FULL,
@@ -13,8 +14,11 @@ from costmodel.huggingface.family import (
     every,
     family,
     latent_attention,
+    numbered,
+    refused,
     routed,
     sparse_steps,
+    spec,
     stack,
     stated_mlps,
 )
@@ -41,6 +45,32 @@ def _mixtral(fields: Fields) -> tuple[LayerSpec, ...]:
     slides = fields.raw("sliding_window") is not None
     experts = routed(fields, fields.pick("num_local_experts", "num_experts"), "intermediate_size")
     return stack(fields, attention(fields, bias=False), always(experts), lambda layer: slides)
+
+
+@family("mllama_text_model", num_key_value_heads=8, cross_attention_layers=None, vision_config=None)
+def _mllama(fields: Fields) -> tuple[LayerSpec, ...]:
+    """Llama of which some layers attend to an image in place of the text.
+
+    The gates of these layers, a number each, and the 8 further rows of the embedding are left out.
+    """
+    own, chosen = attention(fields, bias=False), numbered(fields, "cross_attention_layers")
+    heads = {key: own.params[key] for key in ("heads", "kv_heads", "head_dim")}
+    tokens, width = _image_tokens(fields), fields.integer("hidden_size")
+    cross = spec("cross-attention", **heads, memory=tokens, memory_width=width, qk_norm=True)
+    layers = stack(fields, own, dense(fields), kinds=(FULL,))
+    crossed = range(3, len(layers), 5) if chosen is None else chosen
+    return tuple(replace(layer, mixer=cross) if place in crossed else layer for place, layer in enumerate(layers))
+
+
+def _image_tokens(fields: Fields) -> int:
+    """Tokens of one image: of each of its tiles, the patches and one for the whole tile."""
+    vision = fields.raw("vision_config")
+    where = fields.where.replace(": text_config", "")
+    if vision is not None and not isinstance(vision, dict):
+        raise Fields(where, {}, {}).error("vision_config", vision, "must be an object")
+    image = Fields(f"{where}: vision_config", vision or {}, {"image_size": 448, "patch_size": 14, "max_num_tiles": 4})
+    side = image.integer("image_size") // image.integer("patch_size")
+    return image.integer("max_num_tiles") * (side * side + 1)
 
 
 def _upper_layers_slide(fields: Fields) -> Callable[[int], bool]:
@@ -128,8 +158,7 @@ def _gpt_oss(fields: Fields) -> tuple[LayerSpec, ...]:
 
 @family("deepseek_v2", attention_bias=False, mlp_bias=False, first_k_dense_replace=0, moe_layer_freq=1)
 def _deepseek_v2(fields: Fields) -> tuple[LayerSpec, ...]:
-    if fields.flag("mlp_bias"):
-        raise fields.error("mlp_bias", True, "must be false: no DeepSeek model has biases there")
+    refused(fields, "mlp_bias")
     return _deepseek(fields, biases="")
 
 

@@ -124,7 +124,7 @@ def always(spec: MlpSpec) -> Callable[[int], MlpSpec]:
 
 def sparse_steps(fields: Fields, experts: MlpSpec) -> Callable[[int], MlpSpec]:
     """Qwen's rule: experts in every ``decoder_sparse_step``-th layer that ``mlp_only_layers`` does not name."""
-    step, dense_layers = fields.integer("decoder_sparse_step"), _mlp_only_layers(fields)
+    step, dense_layers = fields.integer("decoder_sparse_step"), numbered(fields, "mlp_only_layers") or ()
     plain = MlpSpec(fields.integer("intermediate_size"))
     return lambda layer: plain if layer in dense_layers or (layer + 1) % step else experts
 
@@ -141,13 +141,21 @@ def after_dense(plain: MlpSpec, experts: MlpSpec, first: int, step: int = 1) -> 
     return lambda layer: plain if layer < first or layer % step else experts
 
 
-def _mlp_only_layers(fields: Fields) -> frozenset[int]:
-    value = fields.raw("mlp_only_layers")
+def numbered(fields: Fields, field: str) -> frozenset[int] | None:
+    """The layers that a list of their numbers names, where the file has it."""
+    value = fields.raw(field)
     if value is None:
-        return frozenset()
+        return None
     if not isinstance(value, list) or not all(type(layer) is int for layer in value):
-        raise fields.error("mlp_only_layers", value, "must be a list of layer numbers, counted from 0")
+        raise fields.error(field, value, "must be a list of layer numbers, counted from 0")
     return frozenset(value)
+
+
+def refused(fields: Fields, *flags: str) -> None:
+    """Biases that no published model of a family has."""
+    for flag in flags:
+        if fields.flag(flag):
+            raise fields.error(flag, True, "must be false: no model of the family has biases there")
 
 
 def dense(fields: Fields, bias: bool = False) -> Callable[[int], MlpSpec]:

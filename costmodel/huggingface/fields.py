@@ -32,6 +32,8 @@ FIELDS = frozenset(
     block_auto_adjust_ff_dim block_multiple_of block_ffn_dim_multiplier hybrid_override_pattern use_bias
     ssm_state_size mamba_num_heads mamba_head_dim n_groups conv_kernel chunk_size moe_latent_size
     moe_shared_expert_intermediate_size index_topk index_head_dim index_n_heads mlp_layer_types mamba_d_ssm
+    n_mamba_heads mamba_ngroups num_mem_blocks use_shared_attention_adapter adapter_rank add_bias_linear
+    cross_attention_layers vision_config image_size patch_size max_num_tiles
     mamba_proj_bias projectors_bias state_size expand time_step_rank num_heads num_dense_layers use_expert_bias
     """.split()  # noqa: SIM905 - a list would take a line each
 )
@@ -123,8 +125,9 @@ class Fields:
         return InputError(f"{self.where}: {field}", as_json(value), rule, remedy)
 
     def pick(self, *names: str) -> str:
-        """The first of several names for one field that is present."""
-        return next((name for name in names if self.values.get(name) is not None), names[0])
+        """The first of several names for one field that is present, or else that has a default."""
+        present = [name for name in names if self.values.get(name) is not None]
+        return next(iter([*present, *(name for name in names if name in self.defaults)]), names[0])
 
     def raw(self, field: str) -> object:
         if field in self.values:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,12 +14,15 @@ from costmodel.huggingface.family import (
     family,
     latent_attention,
     layer_types,
+    numbered,
+    refused,
     routed,
     sparse_steps,
     spec,
     stack,
 )
 from costmodel.huggingface.fields import LARGEST_DEPTH, Fields
+from costmodel.huggingface.mamba import mamba1, mamba2
 from costmodel.model import LayerSpec, MixerSpec, MlpSpec
 
 LINEAR = "linear_attention"
@@ -34,11 +36,19 @@ def _mixed(
     rule: Callable[[int], bool],
     names: tuple[str, str] = (FULL, LINEAR),
 ) -> tuple[LayerSpec, ...]:
-    """All layers: with attention where the file's ``layer_types`` say so, or else the family's rule."""
+    """All layers, with attention in those that attend."""
+    attends = _attend(fields, rule, names)
+    return tuple(LayerSpec(full if attend else linear, mlp(layer)) for layer, attend in enumerate(attends))
+
+
+def _attend(fields: Fields, rule: Callable[[int], bool], names: tuple[str, str] = (FULL, LINEAR)) -> list[bool]:
+    """Which layers attend: as the file's ``layer_types`` say, or else by the family's rule.
+
+    ``names`` are what the file may call a layer with attention, and one without, beside the usual names.
+    """
     depth = fields.integer("num_hidden_layers", high=LARGEST_DEPTH)
     types = layer_types(fields, depth, tuple(dict.fromkeys((FULL, LINEAR, *names))), fields.pick(*TYPES))
-    attends = [rule(layer) for layer in range(depth)] if types is None else [t in (FULL, names[0]) for t in types]
-    return tuple(LayerSpec(full if attend else linear, mlp(layer)) for layer, attend in enumerate(attends))
+    return [rule(layer) for layer in range(depth)] if types is None else [t in (FULL, names[0]) for t in types]
 
 
 #: What the list of the layers' kinds is called.
@@ -99,15 +109,6 @@ def _qwen_experts(fields: Fields) -> MlpSpec:
 )
 def _jamba(fields: Fields) -> tuple[LayerSpec, ...]:
     """Mamba with attention and experts now and then; its norms of the step, keys and queries are left out."""
-    width = fields.integer("hidden_size")
-    auto = fields.raw("mamba_dt_rank") == "auto"
-    linear = spec(
-        "mamba1",
-        channels=fields.integer("mamba_expand") * width,
-        state_dim=fields.integer("mamba_d_state"),
-        step_rank=math.ceil(width / 16) if auto else fields.integer("mamba_dt_rank"),
-        taps=fields.integer("mamba_d_conv"),
-    )
     plain = MlpSpec(fields.integer("intermediate_size"))
     experts = routed(fields, fields.pick("num_experts", "num_local_experts"), "intermediate_size")
     period, offset = _period(fields, "expert")
@@ -116,29 +117,11 @@ def _jamba(fields: Fields) -> tuple[LayerSpec, ...]:
         return experts if layer % period == offset and experts.experts > 1 else plain
 
     every, first = _period(fields, "attn")
-    return _mixed(fields, attention(fields, bias=False), linear, mlp, lambda layer: layer % every == first)
+    return _mixed(fields, attention(fields, bias=False), mamba1(fields), mlp, lambda layer: layer % every == first)
 
 
 def _period(fields: Fields, what: str) -> tuple[int, int]:
     return fields.integer(f"{what}_layer_period"), fields.integer(f"{what}_layer_offset", low=0)
-
-
-def _mamba2(fields: Fields) -> MixerSpec:
-    """Mamba-2 by the fields that Bamba, Granite and Falcon-H1 share."""
-    heads, width = fields.integer("mamba_n_heads"), fields.integer("hidden_size")
-    inner = fields.optional_integer("mamba_d_ssm") or fields.integer("mamba_expand") * width
-    auto = fields.raw("mamba_d_head") == "auto"
-    if auto and inner % heads:
-        raise fields.error("mamba_n_heads", heads, f"must divide the {inner} inner channels")
-    return spec(
-        "mamba2",
-        heads=heads,
-        kv_heads=fields.integer("mamba_n_groups"),
-        head_dim=fields.integer("mamba_d_state"),
-        value_dim=inner // heads if auto else fields.integer("mamba_d_head"),
-        taps=fields.integer("mamba_d_conv"),
-        chunk=fields.integer("mamba_chunk_size"),
-    )
 
 
 MAMBA2 = {
@@ -156,11 +139,9 @@ MAMBA2 = {
 def _bamba(fields: Fields) -> tuple[LayerSpec, ...]:
     bias = fields.flag("attention_bias")
     full = attention(fields, bias=bias, out_bias=bias)
-    chosen = fields.raw("attn_layer_indices") or []
-    if not isinstance(chosen, list) or not all(type(layer) is int for layer in chosen):
-        raise fields.error("attn_layer_indices", chosen, "must be a list of layer numbers, counted from 0")
+    chosen = numbered(fields, "attn_layer_indices") or ()
     mlp = dense(fields, bias=fields.flag("mlp_bias"))
-    return _mixed(fields, full, _mamba2(fields), mlp, lambda layer: layer in chosen, ("attention", "mamba"))
+    return _mixed(fields, full, mamba2(fields), mlp, lambda layer: layer in chosen, ("attention", "mamba"))
 
 
 @family(
@@ -179,7 +160,7 @@ def _granite(fields: Fields) -> tuple[LayerSpec, ...]:
     if fields.integer("num_local_experts", low=0):
         mlp = replace(routed(fields, "num_local_experts", "intermediate_size", shared=1), shared_hidden=shared)
     full = attention(fields, bias=bias, out_bias=bias)
-    return _mixed(fields, full, _mamba2(fields), always(mlp), lambda layer: False, ("attention", "mamba"))
+    return _mixed(fields, full, mamba2(fields), always(mlp), lambda layer: False, ("attention", "mamba"))
 
 
 @family(
@@ -194,12 +175,54 @@ def _granite(fields: Fields) -> tuple[LayerSpec, ...]:
 )
 def _falcon_h1(fields: Fields) -> tuple[LayerSpec, ...]:
     """Attention and Mamba-2 side by side in every layer, each with its own width; multipliers are left out."""
-    for flag in ("mamba_proj_bias", "projectors_bias"):
-        if fields.flag(flag):
-            raise fields.error(flag, True, "must be false: no Falcon-H1 model has biases there")
+    refused(fields, "mamba_proj_bias", "projectors_bias")
     bias = fields.flag("attention_bias")
-    mixer = MixerSpec.beside(attention(fields, bias=bias, out_bias=bias), _mamba2(fields))
+    mixer = MixerSpec.beside(attention(fields, bias=bias, out_bias=bias), mamba2(fields))
     return stack(fields, mixer, dense(fields, bias=fields.flag("mlp_bias")))
+
+
+ZAMBA2 = {
+    "n_mamba_heads": 8,
+    "mamba_d_head": "auto",
+    "mamba_ngroups": 1,
+    "mamba_d_state": 64,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "chunk_size": 256,
+}
+
+#: Layers of Zamba2 that a block stands before, where the file does not name them.
+ZAMBA2_BLOCKS = frozenset({6, 12, 18, 24, 30, 36, 42, 47, 51})
+
+
+@family(
+    "zamba2",
+    tie_word_embeddings=True,
+    intermediate_size=None,
+    num_mem_blocks=1,
+    use_shared_attention_adapter=False,
+    adapter_rank=128,
+    add_bias_linear=False,
+    **ZAMBA2,
+)
+def _zamba2(fields: Fields) -> tuple[LayerSpec, ...]:
+    """Mamba-2, before some layers a block of attention and feed-forward whose weights others use again.
+
+    What a use adds goes to the next layer's mixer only, and here past it, too: at the same cost.
+    """
+    refused(fields, "add_bias_linear")
+    width, rank = fields.integer("hidden_size"), fields.integer("adapter_rank")
+    full = attention(fields, bias=False)
+    heads, adapted = full.params["heads"], fields.flag("use_shared_attention_adapter")
+    if adapted and full.params["kv_heads"] != heads:
+        rule = f"must equal num_attention_heads ({heads}) where attention has adapters"
+        raise fields.error("num_key_value_heads", full.params["kv_heads"], rule)
+    mixer = full.replace(head_dim=2 * width // heads, doubled=True, adapter=rank if adapted else 0)
+    mlp = MlpSpec(fields.optional_integer("intermediate_size") or 4 * width, adapter=rank)
+    block = LayerSpec(mixer, mlp, shared=fields.integer("num_mem_blocks"))
+    linear = LayerSpec(mamba2(fields), None, 1)
+    hybrid = _attend(fields, lambda layer: layer in ZAMBA2_BLOCKS, ("hybrid", "mamba"))
+    return tuple(layer for before in hybrid for layer in ([block, linear] if before else [linear]))
 
 
 @family("minimax", num_key_value_heads=8, num_local_experts=8, num_experts_per_tok=2, block_size=256)
@@ -275,16 +298,13 @@ def _lfm2(fields: Fields) -> tuple[LayerSpec, ...]:
     The feed-forward's width is the file's, less a third and rounded up, unless the file says that it is meant as it is.
     """
     full, conv = _lfm2_mixers(fields)
-    chosen = fields.raw("full_attn_idxs")
-    if chosen is not None and (not isinstance(chosen, list) or not all(type(layer) is int for layer in chosen)):
-        raise fields.error("full_attn_idxs", chosen, "must be a list of layer numbers, counted from 0")
+    chosen = numbered(fields, "full_attn_idxs")
     mlp = always(MlpSpec(_lfm2_hidden(fields)))
     return _mixed(fields, full, conv, mlp, lambda layer: chosen is None or layer in chosen, (FULL, "conv"))
 
 
 def _lfm2_mixers(fields: Fields) -> tuple[MixerSpec, MixerSpec]:
-    if fields.flag("conv_bias"):
-        raise fields.error("conv_bias", True, "must be false: no LFM2 model has biases there")
+    refused(fields, "conv_bias")
     conv = spec("shortconv", channels=fields.integer("hidden_size"), taps=fields.integer("conv_L_cache"))
     return attention(fields, bias=False, qk_norm=True), conv
 
@@ -355,10 +375,8 @@ def _nemotron_h(fields: Fields) -> tuple[LayerSpec, ...]:
     Both have a norm and a residual of their own, so that this is the same model. Router biases are counted as those of
     DeepSeek-V3 are; experts have two matrices.
     """
-    for flag in ("attention_bias", "mlp_bias", "use_bias"):
-        if fields.flag(flag):
-            raise fields.error(flag, True, "must be false: no Nemotron-H model has biases there")
-    mixed = {"M": _nemotron_mamba2(fields), "*": attention(fields, bias=False)}
+    refused(fields, "attention_bias", "mlp_bias", "use_bias")
+    mixed = {"M": mamba2(fields), "*": attention(fields, bias=False)}
     fed = {"-": MlpSpec(fields.integer("intermediate_size"), gated=False)}
     parts = _nemotron_parts(fields)
     if "E" in parts:
@@ -386,18 +404,6 @@ def _nemotron_parts(fields: Fields) -> str:
     if not isinstance(value, str) or not value or not set(value) <= set(NEMOTRON_H) or len(value) > LARGEST_DEPTH:
         raise fields.error(field, value, rule)
     return value
-
-
-def _nemotron_mamba2(fields: Fields) -> MixerSpec:
-    return spec(
-        "mamba2",
-        heads=fields.integer("mamba_num_heads"),
-        kv_heads=fields.integer(fields.pick("n_groups", "mamba_n_groups")),
-        head_dim=fields.integer("ssm_state_size"),
-        value_dim=fields.integer("mamba_head_dim"),
-        taps=fields.integer(fields.pick("conv_kernel", "mamba_d_conv")),
-        chunk=fields.integer(fields.pick("chunk_size", "mamba_chunk_size")),
-    )
 
 
 def _nemotron_experts(fields: Fields) -> MlpSpec:

@@ -5,22 +5,20 @@ Counts are of transformers 5.24, building the model on torch's meta device, and 
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from costmodel.errors import InputError
+from costmodel.estimate import Chosen, estimate, flops
 from costmodel.hardware import parse_cluster
 from costmodel.huggingface import read_config, supported_model_types
-from costmodel.model import Model
+from costmodel.ops.primitive import Reading
 from costmodel.plan import rank
 from costmodel.subject import from_model
 from costmodel.workload import Workload
-from tests.model.test_huggingface import FAMILIES
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-Config = dict[str, object]
+from tests.model.configs import EXAMPLES, FAMILIES, Config, read
 
 BASE: Config = {
     "vocab_size": 2000,
@@ -66,6 +64,17 @@ HYBRIDS: dict[str, Config] = {
     "qwen3_5_moe_text": BASE | EXPERTS | QWEN | {"num_experts": 4, "shared_expert_intermediate_size": 64},
     "falcon_h1": BASE | MAMBA2 | {"head_dim": 64, "mamba_d_ssm": 512},
     "lfm2": BASE | {"full_attn_idxs": [2, 5]},
+    "zamba2": BASE
+    | {
+        "num_key_value_heads": 4,
+        "n_mamba_heads": 8,
+        "mamba_d_state": 32,
+        "mamba_ngroups": 2,
+        "num_mem_blocks": 2,
+        "use_shared_attention_adapter": True,
+        "adapter_rank": 16,
+        "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid", "mamba", "hybrid", "hybrid"],
+    },
     "nemotron_h": BASE
     | {
         "hybrid_override_pattern": "M-ME*EM-",
@@ -105,16 +114,12 @@ COUNTED = {
     # 8 layers: the convolution's bias 576; a norm of 64 for every head of Mamba-2, where the family has none
     "falcon_h1": 7_883_712 - 8 * (576 - 64),
     "lfm2": 4_060_160,
+    # 8 layers of Mamba-2: the convolution's bias 640; a norm of 64 for every head, not 512
+    "zamba2": 6_812_608 - 8 * (640 + 512 - 64),
     # 3 layers of Mamba-2: the convolution's bias 640; a norm of 64 for every head, not 512; 2 of experts: 4 router
     # biases, which transformers keeps as buffers
     "nemotron_h": 3_306_696 - 3 * (640 + 512 - 64) + 2 * 4,
 }
-
-
-def read(folder: Path, values: Config) -> Model:
-    path = folder / "config.json"
-    path.write_text(json.dumps(values))
-    return read_config(path)
 
 
 def test_every_family_is_tested() -> None:
@@ -143,6 +148,7 @@ def test_parameters_are_those_of_transformers(tmp_path: Path, name: str) -> None
         ("mamba2", "attention", []),
         ("lfm2", "attention", [2, 5]),
         ("nemotron_h", "attention", [2]),
+        ("zamba2", "attention", [2, 5, 8, 10]),  # each before a layer of the file
     ],
 )
 def test_which_layers_attend(tmp_path: Path, name: str, full: str, places: list[int]) -> None:
@@ -169,6 +175,51 @@ def test_a_feed_forward_joins_the_mixer_before_it(tmp_path: Path) -> None:
     ]
     named = values | {"hybrid_override_pattern": None, "layers_block_type": ["mamba", "mlp", "attention", "moe"]}
     assert [layer.mixer.name for layer in read(tmp_path, named).layers] == ["mamba2", "attention"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "counted"),
+    [
+        ({"num_mem_blocks": 1, "use_shared_attention_adapter": False}, 5_451_968),
+        ({"use_shared_attention_adapter": False, "adapter_rank": 24}, 6_644_672),
+    ],
+)
+def test_blocks_and_adapters_of_zamba2(tmp_path: Path, changes: Config, counted: int) -> None:
+    model = read(tmp_path, HYBRIDS["zamba2"] | {"model_type": "zamba2"} | changes)
+    assert model.parameters() == counted - 8 * (640 + 512 - 64)
+
+
+def test_weights_of_a_shared_block_are_held_once(tmp_path: Path) -> None:
+    """Two blocks, used four times: on one device, the weights are as many as the model's, and work is done each time.
+
+    Of a use, at a width of 256, products of 2 * weights FLOP a token: attention 3 * 512 * 512 + 512 * 256 and its
+    adapters 6 * 512 * 16, feed-forward 3 * 256 * 320 and its adapter 16 * (256 + 640), and 256 * 256.
+    """
+    model = read(tmp_path, HYBRIDS["zamba2"] | {"model_type": "zamba2"})
+    ranking = rank(from_model(model), Workload(4096, 1, "prefill"), parse_cluster("1xh100"))
+    assert ranking.plan(0).memory["parameters"] == pytest.approx(2 * (model.parameters() - 2000 * 256) + 2 * 2000 * 256)
+    twice = read(tmp_path, HYBRIDS["zamba2"] | {"model_type": "zamba2", "num_mem_blocks": 1})
+    again = rank(from_model(twice), Workload(4096, 1, "prefill"), parse_cluster("1xh100"))
+    assert again.plan(0).seconds == ranking.plan(0).seconds
+    block = next(layer for layer in from_model(model).layers if layer.shared)
+    alone = replace(from_model(model), layers=(replace(block, count=1),), vocabulary=0)
+    one = rank(alone, Workload(4096, 1, "forward"), parse_cluster("1xh100"))
+    weights = 3 * 512 * 512 + 512 * 256 + 6 * 512 * 16 + 3 * 256 * 320 + 16 * 896 + 256 * 256
+    pairs = 2 * 2 * 512 * 4096 * 4096
+    assert flops(one, 0)[Reading.DENSE]["contraction"] == 2 * 4096 * weights + pairs
+
+
+def test_gradients_of_a_shared_block_are_exchanged_once(tmp_path: Path) -> None:
+    """Two replicas each send half of all gradients to be summed, and as much of the sums, whatever is shared."""
+    sent = {}
+    for blocks in (1, 2, 4):
+        model = read(tmp_path, HYBRIDS["zamba2"] | {"model_type": "zamba2", "num_mem_blocks": blocks})
+        found = estimate(
+            from_model(model), Workload(4096, 2, "train"), parse_cluster("2xh100"), Chosen(("whole",), {"data": 2})
+        )
+        sent[blocks] = found.plan(0).wire["replicas"] / model.parameters()
+    assert sent[1] == pytest.approx(sent[2]) == pytest.approx(sent[4])
+    assert sent[1] == pytest.approx(2, rel=0.01)  # bytes of a gradient
 
 
 def test_the_width_of_lfm2(tmp_path: Path) -> None:
@@ -221,6 +272,8 @@ def test_the_nested_sizes_of_kimi_linear(tmp_path: Path) -> None:
         ("lfm2", {"conv_bias": True}, "conv_bias: true .* must be false"),
         ("lfm2", {"full_attn_idxs": [0.5]}, "full_attn_idxs: .* must be a list"),
         ("lfm2", {"block_ffn_dim_multiplier": "1"}, "block_ffn_dim_multiplier: .* must be a number"),
+        ("zamba2", {"num_key_value_heads": 2}, r"num_key_value_heads: 2 .* must equal num_attention_heads \(4\)"),
+        ("zamba2", {"add_bias_linear": True}, "add_bias_linear: true .* must be false"),
         ("jamba", {"mamba_dt_rank": "all"}, "mamba_dt_rank: .* must be a whole number"),
         (
             "qwen3_next",

@@ -78,6 +78,12 @@ class Case:
         shapes = [] if second is None else [(self.batch, second.tokens, second.width)]
         return tuple(torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes)
 
+    def embedded(self) -> tuple[Tensor, ...]:
+        """Random embeddings of the tokens [B, T + L, D], if the layer is shared."""
+        random = torch.Generator().manual_seed(self.seed + 3)
+        shape = self.batch, self.cached + self.length, self.layer.sizes["D"]
+        return (torch.randn(shape, generator=random, dtype=torch.float64),) if self.layer.shared else ()
+
     def tokens(self) -> tuple[Tensor, Tensor]:
         """Random input, and gradient of the output, [B, T + L, D]."""
         random = torch.Generator().manual_seed(self.seed + 1)
@@ -120,7 +126,9 @@ def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -
     whole, seed = (t.to(DTYPES[case.dtype]) for t in case.tokens())
     train = case.phase == "train"
     x = made.shard(whole).clone().requires_grad_(train)
-    second = [made.shard_memory(t.to(DTYPES[case.dtype])).clone().requires_grad_(train) for t in case.memory()]
+    dtype = DTYPES[case.dtype]
+    parts = [made.shard_memory(t.to(dtype)) for t in case.memory()] + [made.shard(t.to(dtype)) for t in case.embedded()]
+    second = [part.clone().requires_grad_(train) for part in parts]
     counter, keeper, sums = (
         (FlopCounter(), keeping(), GradientSums(made.ops)) if counts else (nullcontext(), nullcontext(), nullcontext())
     )
@@ -149,18 +157,19 @@ def _after_cache(made: DistributedLayer, case: Case) -> Outcome:
         cache = _prefilled(case)
     with torch.no_grad():
         for token in range(tokens - room):
-            whole.decode(x[:, token : token + 1], _seen(case, cache, token), token + 1)
+            beside = [t[:, token : token + 1] for t in case.embedded()]
+            whole.decode(x[:, token : token + 1], _seen(case, cache, token), token + 1, *beside)
         for t, k in zip(cache, kept, strict=True):
             if k.tokens and not case.memory():
                 t[:, :, tokens - room :] = torch.nan  # the room for the new token must not be read
         own = made.shard_cache(_seen(case, cache, tokens - 1))
         given = [t.to(made.ops.dtypes[k.precision]).clone() for t, k in zip(own, kept, strict=True)]
-        new = made.shard(x[:, tokens - room :]).to(DTYPES[case.dtype])
+        new, *beside = (made.shard(t[:, tokens - room :]).to(DTYPES[case.dtype]) for t in (x, *case.embedded()))
         with FlopCounter() as counter:
             if case.cached:
-                out = made.extend(new, [_with_room(t, case) for t in given], case.cached)
+                out = made.extend(new, [_with_room(t, case) for t in given], case.cached, *beside)
             else:
-                out = made.decode(new, given, case.length)
+                out = made.decode(new, given, case.length, *beside)
     return Outcome(out, dict(made.ops.transport.sent), counter.total, made.ops.useful, dict(made.ops.classes))
 
 
@@ -221,7 +230,7 @@ def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
     x, seed = case.tokens()
     weights = case.weights(on_ranks[0].whole_shapes)
     trained = {name: w.requires_grad_() for name, w in weights.items() if name not in case.layer.mixer.fixed}
-    second = [t.requires_grad_() for t in case.memory()]
+    second = [t.requires_grad_() for t in (*case.memory(), *case.embedded())]
     wanted = whole_layer(case.layer, x.requires_grad_(), weights, case.causal, *second)
     last = wanted[:, -1:] if case.phase == "decode" else wanted[:, case.cached :]
     for made, outcome in zip(on_ranks, outcomes, strict=True):
@@ -232,9 +241,8 @@ def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
     for made, outcome in zip(on_ranks, outcomes, strict=True):
         _check_close(f"gradient of x on rank {made.mesh.rank}", outcome.gradient, made.shard(x.grad))
         for t in second:
-            _check_close(
-                f"gradient of the second sequence on rank {made.mesh.rank}", outcome.memory, made.shard_memory(t.grad)
-            )
+            part = made.shard(t.grad) if case.layer.shared else made.shard_memory(t.grad)
+            _check_close(f"gradient of the second sequence on rank {made.mesh.rank}", outcome.memory, part)
         assert outcome.weights.keys() == trained.keys()
         for name, w in trained.items():
             _check_close(f"gradient of {name} on rank {made.mesh.rank}", outcome.weights[name], made.cut(name, w.grad))

@@ -87,6 +87,9 @@ def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -
     layer = replace(layer, sizes={**layer.sizes, **option})
     hidden = tensor * draw(st.integers(1, 4))
     mlp = draw(st.sampled_from([None, MlpSpec(hidden), MlpSpec(hidden, gated=False)]))
+    if mixer.name == "attention" and mlp is not None and draw(st.booleans()):
+        sizes = {**layer.sizes, "doubled": 1, "adapter": draw(st.integers(0, 3))}
+        return replace(layer, sizes=sizes, mlp=replace(mlp, adapter=draw(st.integers(0, 3))), norms=2, shared=2)
     return replace(layer, mlp=mlp, norms=draw(st.sampled_from([0, 1, 2] if mlp is None else [2, 4])))
 
 
