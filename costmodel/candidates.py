@@ -252,7 +252,8 @@ def _after_cached(layer: Layer, strategy: Strategy, at: Situation) -> Iterator[R
     yield Requirement(at.causal, "cached tokens do not see new ones: a prefill that follows on them is causal")
     yield Requirement(at.window is None, "the cache of a sliding window is not modelled before a prefill")
     yield Requirement(strategy.extends, "it does not spread cached tokens")
-    yield divides(at.cached, at.context, "{cached} cached tokens do not divide over {context} ranks")
+    reason = "{cached} cached tokens do not divide over {context} x {ulysses} ranks"
+    yield divides(at.cached, at.context * at.ulysses, reason)
 
 
 def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Situation:

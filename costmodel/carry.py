@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Generic, Self, TypeVar
 
+from costmodel.dims import Dim
 from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -59,3 +60,7 @@ class Carry(ABC, Generic[T]):
     def parameters(self) -> tuple[T, ...]:
         """Weights that differ from head to head, [heads, ...] each."""
         return ()
+
+    def cached(self, ops: Vocabulary[T]) -> tuple[Dim, ...]:
+        """For each stream, with how many tokens it begins that came before this rank's new ones."""
+        return (0,) * len(self.streams())

@@ -182,7 +182,7 @@ class DistributedLayer(nn.Module):
         """This rank's part of a cache: tensors of the shapes of ``Mixer.cache``, with the batch before them."""
         kept = self.layer.mixer.cache(self.block(None).sizes, whole[0].shape[2])
         parts = [self._part(x, 0, ["data"]) for x in whole]
-        spread = [["context"] if k.tokens else [] for k in kept]
+        spread = [SEQUENCE[:2] if k.tokens else [] for k in kept]
         parts = [self._part(x, 2, names, "contiguous") for x, names in zip(parts, spread, strict=True)]
         return tuple(
             part if part.shape[1] == k.shape[0] else self._part(part, 1, ["tensor"])

@@ -43,6 +43,11 @@ class Pairs(Carry[T]):
         q, k, v = streams
         return replace(self, q=q, k=k, v=v)
 
+    def cached(self, ops: Vocabulary[T]) -> tuple[Dim, ...]:
+        """Under a causal mask, keys that are more than the queries came before them."""
+        more = ops.shape(self.k)[2] - ops.shape(self.q)[2] if self.mask.causal else 0
+        return 0, more, more
+
     def whole(self, ops: Vocabulary[T]) -> T:
         if self.kernel == "vanilla":
             return _vanilla(ops, self)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pairs import LatentPairs, Pairs
 from costmodel.carry import Carry
-from costmodel.dims import Dim, divide, minimum
+from costmodel.dims import Dim, divide, is_number, minimum
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
@@ -22,7 +22,7 @@ class AllGatherKV(Strategy):
 
     The same bytes as a ring, in one go: nothing of it hides behind attention, and a rank holds all keys and values of
     one layer. Zigzag order balances a causal mask; each of a rank's two pieces sees one stretch of the keys, which
-    serves a sliding window as well.
+    serves a sliding window as well. Cached tokens, whose order no query asks for, are gathered before the new ones.
     """
 
     name: ClassVar[str] = "all-gather"
@@ -30,6 +30,7 @@ class AllGatherKV(Strategy):
     source: ClassVar[str] = "Grattafiori et al. 2024 (Llama 3), arXiv 2407.21783, section 3.3.2"
     axes: ClassVar[tuple[str, ...]] = ("context",)
     layout: ClassVar[str] = "zigzag"
+    extends: ClassVar[bool] = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "forward", "train", "prefill")
@@ -40,7 +41,7 @@ class AllGatherKV(Strategy):
         yield equal_halves(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Any) -> T:
-        gathered = Gathered(axes["context"], carry)
+        gathered = Gathered(axes["context"], carry, carry.cached(ops)[1])
         result: T = ops.custom(gathered.forward, gathered.backward, carry.q, carry.k, carry.v)
         return result
 
@@ -57,18 +58,22 @@ class Piece:
 
 
 class Gathered:
-    """The algorithm, for one axis and mask."""
+    """The algorithm, for one axis and mask.
 
-    def __init__(self, axis: Axis, pairs: Pairs[Any]) -> None:
-        self.axis, self.mask, self.scale = axis, pairs.mask, pairs.scale
+    Args:
+        cached: tokens before its new ones whose keys and values a rank has, at the beginning; all queries see them.
+    """
+
+    def __init__(self, axis: Axis, pairs: Pairs[Any], cached: Dim) -> None:
+        self.axis, self.mask, self.scale, self.cached = axis, pairs.mask, pairs.scale, cached
         self.order = "zigzag" if pairs.mask.causal else "rank"  # without a mask any order of the keys serves
 
     def pieces(self, n: Dim, keys: Dim) -> list[Piece]:
         """The two zigzag pieces of n local queries under a causal mask; all of them without one, against all keys."""
         if not self.mask.causal:
             return [Piece(0, n, 0, keys, self.mask)]
-        half, r = divide(n, 2), self.axis.rank
-        ends = (r + 1) * half, (2 * self.axis.size - r) * half
+        half, r, cached = divide(n, 2), self.axis.rank, self.axis.size * self.cached
+        ends = cached + (r + 1) * half, cached + (2 * self.axis.size - r) * half
         lengths = [end if self.mask.window is None else minimum(end, half + self.mask.window - 1) for end in ends]
         return [
             Piece(place * half, half, end - length, length, self.mask)
@@ -76,8 +81,13 @@ class Gathered:
         ]
 
     def gather(self, ops: Vocabulary[T], *keys: T) -> tuple[T, ...]:
-        """Of all ranks of the axis, in the order of the tokens where a mask asks for it."""
-        return tuple(ops.all_gather(x, self.axis, 2, self.order) for x in keys)
+        """Of all ranks of the axis: cached ones, then new ones in the order of the tokens where a mask asks for it."""
+        if is_number(self.cached, 0):
+            return tuple(ops.all_gather(x, self.axis, 2, self.order) for x in keys)
+        new = ops.shape(keys[0])[2] - self.cached
+        past = [ops.all_gather(ops.slice(x, 2, 0, self.cached), self.axis, 2) for x in keys]
+        own = [ops.all_gather(ops.slice(x, 2, self.cached, new), self.axis, 2, self.order) for x in keys]
+        return tuple(ops.concat(parts, 2) for parts in zip(past, own, strict=True))
 
     def forward(self, ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, tuple[T, ...]]:
         out, lse = self.attend(ops, q, *self.gather(ops, k, v))
@@ -124,9 +134,10 @@ class AllGatherLatent(AllGatherKV):
     source: ClassVar[str] = "latent: DeepSeek-V2, arXiv 2405.04434; gathered as in arXiv 2407.21783, section 3.3.2"
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (LatentPairs,)
     compressed: ClassVar[bool] = True
+    extends: ClassVar[bool] = False
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: LatentPairs[T]) -> T:
-        gathered = _GatheredLatent(axes["context"], carry)
+        gathered = _GatheredLatent(axes["context"], carry, 0)
         given = carry.q, carry.k, carry.v, carry.w_uk, carry.w_uv
         result: T = ops.custom(gathered.forward, gathered.backward, *given)
         return result

@@ -30,7 +30,6 @@ class DoubleRing(Zigzag):
     source: ClassVar[str] = "Gu et al. 2024 (LoongTrain), arXiv 2406.18485, double-ring attention"
     axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
     inner_layout: ClassVar[str] = "zigzag"
-    extends: ClassVar[bool] = False
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "forward", "train", "prefill")

@@ -29,6 +29,7 @@ class Tile(Strategy):
     source: ClassVar[str] = "Elango 2025 (Attention2D), arXiv 2503.15758; Chen et al. 2025 (Mesh), arXiv 2512.20968"
     axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
     layout: ClassVar[str] = "zigzag"
+    extends: ClassVar[bool] = True
     inner_layout: ClassVar[str] = "zigzag"
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
@@ -38,7 +39,7 @@ class Tile(Strategy):
         yield equal_halves_on_grid(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
-        tile = _Tile(axes["ulysses"], axes["context"], carry)
+        tile = _Tile(axes["ulysses"], axes["context"], carry, carry.cached(ops)[1])
         result: T = ops.custom(tile.forward, tile.backward, carry.q, carry.k, carry.v)
         return result
 
@@ -46,8 +47,8 @@ class Tile(Strategy):
 class _Tile(Gathered):
     """The algorithm: ``row`` is the axis along which queries are gathered."""
 
-    def __init__(self, row: Axis, column: Axis, pairs: Pairs[Any]) -> None:
-        super().__init__(column, pairs)
+    def __init__(self, row: Axis, column: Axis, pairs: Pairs[Any], cached: Dim) -> None:
+        super().__init__(column, pairs, cached)
         self.row = row
 
     def pieces(self, n: Dim, keys: Dim) -> list[Piece]:
@@ -56,7 +57,7 @@ class _Tile(Gathered):
         A row holds stretches c and 2 P_c - 1 - c of 2 P_c, a column one part of every stretch.
         """
         columns, ranks, half = self.axis.size, self.row.size, divide(n, 2)
-        part = divide(half, ranks)
+        part, cached = divide(half, ranks), columns * self.cached
         if not self.mask.causal:
             return [Piece(0, n, 0, keys, self.mask)]
         found = []
@@ -64,9 +65,9 @@ class _Tile(Gathered):
         for number, (stretch, own) in enumerate(places):
             first, full = number * half, Mask()
             found += [
-                Piece(first, own * part, 0, stretch * part, full),
-                Piece(first + own * part, part, 0, (stretch + 1) * part, self.mask),
-                Piece(first + (own + 1) * part, (ranks - 1 - own) * part, 0, (stretch + 1) * part, full),
+                Piece(first, own * part, 0, cached + stretch * part, full),
+                Piece(first + own * part, part, 0, cached + (stretch + 1) * part, self.mask),
+                Piece(first + (own + 1) * part, (ranks - 1 - own) * part, 0, cached + (stretch + 1) * part, full),
             ]
         return found
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from costmodel.carry import Carry
-from costmodel.dims import divide, is_number
+from costmodel.dims import Dim, divide, is_number
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategies.ring import ring
@@ -24,7 +24,8 @@ class Ulysses(Strategy):
 
     Bytes fall with the number of ranks, any mask and kernel serve, and causal work is balanced; but it cuts heads, so
     it goes no further than there are key-value heads. What the ranks of one such group hold together may itself be
-    cut: ``inner`` is the strategy inside.
+    cut: ``inner`` is the strategy inside. Cached tokens are kept by sequence, as decoding takes them, and change hands
+    like new ones.
     """
 
     name: ClassVar[str] = "ulysses"
@@ -33,6 +34,7 @@ class Ulysses(Strategy):
     axes: ClassVar[tuple[str, ...]] = ("ulysses",)
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Carry,)
     cuts_heads: ClassVar[bool] = True
+    extends: ClassVar[bool] = True
     inner: ClassVar[Strategy] = whole
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
@@ -49,14 +51,17 @@ class Ulysses(Strategy):
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Carry[T]) -> T:
         axis = axes["ulysses"]
-        streams = [_exchanged(ops, x, axis) for x in carry.streams()]
+        streams = [_exchanged(ops, x, axis, n) for x, n in zip(carry.streams(), carry.cached(ops), strict=True)]
         parameters = [_own_heads(ops, x, axis) for x in carry.parameters()]
         mixed = self.inner.apply(ops, axes, carry.on(streams, parameters))
         return ops.all_to_all(mixed, axis, split=2, concat=1)
 
 
-def _exchanged(ops: Vocabulary[T], x: T, axis: Axis) -> T:
-    """[B, heads, n, ...]: some heads over the whole sequence; one head, which all share, as it is."""
+def _exchanged(ops: Vocabulary[T], x: T, axis: Axis, cached: Dim = 0) -> T:
+    """[B, heads, n, ...]: some heads over the whole sequence, cached tokens first; a head that all share, as it is."""
+    if not is_number(cached, 0):
+        parts = (0, cached), (cached, ops.shape(x)[2] - cached)
+        return ops.concat([_exchanged(ops, ops.slice(x, 2, start, size), axis) for start, size in parts], 2)
     if is_number(ops.shape(x)[1], 1):
         return ops.all_gather(x, axis, 2)
     return ops.all_to_all(x, axis, split=1, concat=2)

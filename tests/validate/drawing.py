@@ -146,7 +146,9 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
         seed=draw(st.integers(0, 99)),
     )
     wanted = [replace(case, phase=phase) for phase in PHASES]
-    wanted += [replace(case, phase="prefill", cached=context * draw(st.integers(1, 5)))] if mixer.extends else []
+    wanted += (
+        [replace(case, phase="prefill", cached=context * ulysses * draw(st.integers(1, 5)))] if mixer.extends else []
+    )
     possible = [found for one in wanted if (found := mended(one))]
     assume(possible)
     trained = [found for found in possible if found.phase == "train"]

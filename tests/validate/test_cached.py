@@ -20,19 +20,22 @@ LAYERS = {"attention": GQA, "mla": MLA}
 SPREADING = [name for name in strategies.names() if strategies.get(name).extends and strategies.get(name).axes]
 
 
-def prefill(strategy: str, context: int, length: int, cached: int, **options: object) -> Case:
-    """Of one sequence, by grouped-query attention."""
-    spread = {"strategy": strategies.get(strategy), "mesh": {"context": context}}
+def prefill(strategy: str, ranks: int, length: int, cached: int, **options: object) -> Case:
+    """Of one sequence, by grouped-query attention, on so many ranks along each axis of the strategy."""
+    found = strategies.get(strategy)
+    spread = {"strategy": found, "mesh": dict.fromkeys(found.axes, ranks)}
     return Case(**{"layer": GQA, "length": length, "cached": cached, "phase": "prefill", **spread, **options})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", LAYERS)
 @pytest.mark.parametrize("strategy", SPREADING)
-@pytest.mark.parametrize(("context", "length", "cached"), [(2, 4, 6), (3, 12, 3)])
-def test_values_and_counts(pool: RankPool, mixer: str, strategy: str, context: int, length: int, cached: int) -> None:
-    layer = LAYERS[mixer]
-    check_case(pool, prefill(strategy, context, length, cached, layer=layer, dtype="bf16", batch=2))
+def test_values_and_counts(pool: RankPool, mixer: str, strategy: str) -> None:
+    axes = len(strategies.get(strategy).axes)
+    sizes = [(2, 8, 12)] if axes == 2 else [(2, 4, 6)] if "ulysses" in strategy else [(2, 4, 6), (3, 12, 3)]
+    for ranks, length, cached in sizes:
+        case = prefill(strategy, ranks, length, cached, layer=LAYERS[mixer], dtype="bf16", batch=2)
+        check_case(pool, case)
 
 
 @pytest.mark.slow
@@ -42,17 +45,21 @@ def test_on_one_rank(pool: RankPool, kernel: str) -> None:
     check_case(pool, Case(case.layer, case.strategy, {}, 3, kernel=kernel, phase="prefill", cached=5))
 
 
-def ring_bytes(strategy: str, length: int, cached: int, context: int = 4) -> Fraction:
-    """What a rank sends in bf16."""
-    return expected(prefill(strategy, context, length, cached, dtype="bf16")).sent(0)["context"].bytes
+def sent_bytes(strategy: str, length: int, cached: int, ranks: int = 4, **options: object) -> int:
+    """What a rank sends in bf16, along all axes."""
+    sent = expected(prefill(strategy, ranks, length, cached, dtype="bf16", **options)).sent(0)
+    return sum(traffic.bytes for traffic in sent.values())
 
 
 def test_message_sizes() -> None:
     # Yang et al., section 3.2: of Q, T D e; of K and V, 2 (T + P) D e H_kv / H; each rank sends its 4th 3 times.
     # Here T = 8 new, P = 24 cached, D = H d = 4 x 4, H_kv / H = 2 / 4, e = 2.
-    assert ring_bytes("zigzag", 8, 24) == 3 * 2 * (8 + 24) * 16 * 2 // 2 // 4
+    for strategy in ("zigzag", "all-gather"):
+        assert sent_bytes(strategy, 8, 24) == 3 * 2 * (8 + 24) * 16 * 2 // 2 // 4
     # Partial outputs and 4-byte log-sum-exps come back by all-to-all: (N - 1) (D + H) T / N (appendix C).
-    assert ring_bytes("pass-q", 8, 24) == 3 * (8 * 16 * 2 + 8 * 16 * 2 + 8 * 4 * 4) // 4
+    assert sent_bytes("pass-q", 8, 24) == 3 * (8 * 16 * 2 + 8 * 16 * 2 + 8 * 4 * 4) // 4
+    # Of 2 ranks, each has half of the tokens and keeps half of their heads: of Q, of K and V, and of the output.
+    assert sent_bytes("ulysses", 8, 24, ranks=2) == (2 * 8 * 16 + 2 * (8 + 24) * 16 // 2) * 2 // 4
 
 
 @pytest.mark.parametrize(("length", "cached"), [(8, 0), (8, 8), (8, 16), (8, 24), (8, 56)])
@@ -70,8 +77,9 @@ def test_the_smaller_message_by_the_rate_of_cache_hits(length: int, cached: int)
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        (prefill("ring", 2, 4, 3), "3 cached tokens do not divide over 2 ranks"),
-        (prefill("all-gather", 2, 4, 4), "it does not spread cached tokens"),
+        (prefill("ring", 2, 4, 3), "3 cached tokens do not divide over 2 x 1 ranks"),
+        (prefill("ulysses-ring", 2, 4, 6), "6 cached tokens do not divide over 2 x 2 ranks"),
+        (prefill("all-gather-latent", 2, 4, 4, layer=MLA), "it does not spread cached tokens"),
         (prefill("ring", 2, 4, 4, causal=False), "cached tokens do not see new ones"),
         (prefill("state-gather", 2, 128, 4, layer=from_mixer("linear-attention").layers[0]), "from its first token on"),
     ],
