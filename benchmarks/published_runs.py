@@ -1,23 +1,27 @@
 """Predictions of published end-to-end runs that no fit has seen, against what was measured.
 
-    python benchmarks/published_runs.py             a table of all runs, and how often the 90 % interval holds
-    python benchmarks/published_runs.py --by run    every run
+    python benchmarks/published_runs.py               a table of all runs, and how often the 90 % interval holds
+    python benchmarks/published_runs.py --by run      every run
+    python benchmarks/published_runs.py --by source   one line for each source
 
 Attention alone is the strategy's own program without projections, on the rank with the most work; a step of a model is
-what ``costmodel predict`` says of it.
+what ``costmodel predict`` says of it. At the end: what has to be added to the ranges of kernels and messages for nine
+in ten runs to be in their interval (``composition`` of the profiles), and how many are if a source's own runs are left
+out of finding that.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from msgspec.structs import replace
 
+from calibrate.composition import Missed, ends, held_out
 from calibrate.published_runs import PublishedRun, read_runs
 from costmodel.carries.pairs import Pairs
 from costmodel.compiled import Compiled
@@ -69,11 +73,21 @@ NOTABLE = 0.3
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of a run, and the ends of their 90 % interval."""
+    """What is said of a run.
+
+    Attributes:
+        own: ends of the 90 % interval from kernels and messages alone.
+        ends: those of the whole interval.
+    """
 
     seconds: float
-    low: float
-    high: float
+    own: tuple[float, float]
+    ends: tuple[float, float]
+
+    def missed(self, run: PublishedRun) -> Missed:
+        """The run against this prediction."""
+        low, high = (float(abs(np.log(end / self.seconds))) for end in self.own)
+        return Missed(run.source, float(np.log(run.seconds / self.seconds)), low, high)
 
 
 def machine(name: str) -> Profile:
@@ -106,14 +120,16 @@ def _step(run: PublishedRun, profile: Profile) -> Prediction:
     chosen = Chosen((run.strategy,), ranks, recompute=bool(run.recompute), sharing=sharing)
     ranking = estimate(subject, Workload(run.length, run.batch, "train"), Cluster(profile, run.devices), chosen)
     group = ranking.groups[0]
-    return Prediction(float(group.costs()["seconds"][0]), *group.interval())
+    own = group.evaluator.uncertainty.interval(group.moved_seconds())
+    return Prediction(float(group.costs()["seconds"][0]), own, group.interval())
 
 
 def _attention(run: PublishedRun, profile: Profile) -> Prediction:
     seconds = _formula(run, profile.device.kernels.attention.tile or 1)
     uncertainty = Uncertainty.of(profile)
     every = np.array([seconds(moved_profile) for _, moved_profile in uncertainty.moved])
-    return Prediction(float(every[0]), *uncertainty.interval(every))
+    composition = [profile.composition.layer] if profile.composition else []
+    return Prediction(float(every[0]), uncertainty.interval(every), uncertainty.interval(every, composition))
 
 
 def _formula(run: PublishedRun, tile: int) -> Callable[[Profile], float]:
@@ -147,28 +163,42 @@ def _formula(run: PublishedRun, tile: int) -> Callable[[Profile], float]:
     return seconds
 
 
+Predicted = list[tuple[PublishedRun, Prediction]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--by", choices=("group", "run"), default="group")
+    parser.add_argument("--by", choices=("group", "run", "source"), default="group")
     by = parser.parse_args().by
     found = [(run, predicted(run)) for run in read_runs()]
-    groups: dict[str, list[tuple[PublishedRun, Prediction]]] = {}
+    groups: dict[str, Predicted] = {}
     for run, prediction in found:
         kind = run.model or f"attention {run.phase}, {'one device' if run.devices == 1 else run.strategy}"
-        groups.setdefault(f"{run.what}: {kind}", []).append((run, prediction))
+        groups.setdefault(run.source if by == "source" else f"{run.what}: {kind}", []).append((run, prediction))
     for name, pairs in groups.items():
         sys.stdout.write(_line(name, pairs))
         for run, prediction in pairs if by == "run" else ():
             shape = f"L={run.length} B={run.batch} H={run.heads}/{run.kv_heads} d={run.head_dim}"
             sys.stdout.write(_line(f"  {shape} ulysses={run.ulysses} context={run.context}", [(run, prediction)]))
     sys.stdout.write(_line("all", found))
+    sys.stdout.writelines(_composition(found))
 
 
-def _line(name: str, pairs: list[tuple[PublishedRun, Prediction]]) -> str:
+def _composition(found: Predicted) -> Iterator[str]:
+    """What composition is found to be, of attention alone and of models, and how well each source's is foreseen."""
+    for kind, of_models in (("layer", False), ("model", True)):
+        missed = [prediction.missed(run) for run, prediction in found if bool(run.model) is of_models]
+        low, high = ends(missed)
+        yield f"composition of a {kind}: {low:.3f} to {high:.3f} times as long\n"
+        for source, ((low, high), inside, count) in held_out(missed).items():
+            yield f"  from all sources but {source}: {low:.3f} to {high:.3f}, {inside} of its {count} in 90%\n"
+
+
+def _line(name: str, pairs: Predicted) -> str:
     """Median of predicted over measured, the median and largest relative error, and runs in their interval."""
     ratios = np.array([prediction.seconds / run.seconds for run, prediction in pairs])
     errors = np.abs(ratios - 1)
-    inside = sum(prediction.low <= run.seconds <= prediction.high for run, prediction in pairs)
+    inside = sum(prediction.ends[0] <= run.seconds <= prediction.ends[1] for run, prediction in pairs)
     mark = "  <-" if np.median(errors) > NOTABLE else ""
     return (
         f"{name[:100]:100}  {len(pairs):3} runs  predicted/measured {np.median(ratios):5.2f}  "

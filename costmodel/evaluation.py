@@ -20,6 +20,7 @@ from costmodel.dims import Dim
 from costmodel.expression import lift
 from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.profile import Profile
+from costmodel.hardware.quantity import Quantity
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
 from costmodel.program import Wire
@@ -138,6 +139,14 @@ class Evaluator:
         """The uncertain numbers of the cluster's profile."""
         return Uncertainty.of(self.cluster.profile)
 
+    @property
+    def composition(self) -> tuple[Quantity, ...]:
+        """What the profile says of whole runs of such a subject, if it says anything."""
+        held = self.cluster.profile.composition
+        if held is None:
+            return ()
+        return (held.model if self.subject.vocabulary else held.layer,)
+
     def moved_rates(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Array]:
         """Rates of one candidate with each profile of ``Uncertainty.moved``, one entry for each."""
         sizes, strides = spans(mesh)
@@ -245,7 +254,7 @@ class Group:
 
     def interval(self) -> tuple[float, float]:
         """90 % interval of the seconds of one candidate."""
-        return self.evaluator.uncertainty.interval(self.moved_seconds())
+        return self.evaluator.uncertainty.interval(self.moved_seconds(), self.evaluator.composition)
 
     def moved_seconds(self) -> Array:
         """Seconds of one candidate with each profile of ``Uncertainty.moved``."""

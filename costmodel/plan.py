@@ -104,7 +104,8 @@ class Plan:
 def speedup(plan: Plan, than: Plan) -> tuple[float, float, float]:
     """How many times faster a plan is than another on the same hardware, and the 90 % interval of that.
 
-    What is uncertain of both, such as the rate of a kernel that both run, cancels.
+    What is uncertain of both, such as the rate of a kernel that both run, cancels; what either takes longer than its
+    kernels say does not.
 
     Raises:
         InputError: for plans on different hardware.
@@ -113,8 +114,11 @@ def speedup(plan: Plan, than: Plan) -> tuple[float, float, float]:
     if profiles[0] != profiles[1]:
         rule = "plans on different hardware have no uncertainty in common"
         raise InputError("than", profiles[1].name, rule, f"give one on {profiles[0].name}")
+    if plan is than:
+        return 1.0, 1.0, 1.0
     ratios = than.alone.moved_seconds() / plan.alone.moved_seconds()
-    return (float(ratios[0]), *plan.alone.evaluator.uncertainty.interval(ratios))
+    ours, theirs = (found.alone.evaluator.composition for found in (plan, than))
+    return (float(ratios[0]), *plan.alone.evaluator.uncertainty.interval(ratios, theirs, ours))
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 Each uncertain number of a profile is moved to either end of its range, which is taken for a 90 % interval, and the
 prediction made again. Changes add up by the law of propagation of uncertainty, on a logarithmic scale (JCGM 100:2008,
-equation 13): those of numbers fitted together with their correlation, all others as independent.
+equation 13): those of numbers fitted together with their correlation, all others as independent. So does what whole
+runs take longer or shorter than their kernels say (``Profile.composition``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +22,9 @@ from costmodel.hardware.quantity import Quantity
 
 #: Numbers that no time depends on.
 WITHOUT_TIME = ("memory_bytes", "reserved_bytes", "peak_bytes_per_s")
+
+#: Parts of a profile that no rate is in.
+APART = ("host", "composition")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Uncertainty:
         found = [
             key
             for key, quantity in numbers(profile)
-            if quantity.lo < quantity.hi and not key.startswith("host") and key.rpartition(".")[2] not in WITHOUT_TIME
+            if quantity.lo < quantity.hi and not key.startswith(APART) and key.rpartition(".")[2] not in WITHOUT_TIME
         ]
         return cls(profile, tuple(found))
 
@@ -64,10 +68,15 @@ class Uncertainty:
             blocks.append(([place[correlation.of[number]] for number in held], matrix))
         return blocks
 
-    def interval(self, seconds: Array) -> tuple[float, float]:
-        """The 90 % interval of a prediction that was made with each profile of ``moved``, in this order."""
-        if not self.keys:
-            return float(seconds[0]), float(seconds[0])
+    def interval(
+        self, seconds: Array, times: Sequence[Quantity] = (), over: Sequence[Quantity] = ()
+    ) -> tuple[float, float]:
+        """The 90 % interval of a prediction that was made with each profile of ``moved``, in this order.
+
+        Args:
+            times, over: factors of about 1 and independent of all else, which the prediction is to be multiplied with
+                and divided by.
+        """
         change = np.log(seconds[1:] / seconds[0]).reshape(-1, 2)
         slow = np.square(np.maximum(change.max(axis=1), 0))
         fast = np.square(np.minimum(change.min(axis=1), 0))
@@ -76,7 +85,9 @@ class Uncertainty:
             halves = (change[places, 1] - change[places, 0]) / 2
             both += float(halves @ matrix @ halves)
             slow[places] = fast[places] = 0
-        low, high = (np.sqrt(one.sum() + max(both, 0.0)) for one in (fast, slow))
+        factors = [(factor.lo, factor.hi) for factor in times] + [(1 / factor.hi, 1 / factor.lo) for factor in over]
+        less, more = (sum(np.square(np.log(ends))) for ends in zip((1.0, 1.0), *factors, strict=True))
+        low, high = np.sqrt(fast.sum() + max(both, 0.0) + less), np.sqrt(slow.sum() + max(both, 0.0) + more)
         return float(seconds[0] * np.exp(-low)), float(seconds[0] * np.exp(high))
 
 

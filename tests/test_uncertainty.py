@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 
 from costmodel.errors import InputError
 from costmodel.hardware import Profile, Quantity, load_profile
+from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.profile import Correlation, look_up, placed
 from costmodel.hardware.provenance import numbers
+from costmodel.huggingface import read_config
+from costmodel.plan import rank
+from costmodel.subject import from_mixer, from_model
 from costmodel.uncertainty import Uncertainty, moved
+from costmodel.workload import Workload
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -61,6 +70,30 @@ def test_independent_errors_add_in_squares() -> None:
 def test_correlated_errors(correlation: float, factor: float) -> None:
     together = Correlation((COMPUTE, MEMORY), ((1.0, correlation), (correlation, 1.0)))
     assert interval(uncertain(together)) == pytest.approx((0.25 / factor, 0.25 * factor), rel=1e-4)
+
+
+def test_factors_on_the_whole_are_independent_errors() -> None:
+    # 0.20573 from the numbers (above); ln 1.3 = 0.26236 and ln 0.9 = -0.10536 of a factor, or the reverse.
+    factor, uncertainty = Quantity(1.0, "for the test", "assumed", low=0.9, high=1.3), Uncertainty.of(uncertain())
+    found = np.array([product(other) for _, other in uncertainty.moved])
+    low, high = np.hypot(0.20573, 0.10536), np.hypot(0.20573, 0.26236)
+    assert uncertainty.interval(found, [factor]) == pytest.approx((0.25 * np.exp(-low), 0.25 * np.exp(high)), rel=1e-4)
+    assert uncertainty.interval(found, [], [factor]) == pytest.approx(
+        (0.25 * np.exp(-high), 0.25 * np.exp(low)), rel=1e-4
+    )
+
+
+def test_a_model_has_more_that_kernels_do_not_tell_than_a_layer() -> None:
+    composition = load_profile("h100").composition
+    assert composition is not None
+    for subject, factor in (
+        (from_mixer("attention"), composition.layer),
+        (from_model(read_config(EXAMPLES / "llama-3-8b.json")), composition.model),
+    ):
+        group = rank(subject, Workload(4096), Cluster(load_profile("h100"), 1)).best(1)[0].alone
+        seconds = group.moved_seconds()
+        own = np.log(Uncertainty.of(load_profile("h100")).interval(seconds)[1] / seconds[0])
+        assert np.log(group.interval()[1] / seconds[0]) == pytest.approx(np.hypot(own, np.log(factor.hi)))
 
 
 def test_numbers_without_time_do_not_count() -> None:

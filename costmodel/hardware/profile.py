@@ -267,6 +267,16 @@ class Host(Noun, frozen=True):
     bytes_per_s: Quantity
 
 
+class Composition(Noun, frozen=True):
+    """Factors, usually 1, on the time of whole runs; their ranges are what kernels and messages do not tell.
+
+    ``layer``: of a layer, or of a mixer alone; ``model``: of a step of a whole model.
+    """
+
+    layer: Quantity
+    model: Quantity
+
+
 class Correlation(Noun, frozen=True):
     """Correlation of the errors of numbers that were fitted together.
 
@@ -306,6 +316,7 @@ class Profile(Noun, frozen=True):
     links: tuple[Link, ...]
     host: Host
     correlations: tuple[Correlation, ...] = ()
+    composition: Composition | None = None
 
     def __post_init__(self) -> None:
         _check_ranges(self, "")

@@ -124,6 +124,8 @@ ALLOWED: dict[str, Allowed] = {
     "exposed": Allowed("of the shorter side", 1e-6, 3.0, "0.3", zero=True),
     "ramp": Allowed("keys", 1e-3, 1e5, "180", zero=True),
     "uneven": Allowed("of the time", 1e-6, 1.0, "0.05", zero=True),
+    "layer": Allowed("times as long", 0.1, 10.0, "1.0"),
+    "model": Allowed("times as long", 0.1, 10.0, "1.0"),
     "spread": Allowed("times as long", 0.1, 10.0, "1.0"),
     "cache_bytes": Allowed("bytes", 1e4, 1e12, "50e6"),
     "cache_bytes_per_s": Allowed("bytes/s", 1e8, 1e15, "4e12"),
