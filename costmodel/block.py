@@ -101,7 +101,8 @@ class Block:
         norms: dict[str, Shape] = dict.fromkeys(self.norms, (width,))
         if self.shared:
             norms |= {"mixer_norm": (2 * width,), OUT: (width, width)}
-        return self.mixer.weights(self.sizes) | feed | norms
+        mixer = self.mixer.decode_weights if self.phase == "decode" else self.mixer.weights
+        return mixer(self.sizes) | feed | norms
 
     def __call__(
         self,

@@ -238,7 +238,8 @@ def _enough_tokens(layer: Layer, at: Situation) -> Iterator[Requirement]:
         yield divides(segments, at.context, f"{segments} segments do not divide over {{context}} ranks")
     spread = "{length} tokens over {context} x {ulysses} ranks are less than the"
     if overlap:
-        enough = np.equal(ranks, 1) | np.greater_equal(at.length, ranks * overlap)
+        apart = at.context if mixer.overlap_mixed else ranks
+        enough = np.equal(apart, 1) | np.greater_equal(at.length, apart * overlap)
         yield Requirement(enough, f"{spread} {overlap} that the next reads")
     if shortest > 1:
         yield Requirement(np.greater_equal(at.length, ranks * shortest), f"{spread} {shortest} that each needs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -68,6 +68,11 @@ class LayerFormulas:
         used = symbols_of(self.formulas)
         return {name: meaning for name, meaning in known.items() if name in used}
 
+    def after(self, cached: int) -> LayerFormulas:
+        """With a number of cached tokens in place of the symbol T."""
+        known = tuple(replace(formula, value=formula.value.substitute({"T": cached})) for formula in self.formulas)
+        return replace(self, formulas=known, numbers={**self.numbers, "T": cached})
+
 
 def symbols_of(formulas: Iterable[Formula]) -> set[str]:
     """Names of the symbols that occur."""
@@ -78,7 +83,7 @@ def layer_formulas(mixer: str, way: Way, workload: Workload, fixed: Mapping[str,
     """The formulas of one layer of a mixer, without norms, residuals and feed-forward.
 
     Args:
-        workload: its pass and mask; length, batch and dtype are symbols in the formulas.
+        workload: its pass and mask; length, batch, dtype and the number of cached tokens are symbols in the formulas.
         fixed: hyperparameters to set to numbers, by the names that users give. Those that are usually 0 (such as a
             window) are 0 unless they are here; those that the method loops over in Python have their usual numbers.
 
@@ -125,7 +130,7 @@ def _check(layer: Layer, way: Way, workload: Workload) -> None:
     among = fitting(way.strategy.axes, way.tensor, reduce(Meshes.joined, [meshes(count) for count in DEVICES]))
     many = DOUBLED if layer.mixer.doubled else MANY_DIVISORS
     length = min(many, layer.mixer.longest(way.kernel) or many)
-    long = Workload(length, 2 * 3 * 5 * 7, workload.phase, workload.causal)
+    long = Workload(length, 2 * 3 * 5 * 7, workload.phase, workload.causal, cached=length if workload.cached else 0)
     valid, reasons = refusals(layer, way, long, among)
     if not np.any(valid):
         raise InputError("--strategy", str(way), "; ".join(reasons))

@@ -125,11 +125,13 @@ class Kept:
         precision: ``"accumulate"`` for states that are summed up.
         tokens: whether dimension 1 of the shape is along the tokens, as of keys and values. These can be spread over
             ranks, and kept in fewer bytes than the model's.
+        start: what it is filled with before the first token.
     """
 
     shape: Shape
     precision: str = "model"
     tokens: bool = False
+    start: float = 0.0
 
 
 class Mixer(ABC):
@@ -146,6 +148,7 @@ class Mixer(ABC):
         extends: whether ``decode`` takes any number of new tokens, so that a prefill may follow on cached ones.
         fixed: weights that are not trained, such as random projections.
         doubled: whether the whole pieces of each rank must be 1, 2, 4, ..., where the sequence is cut.
+        overlap_mixed: whether ``overlap`` is of what is mixed, so that ranks which exchange heads for it have none.
         grain_first: whether whole pieces (``grain``) are needed before heads are exchanged for sequence, too.
     """
 
@@ -163,6 +166,7 @@ class Mixer(ABC):
     extends: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ()
     doubled: ClassVar[bool] = False
+    overlap_mixed: ClassVar[bool] = False
     grain_first: ClassVar[bool] = False
 
     def carry_for(self, causal: bool) -> type[Carry[Any]]:
@@ -185,6 +189,10 @@ class Mixer(ABC):
 
         Those that read the input begin with the model width, those that read a memory with its width.
         """
+
+    def decode_weights(self, m: Sizes) -> dict[str, Shape]:
+        """The same in the form that decoding takes, found from ``weights`` beforehand where it is another."""
+        return self.weights(m)
 
     @abstractmethod
     def inputs(self, m: Sizes) -> tuple[str, ...]:

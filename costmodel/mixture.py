@@ -7,7 +7,7 @@ be spread by a strategy of its own, ``ring+state-gather``, and run by a kernel o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, TypeVar
@@ -75,7 +75,8 @@ class Part:
 
     def weights(self, w: Mapping[str, Any], m: Sizes) -> dict[str, Any]:
         """Its own weights among those of the mixture."""
-        return {name: w[f"{self.prefix}_{name}"] for name in self.mixer.weights(self.sizes(m))}
+        names = self.mixer.weights(self.sizes(m)) | self.mixer.decode_weights(self.sizes(m))
+        return {name: w[own] for name in names if (own := f"{self.prefix}_{name}") in w}
 
     def site(self, at: Site[T]) -> Site[T]:
         """Where it is applied."""
@@ -108,11 +109,13 @@ class Mixture(Mixer):
             raise InputError("--mixer", self.name, "rotary positions in more than one part are not modelled")
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        return {
-            f"{part.prefix}_{name}": shape
-            for part in self.parts
-            for name, shape in part.mixer.weights(part.sizes(m)).items()
-        }
+        return self._named((part, part.mixer.weights(part.sizes(m))) for part in self.parts)
+
+    def decode_weights(self, m: Sizes) -> dict[str, Shape]:
+        return self._named((part, part.mixer.decode_weights(part.sizes(m))) for part in self.parts)
+
+    def _named(self, weights: Iterable[tuple[Part, dict[str, Shape]]]) -> dict[str, Shape]:
+        return {f"{part.prefix}_{name}": shape for part, shapes in weights for name, shape in shapes.items()}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return tuple(

@@ -105,6 +105,7 @@ _SECONDS = _Kind(
         "us": Fraction(1, 10**6),
         "ms": Fraction(1, 10**3),
         "s": 1,
+        "m": 60,
         "min": 60,
         "h": 3600,
         "d": 86400,
@@ -175,10 +176,10 @@ def parse_bytes(text: str, field: str = "bytes") -> int:
 def parse_seconds(text: str, field: str = "seconds") -> float:
     """Read a time between 0 and ``MAX_SECONDS``, 1e12 s, as one number with its unit or a sum of several.
 
-    The units are ns, us, ms, s, min, h and d; none is seconds.
+    The units are ns, us, ms, s, min (or m), h and d; none is seconds.
 
-    >>> [parse_seconds(text) for text in ("2.3 s", "15ms", "3 us", "0.5", "4 min 12 s")]
-    [2.3, 0.015, 3e-06, 0.5, 252.0]
+    >>> [parse_seconds(text) for text in ("2.3 s", "15ms", "3 us", "0.5", "4 min 12 s", "5m")]
+    [2.3, 0.015, 3e-06, 0.5, 252.0, 300.0]
     """
     terms = re.split(r"(?<=[A-Za-z])\s+(?=[0-9.])", text.strip())
     return float(sum(_SECONDS.read(term, field) for term in terms))

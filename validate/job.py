@@ -127,7 +127,7 @@ class Job:
         kept = made.layer.mixer.cache(self.layer.sizes, self.layer.kept(self.length))
         shapes = [(self.batch, *k.shape) for k in kept]
         whole = [
-            torch.randn(shape, generator=random).to(DTYPES[dtype]) if k.tokens else torch.zeros(shape)
+            torch.randn(shape, generator=random).to(DTYPES[dtype]) if k.tokens else torch.full(shape, k.start)
             for shape, k in zip(shapes, kept, strict=True)
         ]
         parts = made.shard_cache(whole)

@@ -9,6 +9,7 @@ import click
 
 from costmodel.cli.options import CAUSAL, JSON, PASSES, complete_mixer, complete_strategy, parse_sizes
 from costmodel.errors import InputError
+from costmodel.units import parse_count
 
 
 @click.command()
@@ -23,6 +24,7 @@ from costmodel.errors import InputError
 @click.option("--pass", "phase", type=PASSES, help="Which pass.  [default: forward]")
 @click.option("--kernel", metavar="NAME", help="Implementation of the mixer.  [default: its first]")
 @click.option("--tensor", is_flag=True, help="With tensor parallelism.")
+@click.option("--cached", metavar="N", help="Tokens that a prefill follows on: a number, or T for the symbol.")
 @CAUSAL
 @click.option(
     "--set",
@@ -41,6 +43,7 @@ def formulas(**options: Any) -> None:
     costmodel formulas --mixer attention --strategy ring
     costmodel formulas --mixer attention --strategy ulysses --pass train --tensor
     costmodel formulas --mixer attention --strategy all-gather --set kv_heads=1 --latex
+    costmodel formulas --mixer attention --strategy ring --pass prefill --cached T
     costmodel formulas --all --markdown
 
     The layer is the token mixer with its projections, without norms, residuals and feed-forward. Evaluated at numbers
@@ -68,7 +71,12 @@ def _layer(options: Mapping[str, Any]) -> None:
     kernel = options["kernel"] or mixers.get(mixer).kernels[0]
     way = Way(strategies.get(options["strategy"] or "whole"), kernel, options["tensor"])
     causal = from_mixer(mixer).causal if options["causal"] is None else options["causal"]
-    found = layer_formulas(mixer, way, Workload(1, 1, options["phase"] or "forward", causal), sizes)
+    asked = options["cached"]
+    cached = 1 if asked == "T" else parse_count(asked, "--cached") if asked else 0
+    workload = Workload(1, 1, options["phase"] or "forward", causal, cached=cached)
+    found = layer_formulas(mixer, way, workload, sizes)
+    if asked not in (None, "T"):
+        found = found.after(cached)
     _show(formula_page, formula_page.print_formulas, found, options)
 
 
@@ -76,7 +84,7 @@ def _survey(options: Mapping[str, Any]) -> None:
     from costmodel.report import survey_page
     from costmodel.survey import survey
 
-    names = ("strategy", "phase", "kernel", "tensor", "causal", "sizes")
+    names = ("strategy", "phase", "kernel", "tensor", "cached", "causal", "sizes")
     given = [name for name in names if options[name] or (name == "causal" and options[name] is not None)]
     if given:
         said = {"phase": "--pass", "sizes": "--set", "causal": "--causal/--full"}

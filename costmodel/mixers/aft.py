@@ -180,6 +180,7 @@ class AftLocal(_Free):
     source: ClassVar[str] = "Zhai et al. 2021, arXiv 2105.14103, equation 4"
     structure: ClassVar[Structure] = Structure.LOW_RANK
     carry: ClassVar[type[Carry[Any]]] = Sums
+    overlap_mixed: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         **_Free.sizes,
         "near": Hyperparameter("w_b", 32, "tokens at this distance or farther have no biases"),

@@ -166,7 +166,11 @@ class Reformer(Headed):
     def weights(self, m: Sizes) -> dict[str, Shape]:
         shapes = super().weights(m)
         del shapes["w_k"]
-        return shapes | {"rotations": (m["H"], m["d"], m["n_h"], divide(m["L"], m["C"]))}
+        try:
+            chunks = divide(m["L"], m["C"])
+        except ValueError:
+            raise InputError(f"{self.name}.chunk", m["C"], f"must divide the {m['L']} tokens of the sequence") from None
+        return shapes | {"rotations": (m["H"], m["d"], m["n_h"], chunks)}
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return "w_q", "w_v"

@@ -13,7 +13,7 @@ from costmodel.dims import Dim, Shape
 from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.pieces import between
-from costmodel.recurrences.wkv import Wkv, wkv_output, wkv_step
+from costmodel.recurrences.wkv import LOWEST, Wkv, wkv_output, wkv_step
 
 T = TypeVar("T")
 
@@ -75,7 +75,8 @@ class Rwkv4(Mixer):
         return ops.contract("bhle,hed->bld", ops.fused("gate", body, mixed, at.aside[0]), w["w_o"])
 
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
-        return (*(Kept((m["D_i"], 1), "accumulate") for _ in range(3)), Kept((m["D"],)))
+        of_channels = (Kept((m["D_i"], 1), "accumulate", start=start) for start in (0.0, 0.0, LOWEST))
+        return (*of_channels, Kept((m["D"],)))
 
     def overlap(self, m: Sizes) -> Dim:
         return 1

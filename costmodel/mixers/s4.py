@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
+from costmodel.carries.direct import Direct
 from costmodel.carries.monarch import long_convolution
 from costmodel.carries.spectrum import Filter, counted, unit_numbers
 from costmodel.carry import Carry
 from costmodel.dims import Shape, ceil_div
-from costmodel.errors import InputError
 from costmodel.mixer import Site, Sizes, Weights
 from costmodel.mixers.s4d import S4D
 from costmodel.ops.vocabulary import Vocabulary
@@ -133,10 +133,76 @@ def _woodbury(ops: Vocabulary[T], nodes: T, log_step: T, cb: T, cp: T, pb: T, pp
     return ops.scale(ops.mul(ops.map("sub", cb, less), step), 2)
 
 
+def _step(ops: Vocabulary[T], state: T, x: T, log_step: T, log_decay: T, frequency: T, low_rank: T, write: T) -> T:
+    """The state A' s + B' x [B, H, N, 2] of one token x [B, H, 1, 1], without its conjugate half.
+
+    With h = dt / 2 and G = 1 / (1 - h Lambda), by the Woodbury identity: r = (1 + h Lambda) s - h p (p^* s) + dt b x
+    and A' s + B' x = G r - G p h (p^* G r) / (1 + h p^* G p), as p^* of both halves is a real number.
+    """
+    h, pairs = ops.shape(log_decay)
+    half = ops.scale(ops.concat([*_rates(ops, log_step, log_decay, frequency)], 3), 0.5)
+    real, imaginary = ops.halves(ops.reshape(half, (h, pairs, 2)), 2)
+    step = ops.reshape(ops.map("exp", ops.cast(log_step, "accumulate")), (h, 1, 1))
+    p, b = (ops.cast(weight, "accumulate") for weight in (low_rank, write))
+    less = ops.scale(ops.mul(p, step), 0.5)
+    held = ops.concat([ops.map("complement", real), imaginary], 2)
+    held = ops.map("div", held, ops.sum(ops.map("square", held), (2,)))
+
+    def along(y: T) -> T:
+        """p^* y over both halves."""
+        axis = len(ops.shape(y)) - 1
+        return ops.scale(ops.sum(ops.slice(ops.complex_mul(y, p, conjugate=True), axis, 0, 1), (axis - 1,)), 2)
+
+    grown = ops.complex_mul(state, ops.concat([ops.shift(real, 1), imaginary], 2))
+    driven = ops.add(ops.map("sub", grown, ops.mul(along(state), less)), ops.mul(ops.mul(b, step), x))
+    kept, turned = ops.complex_mul(driven, held), ops.complex_mul(less, held)
+    return ops.map("sub", kept, ops.mul(turned, ops.map("div", along(kept), ops.shift(along(turned), 1))))
+
+
+def _read(ops: Vocabulary[T], state: T, read: T) -> T:
+    """The output [B, H, 1, 1] of a state: C over both halves."""
+    heard = ops.slice(ops.complex_mul(state, ops.cast(read, "accumulate")), 3, 0, 1)
+    return ops.cast(ops.scale(ops.sum(heard, (2,)), 2), "model")
+
+
+def step_read(xp: Any, w: Weights, tokens: int) -> Any:
+    """The C [D, N, 2] that decoding reads with, of weights C' that were trained for so many tokens.
+
+    Args:
+        xp: the namespace of array functions (``torch``), of which w, whole, are arrays in float64.
+    """
+    transition, _ = _system(xp, w)
+    row = _both(xp, w["read"])[:, None]
+    one = xp.eye(row.shape[2], dtype=row.dtype)
+    row = row @ xp.linalg.inv(one - xp.linalg.matrix_power(transition, tokens + tokens % 2))
+    return xp.view_as_real(row[:, 0, : w["read"].shape[1]])
+
+
+def _system(xp: Any, w: Weights) -> tuple[Any, Any]:
+    """A' [D, 2 N, 2 N] and B' [D, 2 N, 1], of both halves of the states."""
+    rate = xp.complex(-xp.exp(w["log_decay"]), w["frequency"])
+    rate, p, b = xp.cat((rate, rate.conj()), 1), _both(xp, w["low_rank"]), _both(xp, w["write"])
+    step = xp.exp(w["log_step"])[:, None, None]
+    a = step * (xp.diag_embed(rate) - p[:, :, None] * p.conj()[:, None])
+    one = xp.eye(rate.shape[1], dtype=rate.dtype)
+    held = xp.linalg.inv(one - a / 2)
+    return held @ (one + a / 2), held @ (step * b[..., None])
+
+
+def _both(xp: Any, weight: Any) -> Any:
+    """Complex weights [D, 2 N], the second half conjugates of the first."""
+    half = xp.complex(*weight.unbind(-1))
+    return xp.cat((half, half.conj()), 1)
+
+
 class S4(S4D):
     """Of rank 1. The read weights are C', as trained for the length of the sequence.
 
-    Every rank finds a channel's taps from all of their spectrum, so that strategies that cut it do not apply.
+    Every rank finds a channel's taps from all of their spectrum, so that strategies that cut it do not apply. Decoding
+    keeps N complex numbers of a channel, of which the other half are the conjugates, steps with the diagonal and the
+    low-rank part of A' ("linear" in the code), and reads with C, found from C' once (``step_read``). The code can also
+    bring A' to its eigenvectors, whose step is shorter; but those of HiPPO-LegS are of no use in finite precision (Gu
+    et al. 2021, lemma 3.2), and as its eigenvalues are real, no half could be left out.
     """
 
     name: ClassVar[str] = "s4"
@@ -147,11 +213,14 @@ class S4(S4D):
     )
     source: ClassVar[str] = "Gu et al. 2021, arXiv 2111.00396; state-spaces/s4 models/s4/s4.py (SSMKernelDPLR)"
     carry: ClassVar[type[Carry[Any]]] = CauchyConvolution
-    undecoded: ClassVar[str] = "the weights are C (1 - A'^L), from which decoding's own C is found beforehand"
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
         entries = m["D"], m["N"]
         return {**super().weights(m), "low_rank": (*entries, 2), "write": (*entries, 2)}
+
+    def decode_weights(self, m: Sizes) -> dict[str, Shape]:
+        shapes = self.weights(m)
+        return {"step_read": shapes.pop("read"), **shapes}
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
@@ -160,19 +229,13 @@ class S4(S4D):
         return CauchyConvolution(x, tuple(w[name] for name in PARAMETERS), at.kernel, aside=(x,)), ()
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
-        raise InputError("pass", "decode", f"{self.name}: {self.undecoded}")
+        x, weights = by_channel(ops, read[0]), (w[name] for name in PARAMETERS[:-1])
+        state = ops.append(at.cache[0], ops.fused("state update", _step, at.cache[0], x, *weights), 0)
+        return Direct(ops.fused("output", _read, state, w["step_read"]), aside=(x,))
 
     def written_taps(self, xp: Any, w: Weights, n: int) -> Any:
-        rate = xp.complex(-xp.exp(w["log_decay"]), w["frequency"])
-        p, b, c = (xp.complex(*w[name].unbind(-1)) for name in ("low_rank", "write", "read"))
-        rate, p, b, c = (xp.cat((z, z.conj()), 1) for z in (rate, p, b, c))
-        one = xp.eye(rate.shape[1], dtype=rate.dtype)
-        step = xp.exp(w["log_step"])[:, None, None]
-        a = step * (xp.diag_embed(rate) - p[:, :, None] * p.conj()[:, None])
-        held = xp.linalg.inv(one - a / 2)
-        transition, column = held @ (one + a / 2), held @ (step * b[..., None])
-        length = n + n % 2
-        row = c[:, None] @ xp.linalg.inv(one - xp.linalg.matrix_power(transition, length))
+        transition, column = _system(xp, w)
+        row = _both(xp, w["step_read"] if "step_read" in w else step_read(xp, w, n))[:, None]
         taps = []
         for _ in range(n):
             taps.append((row @ column).real[:, 0, 0])

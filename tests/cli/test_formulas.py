@@ -41,11 +41,12 @@ def cases(draw: st.DrawFn) -> tuple[str, dict[str, int], Chosen, Workload]:
     kernel = draw(st.sampled_from(mixer.kernels))
     phase = draw(st.sampled_from(PHASES))
     length = draw(st.integers(1, 20)) * 1024
+    cached = draw(st.integers(0, 3)) * 1024 if phase == "prefill" and mixer.extends and causal else 0
     return (
         mixer.name,
         sizes,
         Chosen((strategy.name,), ranks, (kernel,)),
-        Workload(length, draw(st.integers(1, 3)), phase, causal),
+        Workload(length, draw(st.integers(1, 3)), phase, causal, cached=cached),
     )
 
 
@@ -55,7 +56,15 @@ def evaluator(found: LayerFormulas, ranking: Ranking, plan: Plan) -> dict[str, F
     values: dict[str, int] = {AXES[axis]: size for axis, size in plan.mesh.items()}
     values |= {f"rank_{AXES[axis][-1]}": size - 1 for axis, size in plan.mesh.items()}
     tile = ranking.cluster.profile.device.kernels["attention"].tile or 1
-    values |= {"B": ranking.workload.batch, "L": ranking.workload.length, "s": 2, "a": 4, "g": 4, "t": tile}
+    values |= {
+        "B": ranking.workload.batch,
+        "L": ranking.workload.length,
+        "T": ranking.workload.cached,
+        "s": 2,
+        "a": 4,
+        "g": 4,
+        "t": tile,
+    }
     values |= {key: value for key, value in layer.sizes.items() if key in found.legend}
     return {key: Fraction(value) for key, value in values.items()}
 
@@ -187,6 +196,19 @@ def test_the_page(run, width: int) -> None:
     assert page == run("formulas", "--mixer", "attention", "--strategy", "ring", width=width).stdout
 
 
+def test_cached_tokens_are_a_symbol_or_a_number(ask) -> None:
+    """Every new token sees the T before: 4 B H L T d FLOP of products more than without."""
+    question = ("formulas", "--mixer", "attention", "--pass", "prefill")
+    found = [ask(*question, *more) for more in ((), ("--cached", "T"), ("--cached", "4Ki"))]
+    values = {"B": 3, "L": 64, "D": 256, "H": 4, "H_kv": 4, "d": 64, "P_d": 1, "T": 4096}
+    plain, symbol, number = (
+        next(f["python"] for f in document["formulas"] if f["name"] == "contraction" and "useful" in f["detail"])
+        for document in found
+    )
+    assert ("T" in symbol, "T" in number) == (True, False)
+    assert eval(symbol, {}, values) == eval(number, {}, values) == eval(plain, {}, values) + 4 * 3 * 4 * 64 * 4096 * 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -194,6 +216,9 @@ def test_the_page(run, width: int) -> None:
         (["--strategy", "tree"], "it is for decode, not for forward"),
         (["--kernel", "fast"], "no kernel of attention named 'fast'"),
         (["--set", "headz=3"], "Did you mean 'heads'?"),
+        (["--cached", "4Ki"], "only a prefill adds to a cache"),
+        (["--pass", "prefill", "--strategy", "all-gather", "--cached", "T"], "it does not spread cached tokens"),
+        (["--pass", "prefill", "--cached", "t"], "--cached: 't' is not valid"),
     ],
 )
 def test_what_does_not_apply_is_refused(run, arguments: list[str], said: str) -> None:

@@ -152,7 +152,7 @@ def _after_cache(made: DistributedLayer, case: Case) -> Outcome:
     room = 0 if case.cached else 1  # of one cache for all; that of a prefill is each rank's own
     tokens = case.cached or case.length
     kept = whole.layer.mixer.cache(whole.block(tokens).sizes, _kept_tokens(case))
-    cache = [torch.zeros(case.batch, *k.shape, dtype=torch.float64) for k in kept]
+    cache = [torch.full((case.batch, *k.shape), k.start, dtype=torch.float64) for k in kept]
     if case.memory():
         cache = _prefilled(case)
     with torch.no_grad():

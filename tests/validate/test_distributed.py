@@ -89,6 +89,12 @@ def test_wrong_calls_are_refused() -> None:
         layer.load({"w_q": torch.zeros(6, 4, 4)})
 
 
+def test_tokens_that_a_chunk_does_not_divide_are_refused() -> None:
+    """Reformer hashes to as many buckets as there are chunks, so that its weights depend on both."""
+    with pytest.raises(InputError, match=r"reformer\.chunk: 64 is not valid: must divide the 1000 tokens"):
+        validate.distributed("reformer", "whole", {}, length=1000)
+
+
 def test_importing_the_package_does_not_load_torch() -> None:
     source = "import sys, validate; assert 'torch' not in sys.modules; assert callable(validate.distributed)"
     subprocess.run([sys.executable, "-c", source], check=True)
