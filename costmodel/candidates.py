@@ -317,8 +317,7 @@ def arranged(
         options = [list(_valid_ways(layer, axes, tensor, workload, mesh, kernels, refused)) for layer in subject.layers]
         for chosen in product(*options):
             together = np.logical_and.reduce([valid for _, valid in chosen])
-            layouts = {tuple(way.strategy.layouts.values()) for way, _ in chosen}
-            if together.any() and len(layouts) == 1:
+            if together.any() and len({way.strategy.spread for way, _ in chosen}) == 1:
                 yield Arrangement(tuple(way for way, _ in chosen)), mesh.where(together)
 
 

@@ -74,7 +74,7 @@ class Chosen:
         ways = tuple(Way(strategies.get(name), kernel, tensor) for name, kernel in zip(names, kernels, strict=True))
         for layer, way in zip(layers, ways, strict=True):
             check_way(layer, way, causal)
-        if len({(way.strategy.axes, *way.strategy.layouts.values()) for way in ways}) > 1:
+        if len({way.strategy.spread for way in ways}) > 1:
             raise InputError("--strategy", ",".join(names), "these do not spread the sequence over the ranks alike")
         return ways
 

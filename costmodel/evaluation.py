@@ -76,7 +76,7 @@ class Evaluator:
         self.train = workload.phase == "train"
         self.replicas = Replicas(symbol("P_d") * symbol("P_c") * symbol("P_u"), symbol("P_d"), self.widths)
         self._layers: dict[tuple[int, Way], Formulas] = {}
-        self._ends: dict[tuple[tuple[str, ...], bool], list[Formulas]] = {}
+        self._ends: dict[tuple[tuple[str, ...], bool, bool], list[Formulas]] = {}
         self._moved: dict[str, Array] = {}
 
     def at(self, workload: Workload) -> Evaluator:
@@ -102,21 +102,20 @@ class Evaluator:
     def layer(self, number: int, way: Way) -> Formulas:
         """One kind of layer, by its place in the subject."""
         if (number, way) not in self._layers:
-            pieces = self._pieces(way.strategy.axes, way.tensor)
-            self._layers[number, way] = self._formulas(pieces.layer(self.subject.layers[number], way))
+            self._layers[number, way] = self._formulas(self._pieces(way).layer(self.subject.layers[number], way))
         return self._layers[number, way]
 
     def ends(self, arrangement: Arrangement) -> list[Formulas]:
         """Embedding and output head, where there are any."""
-        key = arrangement.axes, arrangement.tensor
+        way = arrangement.ways[0]
+        key = way.strategy.axes, way.tensor, way.strategy.deals
         if key not in self._ends:
-            axis = arrangement.ways[0].axes.get("tensor")
-            found = self._pieces(*key).ends(axis) if self.subject.vocabulary else ()
+            found = self._pieces(way).ends(way) if self.subject.vocabulary else ()
             self._ends[key] = [self._formulas(piece) for piece in found]
         return self._ends[key]
 
-    def _pieces(self, axes: tuple[str, ...], tensor: bool) -> Pieces:
-        return Pieces(self.subject, self.workload, axes, tensor, Tracer(self.widths, self.tile))
+    def _pieces(self, way: Way) -> Pieces:
+        return Pieces(self.subject, self.workload, way.strategy.axes, way.tensor, Tracer(self.widths, self.tile))
 
     def _formulas(self, piece: Piece) -> Formulas:
         return Formulas(piece, self.replicas if self.train else None, self.cluster.profile)

@@ -288,6 +288,7 @@ def together(strategies: tuple[Strategy, ...]) -> Strategy:
         "layout": first.layout,
         "inner_layout": first.inner_layout,
         "compressed": first.compressed,
+        "deals": first.deals,
         "groups": math.lcm(*(strategy.groups for strategy in strategies)),
         "parts": strategies,
     }
@@ -297,7 +298,7 @@ def together(strategies: tuple[Strategy, ...]) -> Strategy:
 
 def _spread(strategy: Strategy) -> tuple[object, ...]:
     """What strategies of one mixture have in common: where its tokens are, and whether its parts hand over latents."""
-    return strategy.axes, *strategy.layouts.values(), strategy.compressed
+    return *strategy.spread, strategy.compressed
 
 
 def alike(strategies: Sequence[Strategy]) -> bool:

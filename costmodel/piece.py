@@ -20,6 +20,7 @@ from costmodel.liveness import Memory, memory
 from costmodel.mixer import OWN, Sizes
 from costmodel.ops.mesh import Axis
 from costmodel.program import Program
+from costmodel.strategy import Strategy
 from costmodel.subject import Layer, Subject
 from costmodel.symbols import symbol
 from costmodel.tensor import Tensor
@@ -109,6 +110,10 @@ class Pieces:
     def batch(self) -> Dim:
         return symbol("B") / symbol("P_d")
 
+    def sequences(self, strategy: Strategy) -> Dim:
+        """Sequences of which a rank has tokens."""
+        return self.batch / symbol("P_c") if self.decode and strategy.deals else self.batch
+
     @property
     def cut(self) -> Dim:
         """Tensor-parallel ranks."""
@@ -151,7 +156,7 @@ class Pieces:
         program = trace(
             self.ops,
             lambda ops, x, *given: block(ops, x, (table, table), cache, given[-1], given[:-1]),
-            [self.new(self.batch, self.shard, self.subject.width), *self._memory(layer, sizes)],
+            [self.new(self.sequences(way.strategy), self.shard, self.subject.width), *self._memory(layer, way, sizes)],
             weights,
             train=self.train,
         )
@@ -180,27 +185,28 @@ class Pieces:
         cut = [name for name, shape in weights.items() if not all(map(same, shape, whole[name]))]
         return sum((product(weights[name]) for name in cut), 0)
 
-    def _memory(self, layer: Layer, sizes: Sizes) -> list[Tensor]:
+    def _memory(self, layer: Layer, way: Way, sizes: Sizes) -> list[Tensor]:
         """One rank's shard of the second sequence, if the layer reads one; decoding reads what was kept of it.
 
         Of a shared layer, the embeddings of the rank's tokens.
         """
         if layer.shared:
-            return [self.new(self.batch, self.shard, self.subject.width)]
+            return [self.new(self.sequences(way.strategy), self.shard, self.subject.width)]
         memory = layer.mixer.memory(sizes)
         if memory is None or self.decode:
             return []
         return [self.new(self.batch, lift(memory.tokens) / self.spread / self.cut, memory.width)]
 
-    def ends(self, axis: Axis | None) -> Iterator[Piece]:
-        """Embedding and output head; ``axis`` is that of tensor parallelism."""
+    def ends(self, way: Way) -> Iterator[Piece]:
+        """Embedding and output head, where layers are run in this way."""
+        axis, sequences = way.axes.get("tensor"), self.sequences(way.strategy)
         width, vocabulary = self.subject.width, self.subject.vocabulary / self.cut
         table = self.new(vocabulary, width, kind="parameter")
         weights = {
             "final_norm": self.new(width, kind="parameter"),
             "head": self.new(width, vocabulary, kind="parameter"),
         }
-        tokens = (self.batch, self.tokens)
+        tokens = (sequences, self.tokens)
         found = trace(self.ops, lambda ops, w: _embedded(ops, table, tokens, axis, self.train), [], {})
         yield Piece("embedding", found, 1, table.elements, 1)
         if self.train:
@@ -208,7 +214,7 @@ class Pieces:
             last = trace(self.ops, lambda ops, x, w: loss(ops, x, w, axis), [chunk], weights, train=True)
             count = self.tokens / LOSS_CHUNK
         else:
-            last = trace(self.ops, logits, [self.new(self.batch, 1, width)], weights)
+            last = trace(self.ops, logits, [self.new(sequences, 1, width)], weights)
             count = 1
         yield Piece("head", last, count, width + (0 if self.subject.tied else weights["head"].elements), 1)
 

@@ -78,6 +78,8 @@ class Strategy(ABC):
         cuts_columns: whether a matrix over all tokens is cut like a grid of ranks, its rows along the context axis, and
             along the Ulysses axis the columns that belong to what each of the former has.
         extends: whether the keys that it spreads may begin with cached ones, of which every rank has an equal share.
+        deals: whether sequences that are decoded are dealt out along the context axis: a rank has the tokens of some,
+            and keeps their new keys and values, beside its part of the cache of all.
     """
 
     name: ClassVar[str]
@@ -94,6 +96,7 @@ class Strategy(ABC):
     windowed: ClassVar[bool] = False
     cuts_columns: ClassVar[bool] = False
     extends: ClassVar[bool] = False
+    deals: ClassVar[bool] = False
 
     @abstractmethod
     def requirements(self, at: Situation) -> Iterator[Requirement]:
@@ -111,6 +114,11 @@ class Strategy(ABC):
     def layouts(self) -> dict[str, str]:
         """How tokens lie along each axis that they may be spread over."""
         return {"context": self.layout, "ulysses": self.inner_layout}
+
+    @property
+    def spread(self) -> tuple[object, ...]:
+        """Where tokens are: alike for all strategies of a model's layers."""
+        return self.axes, *self.layouts.values(), self.deals
 
     def refusal(self, at: Situation) -> str | None:
         """Why the strategy does not apply, or ``None``; for one candidate."""
@@ -147,6 +155,14 @@ def equal_halves_on_grid(at: Situation) -> Requirement:
     """As ``equal_halves``, over both axes of a grid."""
     reason = "{length} tokens do not divide into 2 x {context} x {ulysses} x {tensor} pieces"
     return divides(at.length, 2 * at.context * at.ulysses * at.tensor, reason)
+
+
+def equal_cache(at: Situation) -> Requirement:
+    """When decoding, each rank has an equal part of the cache."""
+    kept = at.length if at.window is None else np.minimum(at.length, at.window)
+    return divides(
+        kept, at.context, "the cache of {length} tokens, or of a window, does not divide over {context} ranks"
+    )
 
 
 def only_fused(at: Situation) -> Requirement:

@@ -35,6 +35,7 @@ from costmodel.ops.layout import (
 from costmodel.ops.pointwise import Cast, CumSum, Map, Masked, Max, Scale, Shift, Softmax, SoftmaxBackward, Sum
 from costmodel.ops.primitive import Primitive
 from validate import attention
+from validate.layout import shard
 
 if TYPE_CHECKING:
     from validate.executor import Executor
@@ -337,8 +338,11 @@ def write(primitive: Write, ops: Executor, whole: Tensor, block: Tensor) -> Tens
 @runs(Append)
 def append(primitive: Append, ops: Executor, cache: Tensor, new: Tensor) -> Tensor:
     spread, size = primitive.spread, new.shape[primitive.axis]
-    if spread is None or spread.rank == spread.size - 1:
-        cache.narrow(primitive.axis, cache.shape[primitive.axis] - size, size).copy_(new)
+    room = cache.narrow(primitive.axis, cache.shape[primitive.axis] - size, size)
+    if spread is not None and new.shape[0] < cache.shape[0]:
+        shard(room, 0, spread.size, spread.rank).copy_(new)
+    elif spread is None or spread.rank == spread.size - 1:
+        room.copy_(new)
     return cache
 
 

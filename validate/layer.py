@@ -20,12 +20,13 @@ from costmodel.candidates import Meshes, fitting, refusals
 from costmodel.dims import Shape
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.estimate import check_way
+from costmodel.mixer import Kept
 from costmodel.strategy import strategies
 from costmodel.subject import Layer, from_mixer
 from costmodel.workload import Phase, Workload
 from validate.executor import Executor
 from validate.launch import Rank, init_from_environment
-from validate.layout import Level, shard_nested
+from validate.layout import Level, shard, shard_nested
 from validate.mesh import CONTEXT_INSIDE, ORDER, Mesh
 
 #: Bytes in which ranks tell each other their shapes.
@@ -160,12 +161,13 @@ class DistributedLayer(nn.Module):
     def shard(self, whole: Tensor, dim: int = 1) -> Tensor:
         """This rank's part of a tensor of all tokens: of its batch at dimension 0, of its sequence at ``dim``.
 
-        A token that is decoded is whole on every rank.
+        A token that is decoded is whole on every rank that has its sequence: on all along the context axis, unless the
+        strategy deals sequences out.
 
         Raises:
             ValueError: when the ranks do not divide the batch or the sequence.
         """
-        return self._part(self._part(whole, 0, ["data"]), dim, self._spread)
+        return self._part(self._part(whole, 0, self._dealt), dim, self._spread)
 
     def shard_memory(self, whole: Tensor) -> Tensor:
         """This rank's part of a second sequence [B, L_M, D_M]: contiguous, as no mask asks for its order."""
@@ -173,21 +175,35 @@ class DistributedLayer(nn.Module):
 
     def places(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
         """Which sequences of a batch, and which tokens of a sequence, this rank holds: their numbers, in its order."""
-        sequences = self._part(torch.arange(batch), 0, ["data"])
+        sequences = self._part(torch.arange(batch), 0, self._dealt)
         if self.task.phase == "decode":
             return sequences, torch.tensor([length - 1])
         return sequences, self._part(torch.arange(length), 0, SEQUENCE)
 
     def shard_cache(self, whole: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """This rank's part of a cache: tensors of the shapes of ``Mixer.cache``, with the batch before them."""
+        """This rank's part of a cache: tensors of the shapes of ``Mixer.cache``, with the batch before them.
+
+        Along tokens, ranks have one stretch each in turn; where sequences are dealt out, the last stretch, which has
+        room for the new token, and that of the rank which has the sequence change places.
+        """
         kept = self.layer.mixer.cache(self.block(None).sizes, whole[0].shape[2])
-        parts = [self._part(x, 0, ["data"]) for x in whole]
-        spread = [SEQUENCE[:2] if k.tokens else [] for k in kept]
-        parts = [self._part(x, 2, names, "contiguous") for x, names in zip(parts, spread, strict=True)]
-        return tuple(
-            part if part.shape[1] == k.shape[0] else self._part(part, 1, ["tensor"])
-            for part, k in zip(parts, kept, strict=True)
-        )
+        return tuple(self._cached(x, k) for x, k in zip(whole, kept, strict=True))
+
+    def _cached(self, whole: Tensor, kept: Kept) -> Tensor:
+        """This rank's part of one tensor of a cache."""
+        part = self._part(whole, 0, ["data"])
+        if kept.tokens:
+            part = self._stretches(part) if self._deals else self._part(part, 2, SEQUENCE[:2], "contiguous")
+        return part if part.shape[1] == kept.shape[0] else self._part(part, 1, ["tensor"])
+
+    def _stretches(self, x: Tensor) -> Tensor:
+        """Of sequences [B, H, T, ...] that are dealt out, one stretch each: the last of this rank's own."""
+        axis = self.mesh.axes["context"]
+        last, found = axis.size - 1, []
+        for owner in range(axis.size):
+            place = last if owner == axis.rank else owner if axis.rank == last else axis.rank
+            found.append(shard(shard(x, 0, axis.size, owner), 2, axis.size, place))
+        return torch.cat(found)
 
     @torch.no_grad()
     def unshard(self, part: Tensor, dim: int = 1) -> Tensor:
@@ -197,8 +213,10 @@ class DistributedLayer(nn.Module):
                 layout = self._layout(name)
                 order = "rank" if layout == "contiguous" else layout
                 part = self.ops.transport.all_gather(part, axis, dim, order)
-        data = self.mesh.axes.get("data")
-        return part if data is None else self.ops.transport.all_gather(part, data, 0)
+        for name in reversed(self._dealt):
+            if axis := self.mesh.axes.get(name):
+                part = self.ops.transport.all_gather(part, axis, 0)
+        return part
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """The layer's output for this rank's tokens [B, n, D], as ``shard`` leaves them.
@@ -220,8 +238,8 @@ class DistributedLayer(nn.Module):
         """The layer's output [B, 1, D] for the last of ``length`` tokens.
 
         Args:
-            cache: this rank's part of what earlier tokens left (see ``shard_cache``); its last place, on the last
-                rank, is written with this token's.
+            cache: this rank's part of what earlier tokens left (see ``shard_cache``); its last place is written with
+                this token's, on the last rank, or on that which has the sequence where these are dealt out.
             embedded: the token's embedding, like x, for a shared layer.
 
         Raises:
@@ -274,7 +292,17 @@ class DistributedLayer(nn.Module):
 
     @property
     def _spread(self) -> Sequence[str]:
+        """Axes that tokens of a sequence are spread over."""
         return () if self.task.phase == "decode" else SEQUENCE
+
+    @property
+    def _deals(self) -> bool:
+        return self.task.phase == "decode" and self.task.way.strategy.deals
+
+    @property
+    def _dealt(self) -> Sequence[str]:
+        """Axes that sequences are dealt out over."""
+        return ("data", "context") if self._deals else ("data",)
 
     def _layout(self, axis: str) -> str:
         return self.task.way.strategy.layouts.get(axis, "contiguous")
@@ -305,7 +333,7 @@ class DistributedLayer(nn.Module):
         if x.dim() != 3 or x.shape[2] != self.layer.sizes["D"]:
             raise InputError("shape of x", tuple(x.shape), f"it is [B, n, {self.layer.sizes['D']}]")
         self._check_alike(", ".join(str(tuple(t.shape)) for t in (x, *second, *cache)))
-        batch = x.shape[0] * _size(self.mesh, ["data"])
+        batch = x.shape[0] * _size(self.mesh, self._dealt)
         workload = Workload(length, batch, self.task.phase, self.task.causal, cached=cached)
         _, reasons = refusals(self.layer, self.task.way, workload, mesh_arrays(dict(self.mesh.sizes)))
         if reasons:

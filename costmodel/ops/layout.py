@@ -227,6 +227,9 @@ class Write(Primitive):
 class Append(Primitive):
     """New entries written into the last places of a cache, in place; where it is spread, only on its last rank.
 
+    Entries of fewer sequences than the cache has are those of this rank's share of them along ``spread``, and are
+    written there.
+
     Inputs: the cache, and the new entries along the axis.
     """
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, TypeVar
 
-import numpy as np
-
 from costmodel.carries.pairs import Pairs
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
+from costmodel.strategy import Requirement, Situation, Strategy, equal_cache, only_fused, only_passes
 
 T = TypeVar("T")
 
@@ -30,10 +28,7 @@ class Tree(Strategy):
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "decode")
         yield only_fused(at)
-        kept = at.length if at.window is None else np.minimum(at.length, at.window)
-        yield divides(
-            kept, at.context, "the cache of {length} tokens, or of a window, does not divide over {context} ranks"
-        )
+        yield equal_cache(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
         axis = axes["context"]

@@ -138,7 +138,7 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
         strategy,
         mesh,
         length=tensor * ulysses * context * _piece(layer) * (2 ** (times // 2) if mixer.doubled else times),
-        batch=mesh["data"] * draw(st.integers(1, 2)),
+        batch=mesh["data"] * (context if strategy.deals else 1) * draw(st.integers(1, 2)),
         causal=draw(st.sampled_from(MASKS[mixer.causality])),
         kernel=draw(st.sampled_from((mixer.kernels[0], *mixer.kernels))),
         dtype=draw(st.sampled_from(["bf16", "fp32", "fp64"])),

@@ -48,6 +48,7 @@ ON_A_LINE: Mapping[str, tuple[Layer, Mapping[str, int], int, Mapping[str, Any]]]
     "gather-values": (MATRIX, LINE, 16, FULL),
     "halo": (layer("shortconv", channels=3, taps=3), LINE, 16, {}),
     "pass-q": (GQA, LINE, 16, {"phase": "forward"}),
+    "pass-q-decode": (GQA, LINE, 16, {"phase": "decode", "batch": 16}),
     "pattern-exchange": (layer("longformer", heads=2, head_dim=2, side=1, globals=1), LINE, 16, FULL),
     "ring": (GQA, LINE, 8, {}),
     "ring-values": (MATRIX, LINE, 16, FULL),

@@ -73,6 +73,7 @@ def test_a_page_for_people(run) -> None:
     "arguments",
     [
         ("--strategy", "tree", "--ranks", "3", "--seq", "33", "--pass", "decode"),
+        ("--strategy", "pass-q-decode", "--ranks", "2", "--batch", "4", "--seq", "32", "--pass", "decode"),
         ("--strategy", "ulysses-zigzag", "--ulysses", "2", "--ranks", "4", "--seq", "64", "--pass", "prefill"),
     ],
 )

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from costmodel.carries.pairs import Pairs
 from costmodel.masks import Mask
+from costmodel.ops.mesh import Axis
 from costmodel.strategy import Situation, Strategy, strategies
 from tests.validate.drawing import RANKS
 from validate.attention import kept
 from validate.counting import Watched
 from validate.launch import Rank, RankPool
-from validate.layout import Level, shard_nested
+from validate.layout import Level, shard, shard_nested
 from validate.mesh import Mesh
 from validate.template import mix
 
@@ -33,7 +34,6 @@ class Problem:
     strategy: Strategy
     sizes: dict[str, int]
     at: Situation
-    batch: int
     d: int
     e: int
     seed: int
@@ -49,7 +49,7 @@ class Problem:
         heads, kv_heads = self.at.heads, self.at.kv_heads
         shapes = (heads, n, self.d), (kv_heads, self.at.length, self.d), (kv_heads, self.at.length, self.e)
         return [
-            torch.randn(self.batch, *shape, generator=random, dtype=torch.float64)
+            torch.randn(self.at.batch, *shape, generator=random, dtype=torch.float64)
             for shape in (*shapes, (heads, n, self.e))
         ]
 
@@ -57,9 +57,13 @@ class Problem:
         """A rank's part of the sequence."""
         axes = [axis for name, axis in Mesh.of(self.sizes, rank).axes.items() if name in self.strategy.axes]
         if x.shape[2] == 1:
-            return x
+            return shard(x, 0, *_of(axes[0])) if self.strategy.deals else x
         levels = [Level(axis.size, self.strategy.layouts[axis.name]) for axis in axes]
         return shard_nested(x, 2, levels, [axis.rank for axis in axes])
+
+
+def _of(axis: Axis) -> tuple[int, int]:
+    return axis.size, axis.rank
 
 
 @st.composite
@@ -77,6 +81,7 @@ def problems(draw: st.DrawFn, strategy: Strategy) -> Problem:
         window=None,
         kernel="fused",
         phase="train",
+        batch=(ranks if strategy.deals else 1) * draw(st.integers(1, 2)),
         **sizes,
     )
     options = itertools.product(
@@ -91,8 +96,8 @@ def problems(draw: st.DrawFn, strategy: Strategy) -> Problem:
     ]
     assume(fitting)
     at = draw(st.sampled_from(fitting))
-    d, e, batch, seed = (draw(st.integers(1, high)) for high in (6, 6, 2, 99))
-    return Problem(strategy, sizes, at, batch, d, e, seed)
+    d, e, seed = (draw(st.integers(1, high)) for high in (6, 6, 99))
+    return Problem(strategy, sizes, at, d, e, seed)
 
 
 def run_strategy(rank: Rank, given_: Problem) -> tuple[list[Tensor], int]:
@@ -113,7 +118,7 @@ def run_strategy(rank: Rank, given_: Problem) -> tuple[list[Tensor], int]:
 def useful_flops(given_: Problem) -> int:
     """Of all ranks together, from the mask over the whole sequence: no pair is done twice, and none is left out."""
     n_q = 1 if given_.at.phase == "decode" else given_.at.length
-    pairs = int(kept(given_.mask, n_q, given_.at.length).sum()) * given_.batch * given_.at.heads
+    pairs = int(kept(given_.mask, n_q, given_.at.length).sum()) * given_.at.batch * given_.at.heads
     forward = 2 * (given_.d + given_.e)
     if given_.at.phase != "train":
         return pairs * forward
