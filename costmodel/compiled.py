@@ -1,14 +1,15 @@
 """Many formulas evaluated together over arrays of candidates, in float64.
 
-The formulas become one Python function of NumPy operations in which every common product, sum and function is computed
-once. It is made once for a method and called for one workload or a million.
+The formulas become a list of NumPy operations on numbered results, in which every common product, sum and function is
+there once. It is made once for a method and run for one workload or a million.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import reduce
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,92 +22,124 @@ Value: TypeAlias = float | Array
 #: Candidates evaluated at a time, so that intermediate arrays stay in the second-level cache.
 CHUNK = 4096
 
-_CALLS = {
-    "max": "maximum({0}, {1})",
-    "min": "minimum({0}, {1})",
-    "ceiling": "ceil({0})",
-    "log2": "log2({0})",
-    "exp2": "exp2({0})",
-    "sum": "({0})",
+#: A function of two results; of the first alone where it takes one.
+_Function: TypeAlias = Callable[[Any, Any], Any]
+
+_FUNCTIONS: dict[str, _Function] = {
+    "max": np.maximum,
+    "min": np.minimum,
+    "ceiling": lambda x, _: np.ceil(x),
+    "log2": lambda x, _: np.log2(x),
+    "exp2": lambda x, _: np.exp2(x),
 }
 
 
-@dataclass
-class _Writer:
-    """Writes the statements; each distinct piece gets one name."""
+class Tape:
+    """Operations for any number of formulas: what formulas have in common is on it once.
 
-    scalars: frozenset[str]
-    zeros: frozenset[str] = frozenset()
-    lines: list[str] = field(default_factory=list)
-    names: dict[object, str] = field(default_factory=dict)
-    fixed: dict[int, bool] = field(default_factory=dict)
+    A place is the number of a result: of a constant, a symbol or an operation on results before it.
 
-    def named(self, key: object, code: Callable[[], str]) -> str:
-        name = self.names.get(key)
-        if name is None:
-            line = code()
-            name = self.names[key] = f"t{len(self.names)}"
-            self.lines.append(f"{name} = {line}")
-        return name
+    Args:
+        scalar: tells of a symbol that it is one number, not an array, in every call (hardware rates).
+        zero: tells of a symbol that it is 0 in every call, whatever value is given: its terms are left out.
+    """
 
-    def expression(self, value: Expression) -> str:
-        def code() -> str:
-            terms = [self.term(*term) for term in value.terms.items() if not self.is_zero(term[0])]
-            return " + ".join(terms) or "0.0"
+    def __init__(
+        self, scalar: Callable[[str], bool] = lambda _: False, zero: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        self._scalar, self._zero = scalar, zero
+        self.constants: dict[int, float] = {}
+        self.symbols: dict[int, str] = {}
+        self.operations: dict[int, tuple[_Function, int, int]] = {}
+        self._places: dict[object, int] = {}
+        self._factors: dict[int, int] = {}
+        self._fixed: list[bool] = []  # whether a result is one number in every call
 
-        return self.named(value, code)
+    def _new(self, key: object, fixed: bool) -> int:
+        place = self._places[key] = len(self._fixed)
+        self._fixed.append(fixed)
+        return place
 
-    def term(self, monomial: Monomial, coefficient: Number) -> str:
+    def _constant(self, number: Number | float) -> int:
+        key = "constant", float(number)
+        if key not in self._places:
+            self.constants[self._new(key, True)] = float(number)
+        return self._places[key]
+
+    def _operation(self, function: _Function, left: int, right: int) -> int:
+        key = function, left, right
+        if key not in self._places:
+            self.operations[self._new(key, self._fixed[left] and self._fixed[right])] = key
+        return self._places[key]
+
+    def expression(self, value: Expression) -> int:
+        """The place of an expression's value."""
+        place = self._places.get(value)
+        if place is None:
+            terms = [self._term(*term) for term in value.terms.items() if not self._vanishes(term[0])]
+            place = reduce(lambda a, b: self._operation(operator.add, a, b), terms) if terms else self._constant(0)
+            self._places[value] = place
+        return place
+
+    def _term(self, monomial: Monomial, coefficient: Number) -> int:
         """Scalars first, so that arrays are multiplied by one number at most."""
-        fixed = tuple(entry for entry in monomial if self.is_scalar(entry[0]))
-        varying = tuple(entry for entry in monomial if not self.is_scalar(entry[0]))
-        if not fixed and not varying:
-            return repr(float(coefficient))
-        if not varying:
-            return f"{float(coefficient)!r}*{self.product(fixed)}"
-        factor = repr(float(coefficient))
-        if fixed:
-            factor = self.named((fixed, coefficient), lambda: f"{float(coefficient)!r}*{self.product(fixed)}")
-        return self.product(varying) if factor == "1.0" else f"{factor}*{self.product(varying)}"
+        fixed = tuple(entry for entry in monomial if self._fixed[self._factor(entry[0])])
+        varying = tuple(entry for entry in monomial if not self._fixed[self._factor(entry[0])])
+        parts = [self._constant(coefficient)] if coefficient != 1 or not monomial else []
+        parts += [self._product(entries) for entries in (fixed, varying) if entries]
+        return reduce(lambda a, b: self._operation(operator.mul, a, b), parts)
 
-    def product(self, monomial: Monomial) -> str:
-        def code() -> str:
+    def _product(self, monomial: Monomial) -> int:
+        place = self._places.get(monomial)
+        if place is None:
             first, (number, power) = monomial[:-1], monomial[-1]
-            last = self.power(number, power if power > 0 else -power)
-            if not first:
-                return last if power > 0 else f"1.0/{last}"
-            return f"{self.product(first)}{'*' if power > 0 else '/'}{last}"
+            before = self._product(first) if first else self._constant(1)
+            last = self._power(number, power if power > 0 else -power)
+            if power > 0:
+                place = self._operation(operator.mul, before, last) if first else last
+            else:
+                place = self._operation(operator.truediv, before, last)
+            self._places[monomial] = place
+        return place
 
-        return self.named(monomial, code)
+    def _power(self, number: int, power: Number) -> int:
+        base = self._factor(number)
+        if power in (1, 2, 3):
+            return reduce(lambda a, b: self._operation(operator.mul, a, b), [base] * int(power))
+        return self._operation(operator.pow, base, self._constant(power))
 
-    def power(self, number: int, power: Number) -> str:
-        base = self.factor(number)
-        if power == 1:
-            return base
-        return self.named(
-            (number, power), lambda: "*".join([base] * int(power)) if power in (2, 3) else f"{base}**{float(power)!r}"
-        )
-
-    def factor(self, number: int) -> str:
-        def code() -> str:
+    def _factor(self, number: int) -> int:
+        place = self._factors.get(number)
+        if place is None:
             made = atom(number)
-            if not made.arguments:
-                return f"values[{made.name!r}]"
-            return _CALLS[made.name].format(*[self.expression(argument) for argument in made.arguments])
+            places = [self.expression(argument) for argument in made.arguments]
+            if not places:
+                place = self._new(made.name, self._scalar(made.name))
+                self.symbols[place] = made.name
+            elif made.name == "sum":
+                place = places[0]
+            else:
+                place = self._operation(_FUNCTIONS[made.name], places[0], places[-1])
+            self._factors[number] = place
+        return place
 
-        return self.named(number, code)
-
-    def is_zero(self, monomial: Monomial) -> bool:
+    def _vanishes(self, monomial: Monomial) -> bool:
         """Whether one of the factors is a symbol that is 0."""
-        return bool(self.zeros) and any(atom(number).name in self.zeros for number, power in monomial if power > 0)
+        return any(power > 0 and self._is_zero(number) for number, power in monomial)
 
-    def is_scalar(self, number: int) -> bool:
-        known = self.fixed.get(number)
-        if known is None:
-            made = atom(number)
-            names = frozenset().union(*(x.symbols() for x in made.arguments)) if made.arguments else {made.name}
-            known = self.fixed[number] = names <= self.scalars
-        return known
+    def _is_zero(self, number: int) -> bool:
+        made = atom(number)
+        return not made.arguments and self._zero(made.name)
+
+    def needed(self, places: Sequence[int]) -> list[int]:
+        """The places whose results these need, and they themselves, in order."""
+        found, stack = set[int](), list(places)
+        while stack:
+            place = stack.pop()
+            if place not in found:
+                found.add(place)
+                stack += self.operations[place][1:] if place in self.operations else ()
+        return sorted(found)
 
 
 class Compiled:
@@ -114,26 +147,23 @@ class Compiled:
 
     Args:
         formulas: expressions or numbers, by name.
-        scalars: symbols that are one number, not an array, in every call (hardware rates).
-        zeros: symbols that are 0 in every call, whatever value is given: their terms are left out.
+        tape: where their operations are put, beside those of other formulas.
     """
 
-    def __init__(
-        self,
-        formulas: Mapping[str, Expression | Number],
-        scalars: frozenset[str] = frozenset(),
-        zeros: frozenset[str] = frozenset(),
-    ) -> None:
-        self.names = tuple(formulas)
-        lifted = [lift(formula) for formula in formulas.values()]
-        self.symbols: frozenset[str] = frozenset().union(*(formula.symbols() for formula in lifted)) - zeros
-        writer = _Writer(scalars, zeros)
-        results = [writer.expression(formula) for formula in lifted]
-        body = "\n    ".join([*writer.lines, f"return {', '.join(results)},"])
-        functions: list[np.ufunc] = [np.maximum, np.minimum, np.ceil, np.log2, np.exp2]
-        namespace: dict[str, object] = {function.__name__: function for function in functions}
-        exec(f"def evaluate(values):\n    {body}", namespace)
-        self._evaluate: Callable[[Mapping[str, Value]], tuple[Value, ...]] = namespace["evaluate"]  # type: ignore[assignment]
+    def __init__(self, formulas: Mapping[str, Expression | Number], tape: Tape | None = None) -> None:
+        tape = Tape() if tape is None else tape
+        self._results = {name: tape.expression(lift(formula)) for name, formula in formulas.items()}
+        needed = tape.needed(list(self._results.values()))
+        self._constants = {place: tape.constants[place] for place in needed if place in tape.constants}
+        self._inputs = {place: tape.symbols[place] for place in needed if place in tape.symbols}
+        operations = [(place, *tape.operations[place]) for place in needed if place in tape.operations]
+        last = {place: user for user, _, *used in operations for place in used}
+        last |= dict.fromkeys(self._results.values(), -1)
+        self._operations = [
+            (place, function, left, right, tuple(old for old in {left, right} if last[old] == place))
+            for place, function, left, right in operations
+        ]
+        self.symbols = frozenset(self._inputs.values())
 
     def __call__(self, values: Mapping[str, Value]) -> dict[str, Array]:
         """The formulas' values, each as long as the longest of ``values``.
@@ -143,13 +173,23 @@ class Compiled:
         """
         size = max((np.size(values[name]) for name in self.symbols), default=1)
         used = {name: _prepared(values[name], size) for name in self.symbols}
-        out = {name: np.empty(size) for name in self.names}
+        out = {name: np.empty(size) for name in self._results}
         for start in range(0, size, CHUNK):
             part = slice(start, min(start + CHUNK, size))
             chunk = {name: value[part] if isinstance(value, np.ndarray) else value for name, value in used.items()}
-            for name, result in zip(self.names, self._evaluate(chunk), strict=True):
-                out[name][part] = result
+            found = self._evaluate(chunk)
+            for name, place in self._results.items():
+                out[name][part] = found[place]
         return out
+
+    def _evaluate(self, values: Mapping[str, Value]) -> dict[int, Value]:
+        """The formulas' values by their places; others are dropped after their last use, to use their memory again."""
+        found: dict[int, Value] = {**self._constants, **{place: values[name] for place, name in self._inputs.items()}}
+        for place, function, left, right, dead in self._operations:
+            found[place] = function(found[left], found[right])
+            for old in dead:
+                del found[old]
+        return found
 
 
 def _prepared(value: Value, size: int) -> Value:

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from costmodel.arrangement import AXES, Arrangement, Way
 from costmodel.candidates import Choices, Meshes
-from costmodel.compiled import Array, Compiled, Value
+from costmodel.compiled import Array, Compiled, Tape, Value
 from costmodel.data_parallel import Replicas, Sharing
-from costmodel.dims import Dim
 from costmodel.expression import lift
 from costmodel.hardware.cluster import Cluster
-from costmodel.hardware.profile import Profile
 from costmodel.hardware.quantity import Quantity
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
@@ -44,27 +42,21 @@ TRIED = 64
 
 @dataclass(frozen=True)
 class Formulas:
-    """Compiled costs of a piece on a machine, each part when it is first asked for."""
+    """Compiled costs of a piece, each part when it is first asked for."""
 
     piece: Piece
     replicas: Replicas | None
-    profile: Profile
+    tape: Tape
 
     @cached_property
     def times(self) -> Compiled:
         """``Piece.times``."""
-        return compiled(self.piece.times(self.replicas), self.profile)
+        return Compiled(self.piece.times(self.replicas), self.tape)
 
     @cached_property
     def sizes(self) -> Compiled:
         """``Piece.sizes``."""
-        return compiled(self.piece.sizes(), self.profile)
-
-
-def compiled(formulas: Mapping[str, Dim], profile: Profile) -> Compiled:
-    """Formulas of which the device's rates are one number for all candidates."""
-    names = set().union(*(lift(formula).symbols() for formula in formulas.values()))
-    return Compiled(formulas, frozenset(name for name in names if is_scalar(name)), absent(profile, names))
+        return Compiled(self.piece.sizes(), self.tape)
 
 
 class Evaluator:
@@ -75,6 +67,7 @@ class Evaluator:
         self.widths = Widths(workload.width, max(4, workload.width), max(4, workload.width))
         self.train = workload.phase == "train"
         self.replicas = Replicas(symbol("P_d") * symbol("P_c") * symbol("P_u"), symbol("P_d"), self.widths)
+        self.tape = Tape(is_scalar, lambda name: bool(absent(cluster.profile, [name])))
         self._layers: dict[tuple[int, Way], Formulas] = {}
         self._ends: dict[tuple[tuple[str, ...], bool, bool], list[Formulas]] = {}
         self._moved: dict[str, Array] = {}
@@ -97,7 +90,7 @@ class Evaluator:
     @cached_property
     def update(self) -> Compiled:
         """Seconds of the optimizer."""
-        return compiled(update_costs(self.widths), self.cluster.profile)
+        return Compiled(update_costs(self.widths), self.tape)
 
     def layer(self, number: int, way: Way) -> Formulas:
         """One kind of layer, by its place in the subject."""
@@ -118,7 +111,7 @@ class Evaluator:
         return Pieces(self.subject, self.workload, way.strategy.axes, way.tensor, Tracer(self.widths, self.tile))
 
     def _formulas(self, piece: Piece) -> Formulas:
-        return Formulas(piece, self.replicas if self.train else None, self.cluster.profile)
+        return Formulas(piece, self.replicas if self.train else None, self.tape)
 
     def values(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Value]:
         """Values of some symbols; work that depends on the rank is the last rank's, which has most."""

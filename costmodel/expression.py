@@ -287,6 +287,13 @@ def call(function: str, *arguments: Any) -> Any:
     return _of_atom(Atom(function, lifted))
 
 
+def factor(value: Any) -> Any:
+    """A sum as one factor, which further sums and products hold as a whole instead of writing it out."""
+    if not isinstance(value, Expression) or len(value.terms) < 2:
+        return value
+    return _of_atom(Atom("sum", (value,)))
+
+
 def exact_call(function: str, *arguments: Any) -> Expression:
     """A function of expressions, kept as one where its value would be rounded, as of ``log2(48)``."""
     made = call(function, *arguments)

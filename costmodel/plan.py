@@ -158,10 +158,15 @@ class Ranking:
         return sum((self.column(kind) for kind in MEMORY), np.zeros(len(self.places)))
 
     @cached_property
+    def _seconds(self) -> NDArray[np.float32]:
+        """Of every candidate, as far as they tell candidates apart: sums of the same terms may be rounded apart."""
+        return self.column("seconds").astype(np.float32)
+
+    @cached_property
     def order(self) -> NDArray[np.int64]:
         """Candidates that fit, fastest first; of equals, the one with less memory."""
         fits = np.flatnonzero(self.bytes <= self.capacity)
-        return fits[np.lexsort((self.bytes[fits], self.column("seconds")[fits]))]
+        return fits[np.lexsort((self.bytes[fits], self._seconds[fits]))]
 
     @cached_property
     def too_large(self) -> NDArray[np.int64]:
@@ -198,7 +203,10 @@ class Ranking:
         numbers = self.places[:, 0]
         first = [order[np.unique(numbers[order], return_index=True)[1]] for order in (self.order, self.too_large)]
         fitting, others = first[0], first[1][~np.isin(numbers[first[1]], numbers[first[0]])]
-        fitting, others = fitting[np.argsort(self.column("seconds")[fitting])], others[np.argsort(self.bytes[others])]
+        fitting, others = (
+            fitting[np.argsort(self._seconds[fitting], kind="stable")],
+            others[np.argsort(self.bytes[others])],
+        )
         return [self.plan(candidate) for candidate in np.concatenate([fitting, others])]
 
     def longest(self, candidate: int) -> int:

@@ -6,10 +6,11 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from costmodel.dims import Dim, is_number, minimum, same
+from costmodel.dims import Dim, Shape, is_number, minimum, same
 from costmodel.ops.communication import Communication
 from costmodel.ops.primitive import FLOP_CLASSES, Flops, Primitive, Reading
 from costmodel.tensor import Tensor
@@ -69,6 +70,11 @@ class Leaf:
         """The family and the kernel within it."""
         return self.family, self.primitive.kernel
 
+    @cached_property
+    def signature(self) -> Hashable:
+        """Equal for operations that cost the same: what is done, on which shapes."""
+        return self.primitive, _shapes(self.inputs), _shapes(self.outputs)
+
     def flops(self, reading: Reading) -> Flops:
         return self.primitive.flops(self.inputs, self.outputs, reading)
 
@@ -95,6 +101,12 @@ class Fused:
     def kernel(self) -> tuple[str, str]:
         """The family and the kernel within it."""
         return self.family, self.name.replace(" ", "_")
+
+    @cached_property
+    def signature(self) -> Hashable:
+        """As for ``Leaf``."""
+        body = tuple((operation.signature, times) for operation, times in operations(self.body))
+        return self.kernel, self.repeat, body, _shapes(self.inputs), _shapes(self.outputs)
 
     def flops(self, reading: Reading) -> Flops:
         return {kind: flops * self.repeat for kind, flops in total_flops(self.body, reading).items()}
@@ -163,6 +175,10 @@ class Chain:
 
 Node = Leaf | Fused | Seq | Overlap | Loop | When | Chain
 Operation = Leaf | Fused
+
+
+def _shapes(tensors: Sequence[Tensor]) -> tuple[tuple[Shape, Dim], ...]:
+    return tuple((tensor.shape, tensor.width) for tensor in tensors)
 
 
 def operations(node: Node, times: Dim = 1) -> Iterator[tuple[Operation, Dim]]:

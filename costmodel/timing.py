@@ -15,12 +15,12 @@ is what the tree of a ring adds up to. Rates are symbols, so that the time itsel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache, reduce
+from functools import reduce
 
 from costmodel.dims import Dim, is_number, maximum, minimum
-from costmodel.expression import Expression, symbol_named, total
+from costmodel.expression import Expression, factor, symbol_named, total
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Communication, ReduceScatter, RingShift
 from costmodel.ops.halo import Halo, HaloReturn
 from costmodel.ops.primitive import Reading
@@ -143,20 +143,30 @@ def _loop(loop: Loop) -> Times:
     return either
 
 
-@lru_cache(maxsize=65536)
 def operation_times(operation: Operation) -> Times:
-    """Seconds of one kernel or one communication."""
+    """Seconds of one kernel or one communication, as one factor."""
     if operation.family == "view":
         return Times()
+    found = _known.get(operation.signature)
+    if found is None:
+        found = _known[operation.signature] = _operation_times(operation)
+    return found
+
+
+#: Times of operations by their signatures.
+_known: dict[Hashable, Times] = {}
+
+
+def _operation_times(operation: Operation) -> Times:
     if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
-        seconds = _wire_seconds(operation, operation.primitive)
+        seconds = factor(_wire_seconds(operation, operation.primitive))
         return Times(seconds, 0, seconds, seconds * rate("contention", operation.primitive.axis.name))
     arithmetic, traffic = _arithmetic_seconds(operation), _traffic_seconds(operation)
     busy = traffic if is_number(arithmetic, 0) else _both(operation, arithmetic, traffic)
     if isinstance(operation, Fused) and not is_number(operation.repeat, 1):
         steps = operation.repeat * rate("step")
         busy = maximum(busy, steps) + rate("exposed", *operation.kernel) * minimum(busy, steps)
-    seconds = rate("launch", *operation.kernel) + busy
+    seconds = factor(rate("launch", *operation.kernel) + busy)
     return Times(seconds, seconds, 0)
 
 

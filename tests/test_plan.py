@@ -41,7 +41,7 @@ def test_order_of_a_ranking(phase: str) -> None:
     ranking = ranked(phase)
     seconds = ranking.column("seconds")[ranking.order]
     assert len(ranking.order) > 0
-    assert np.all(np.diff(seconds) >= 0)
+    assert np.all(np.diff(seconds) >= -1e-7 * seconds[1:])  # of equals, the one with less memory
     assert np.all(ranking.bytes[ranking.order] <= ranking.capacity)
     assert len(ranking.order) + len(ranking.too_large) == len(ranking.places)
 

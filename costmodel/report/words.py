@@ -127,9 +127,9 @@ def why(plan: Plan, best: Plan | None, capacity: float) -> str:
     if best is None:
         return ""
     reason = f"{slower(plan, best)}: {_why_slower(plan, best)}" if plan.seconds > EQUAL * best.seconds else "as fast"
-    if plan.fastest < best.fastest:
+    if EQUAL * plan.fastest < best.fastest:
         return f"{reason}; faster at the favourable end"
-    return f"{reason}; faster at the unfavourable end" if plan.slowest < best.slowest else reason
+    return f"{reason}; faster at the unfavourable end" if EQUAL * plan.slowest < best.slowest else reason
 
 
 def _why_slower(plan: Plan, best: Plan) -> str:
