@@ -20,6 +20,9 @@ COLLECTIVE = {
 #: Plans whose times differ by less than this factor are as fast as each other.
 EQUAL = 1.0005
 
+#: Times that differ by less than this factor may be the same sum, rounded apart.
+ROUNDING = 1 + 1e-9
+
 
 def name(plan: Plan) -> str:
     """A plan in a few words: its strategy with the ranks along each of its axes, and what is combined with it.
@@ -127,9 +130,9 @@ def why(plan: Plan, best: Plan | None, capacity: float) -> str:
     if best is None:
         return ""
     reason = f"{slower(plan, best)}: {_why_slower(plan, best)}" if plan.seconds > EQUAL * best.seconds else "as fast"
-    if EQUAL * plan.fastest < best.fastest:
+    if ROUNDING * plan.fastest < best.fastest:
         return f"{reason}; faster at the favourable end"
-    return f"{reason}; faster at the unfavourable end" if EQUAL * plan.slowest < best.slowest else reason
+    return f"{reason}; faster at the unfavourable end" if ROUNDING * plan.slowest < best.slowest else reason
 
 
 def _why_slower(plan: Plan, best: Plan) -> str:
