@@ -15,11 +15,27 @@ from costmodel.hardware.quantity import Quantity
 from costmodel.timing import IN_TURN
 from costmodel.workload import WIDTHS
 
+#: Numbers of a kernel family that a profile may leave out, which are then 0.
+TERMS = ("exposed", "ramp", "uneven", "fill")
+
 #: Symbols of rates that are one number for a whole cluster.
-SCALARS = ("launch", "step", "matrix", "vector", "special", "memory", "exposed", "ramp", "uneven", "cache", "saved")
+SCALARS = (
+    "launch",
+    "step",
+    "matrix",
+    "vector",
+    "special",
+    "memory",
+    "exposed",
+    "ramp",
+    "uneven",
+    "fill",
+    "cache",
+    "saved",
+)
 
 #: Numbers of a kernel family that a profile may leave out, which are then 0.
-TERMS = ("exposed", "ramp", "uneven")
+TERMS = ("exposed", "ramp", "uneven", "fill")
 
 #: Symbols of rates of a link, which depend on the ranks that communicate.
 LINKS = ("start", "latency", "sooner", "dearer", "own", "switched", "contention", "seconds_per_byte")

@@ -194,7 +194,8 @@ def _arithmetic_seconds(operation: Operation) -> Dim:
     """The longest of the matrix, vector and special-function units, which work at the same time.
 
     In fused attention a tile's softmax waits for its scores, so that a part of the others' work adds to the longest;
-    under a causal mask some tiles have more work than others, and the device waits for the last.
+    under a causal mask some tiles have more work than others, and the device waits for the last; with few tiles, some
+    of the device's multiprocessors have none.
     """
     flops = dict(operation.flops(Reading.EXECUTED))
     if isinstance(operation, Leaf):
@@ -212,7 +213,13 @@ def _arithmetic_seconds(operation: Operation) -> Dim:
         longest += rate("exposed", *operation.kernel) * (total(busy) - longest)
     if isinstance(operation, Leaf) and operation.primitive.uneven:
         longest *= 1 + rate("uneven", *operation.kernel)
-    return longest
+    return longest * _idle(operation)
+
+
+def _idle(operation: Operation) -> Dim:
+    """How many times as long fused attention takes as it has fewer tiles of queries than would fill the device."""
+    tiles = operation.primitive.tiles(operation.inputs) if isinstance(operation, Leaf) else 0
+    return 1 if is_number(tiles, 0) else maximum(1, rate("fill", *operation.kernel) / tiles)
 
 
 def _ramp(leaf: Leaf) -> Dim:

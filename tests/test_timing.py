@@ -49,7 +49,7 @@ def test_a_product_takes_as_long_as_one_with_some_rows_columns_and_summands_more
 def test_queries_take_some_keys_until_full_rate(ramp: float) -> None:
     # 2 heads x 128 queries x (256 + ramp) keys x 4 x 32 FLOP at 1e9 FLOP/s.
     rates = {"launch": 1e-6, "matrix": 1e9, "vector": 1e15, "special": 1e15, "memory": 1e15, "ramp": ramp}
-    rates |= {"exposed": 0.0}
+    rates |= {"exposed": 0.0, "fill": 1.0}
     found = seconds(
         lambda ops, q, k, v: ops.attention(q, k, v, Mask(), 1)[0],
         {f"{name}:attention": rate for name, rate in rates.items()},
@@ -58,12 +58,26 @@ def test_queries_take_some_keys_until_full_rate(ramp: float) -> None:
     assert found == pytest.approx(1e-6 + 2 * 128 * (256 + ramp) * 4 * 32 / 1e9)
 
 
+@pytest.mark.parametrize(("heads", "queries", "times"), [(2, 128, 5.0), (2, 16, 40.0), (8, 256, 1.0)])
+def test_few_tiles_of_queries_leave_a_part_of_the_device_idle(heads: int, queries: int, times: float) -> None:
+    # 20 tiles of 64 queries fill it: 2 x 2 of them take 5 times as long as their work, 2 that are full by a quarter 40,
+    # 8 x 4 no longer.
+    rates = {"launch": 0.0, "matrix": 1e9, "vector": 1e15, "special": 1e15, "memory": 1e15, "ramp": 0.0}
+    rates |= {"exposed": 0.0, "fill": 20.0}
+    found = seconds(
+        lambda ops, q, k, v: ops.attention(q, k, v, Mask(), 1)[0],
+        {f"{name}:attention": rate for name, rate in rates.items()},
+        *((1, heads, queries, 32), (1, heads, 256, 32), (1, heads, 256, 32)),
+    )
+    assert found == pytest.approx(times * heads * queries * 256 * 128 / 1e9)
+
+
 @pytest.mark.parametrize(("causal", "exposed", "uneven"), [(False, 0.0, 9.0), (False, 0.5, 9.0), (True, 0.5, 0.1)])
 def test_softmax_that_products_do_not_hide_and_uneven_work(causal: bool, exposed: float, uneven: float) -> None:
     # 64 x 64 pairs in one tile: 4 x 32 FLOP each at 1e9 FLOP/s, and 4 FLOP and an exponential each at 1e10 a second;
     # 64 x 33 FLOP and 64 logarithms when a row is done.
     rates = {"launch": 1e-6, "matrix": 1e9, "vector": 1e10, "special": 1e10, "memory": 1e15, "ramp": 0.0}
-    rates |= {"exposed": exposed, "uneven": uneven}
+    rates |= {"exposed": exposed, "uneven": uneven, "fill": 1.0}
     found = seconds(
         lambda ops, q, k, v: ops.attention(q, k, v, Mask(causal), 1)[0],
         {f"{name}:attention": rate for name, rate in rates.items()},

@@ -106,6 +106,7 @@ class Kernel(Noun, frozen=True):
     columns and summands more that a product takes as long as (``Primitive.front``).
     ``uneven``: part of its time that a causal kernel takes longer than its work, of which some tiles of queries have
     more than others (fused attention).
+    ``fill``: tiles of queries that the device works on at a time; with fewer, a part of it is idle (fused attention).
     ``spread``: factor, usually 1, on all times of the family; its range is what remains between machines and kernels.
     ``measured``: sizes between which these numbers were fitted; other sizes are extrapolated.
     ``flop_per_s``: rates of its products for dtypes in which they are not at ``compute`` of the device's peak, as of a
@@ -119,6 +120,7 @@ class Kernel(Noun, frozen=True):
     exposed: Quantity | None = None
     ramp: Quantity | None = None
     uneven: Quantity | None = None
+    fill: Quantity | None = None
     spread: Quantity | None = None
     measured: Measured | None = None
     flop_per_s: Peaks | None = None

@@ -123,6 +123,7 @@ ALLOWED: dict[str, Allowed] = {
     "memory": Allowed("of the memory bandwidth", 1e-4, 1.0, "0.9"),
     "exposed": Allowed("of the shorter side", 1e-6, 3.0, "0.3", zero=True),
     "ramp": Allowed("keys", 1e-3, 1e5, "180", zero=True),
+    "fill": Allowed("tiles", 1.0, 1e5, "132"),
     "uneven": Allowed("of the time", 1e-6, 1.0, "0.05", zero=True),
     "layer": Allowed("times as long", 0.1, 10.0, "1.0"),
     "model": Allowed("times as long", 0.1, 10.0, "1.0"),

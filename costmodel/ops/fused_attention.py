@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, product, same
+from costmodel.dims import Dim, maximum, product, same
+from costmodel.expression import lift
 from costmodel.masks import Mask
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
@@ -25,6 +26,11 @@ def scored_pairs(mask: Mask, q: Tensor, k: Tensor, reading: Reading, tile: Dim) 
     else:
         pairs = n_q * n_k
     return product(q.shape[:2]) * pairs
+
+
+def tiles_of(rows: Tensor, tile: Dim) -> Dim:
+    """Tiles along the rows of [B, H, n, d], of which each head has at least one."""
+    return lift(product(rows.shape[:2]) * maximum(rows.shape[2], tile)) / tile
 
 
 def softmax_flops(pairs: Dim, rows: Dim, d: Dim, e: Dim) -> Flops:
@@ -93,6 +99,9 @@ class Attention(Primitive):
     def uneven(self) -> bool:
         return self.mask.causal
 
+    def tiles(self, inputs: Sequence[Tensor]) -> Dim:
+        return tiles_of(inputs[0], self.tile)
+
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
@@ -106,6 +115,9 @@ class DecodeAttention(Attention):
     """Attention of one query for each sequence and head, whose kernels cut the keys over the device instead."""
 
     family = "attention_decode"
+
+    def tiles(self, inputs: Sequence[Tensor]) -> Dim:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,10 @@ class AttentionBackward(Primitive):
     @property
     def uneven(self) -> bool:
         return self.mask.causal
+
+    def tiles(self, inputs: Sequence[Tensor]) -> Dim:
+        q, k, _ = inputs[:3]
+        return lift(tiles_of(k, self.tile)) * q.shape[1] / k.shape[1]  # tiles of keys, for every head of queries
 
 
 @dataclass(frozen=True)

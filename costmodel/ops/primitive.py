@@ -77,6 +77,10 @@ class Primitive(ABC):
         """Whether a fused attention has tiles of queries with more work than others."""
         return False
 
+    def tiles(self, inputs: Sequence[Tensor]) -> Dim:
+        """Tiles of queries of a fused attention, each the work of one multiprocessor; or none."""
+        return 0
+
     def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
         """Bytes read from and written to device memory; every input and output once unless a rule says otherwise."""
         return sum(t.bytes for t in inputs), sum(t.bytes for t in outputs)
