@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from costmodel.arrangement import Arrangement, Way
 from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
+from costmodel.dims import Dim
 from costmodel.mixture import JOIN, Mixture, alike, each, together
-from costmodel.strategy import Requirement, Situation, Strategy, divides, strategies, takes
+from costmodel.strategy import Requirement, Situation, Strategy, divides, strategies, takes, whole_pieces
 from costmodel.subject import Layer, Subject
 from costmodel.workload import Workload
 
@@ -29,6 +30,11 @@ class Meshes:
 
     sizes: dict[str, Array]
     context_inside: NDArray[np.bool_]
+
+    @classmethod
+    def one(cls, sizes: Mapping[str, int], context_inside: bool = False) -> Meshes:
+        """A single mesh; axes that are not named have 1 rank."""
+        return cls({name: np.array([float(sizes.get(name, 1))]) for name in MESH}, np.array([context_inside]))
 
     def __len__(self) -> int:
         return len(self.context_inside)
@@ -182,15 +188,51 @@ def fitting(axes: tuple[str, ...], tensor: bool, among: Meshes) -> Meshes:
     return found.joined(Meshes(found.sizes, np.ones(len(found), bool)))
 
 
-def requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Iterator[tuple[Requirement, Situation]]:
-    """What must hold for each mesh, with what the reasons may name."""
+def pieces(layers: Sequence[Layer], ways: Sequence[Way], workload: Workload, mesh: Meshes) -> NDArray[np.int64]:
+    """Tokens that each mesh takes a sequence by when layers are run so: it is padded at its end to a multiple of them.
+
+    A cache that is decoded against is not padded.
+    """
+    found = np.ones(len(mesh), np.int64)
+    if workload.phase == "decode":
+        return found
+    for layer, way in zip(layers, ways, strict=True):
+        for requirement, _ in requirements(layer, way, workload, mesh, workload.length):
+            if requirement.pieces is not None:
+                found = np.lcm(found, np.asarray(requirement.pieces, np.int64))
+    return found
+
+
+def padded(length: Dim, pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The least multiples of ``pieces`` that are as long.
+
+    >>> padded(1001, np.array([1, 8])).tolist()
+    [1001, 1008]
+    """
+    return np.asarray(-(-np.asarray(length, np.int64) // pieces) * pieces, np.int64)
+
+
+def padded_length(layer: Layer, way: Way, workload: Workload, mesh: Mapping[str, int]) -> int:
+    """Tokens of a sequence with those that it is padded with, of one layer on one mesh."""
+    return int(padded(workload.length, pieces([layer], [way], workload, Meshes.one(mesh)))[0])
+
+
+def requirements(
+    layer: Layer, way: Way, workload: Workload, mesh: Meshes, length: Dim
+) -> Iterator[tuple[Requirement, Situation]]:
+    """What must hold for each mesh, with what the reasons may name.
+
+    Args:
+        length: tokens of the sequence, those that it is padded with included.
+    """
     for part, run in parts(layer, way):
-        yield from _requirements(part, run, workload, mesh)
+        yield from _requirements(part, run, workload, _situation(part, run, workload, mesh, length))
 
 
-def _requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Iterator[tuple[Requirement, Situation]]:
-    at = _situation(layer, way, workload, mesh)
+def _requirements(layer: Layer, way: Way, workload: Workload, at: Situation) -> Iterator[tuple[Requirement, Situation]]:
     for requirement in (takes(way.strategy, at), *way.strategy.requirements(at)):
+        yield requirement, at
+    for requirement in _padding(layer, at):
         yield requirement, at
     decodes = at.phase != "decode" or at.causal
     yield Requirement(decodes, "a token is decoded after those it sees: decoding is causal"), at
@@ -215,6 +257,16 @@ def _requirements(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> I
         yield divides(at.kv_heads, at.tensor, reason), at
 
 
+def _padding(layer: Layer, at: Situation) -> Iterator[Requirement]:
+    """Tokens that a sequence is padded with at its end change nothing of the others."""
+    whole, told = np.equal(at.length, at.tokens), "{tokens} tokens would be padded to {length} at their end"
+    if layer.mixer.per_token(layer.sizes):
+        yield Requirement(whole, f"{told}, and {layer.mixer.name} has weights for every token")
+    if layer.mixer.unpadded:
+        yield Requirement(whole, f"{told}: {layer.mixer.unpadded}")
+    yield Requirement(whole | at.causal, f"{told}, which every token would see: there is no causal mask")
+
+
 def _enough_tokens(layer: Layer, at: Situation) -> Iterator[Requirement]:
     """The tokens of each rank are whole pieces, and as many as the mixer reads at a time; not too many for a kernel."""
     mixer, ranks = layer.mixer, at.context * at.ulysses
@@ -225,8 +277,8 @@ def _enough_tokens(layer: Layer, at: Situation) -> Iterator[Requirement]:
     grain, overlap, shortest = mixer.grain(layer.sizes), mixer.overlap(layer.sizes), mixer.shortest(layer.sizes)
     if grain > 1:
         cut, names = (ranks, "{context} x {ulysses}") if mixer.grain_first else (at.context, "{context}")
-        yield divides(
-            at.length, cut * grain, f"{{length}} tokens do not divide into pieces of {grain} over {names} ranks"
+        yield whole_pieces(
+            at, cut * grain, f"{{length}} tokens do not divide into pieces of {grain} over {names} ranks"
         )
     if mixer.doubled:
         pieces = np.asarray(at.length // (at.context * grain), dtype=np.int64)
@@ -257,11 +309,12 @@ def _after_cached(layer: Layer, strategy: Strategy, at: Situation) -> Iterator[R
     yield divides(at.cached, at.context * at.ulysses, reason)
 
 
-def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Situation:
+def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes, length: Dim) -> Situation:
     heads, kv_heads = layer.mixer.query_heads(layer.sizes)
     return Situation(
         carry=layer.mixer.carry_for(workload.causal),
-        length=workload.length,
+        length=length,
+        tokens=workload.length,
         batch=workload.batch,
         heads=heads,
         kv_heads=kv_heads,
@@ -276,14 +329,21 @@ def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> Situ
     )
 
 
-def refusals(layer: Layer, way: Way, workload: Workload, mesh: Meshes) -> tuple[NDArray[np.bool_], list[str]]:
+def refusals(
+    layer: Layer, way: Way, workload: Workload, mesh: Meshes, length: Dim = None
+) -> tuple[NDArray[np.bool_], list[str]]:
     """Which meshes a way is valid for, and the reasons why not.
 
     A reason that rules out every mesh is told alone; otherwise each reason is told of the last mesh it rules out.
+
+    Args:
+        length: tokens of the sequence with its padding; that which the layer alone needs unless given.
     """
     valid = np.ones(len(mesh), bool)
     reasons: dict[str, None] = {}
-    for requirement, at in requirements(layer, way, workload, mesh):
+    if length is None:
+        length = padded(workload.length, pieces([layer], [way], workload, mesh))
+    for requirement, at in requirements(layer, way, workload, mesh, length):
         holds = np.broadcast_to(np.asarray(requirement.holds, bool), valid.shape)
         failing = np.flatnonzero(valid & ~holds)
         if len(failing):
@@ -316,9 +376,25 @@ def arranged(
             continue
         options = [list(_valid_ways(layer, axes, tensor, workload, mesh, kernels, refused)) for layer in subject.layers]
         for chosen in product(*options):
-            together = np.logical_and.reduce([valid for _, valid in chosen])
+            together = _valid_together(subject, chosen, workload, mesh)
             if together.any() and len({way.strategy.spread for way, _ in chosen}) == 1:
                 yield Arrangement(tuple(way for way, _ in chosen)), mesh.where(together)
+
+
+def _valid_together(
+    subject: Subject, chosen: Sequence[tuple[Way, NDArray[np.bool_]]], workload: Workload, mesh: Meshes
+) -> NDArray[np.bool_]:
+    """Meshes that ways of all layers are valid for, on a sequence that is padded for each of them."""
+    together: NDArray[np.bool_] = np.logical_and.reduce([valid for _, valid in chosen])
+    if len(chosen) == 1 or not together.any():
+        return together
+    used = tuple(way for way, _ in chosen)
+    length = padded(workload.length, pieces(subject.layers, used, workload, mesh))
+    if np.all(length == workload.length):
+        return together
+    for layer, way in zip(subject.layers, used, strict=True):
+        together = together & refusals(layer, way, workload, mesh, length)[0]
+    return together
 
 
 def _valid_ways(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodel.arrangement import Arrangement, Way
-from costmodel.candidates import MESH, Choices, Meshes, fitting, meshes, parts, refusals
+from costmodel.candidates import MESH, Choices, Meshes, fitting, meshes, padded, parts, pieces, refusals
 from costmodel.data_parallel import Sharing
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.evaluation import Evaluator, Group
@@ -120,9 +120,10 @@ def estimate(subject: Subject, workload: Workload, cluster: Cluster, chosen: Cho
     ways = chosen.ways(subject.layers, workload.causal, mesh["tensor"] > 1)
     for way in ways:
         _check_axes(way, mesh)
-    one = Meshes({axis: np.array([float(ranks)]) for axis, ranks in mesh.items()}, np.array([chosen.context_inside]))
+    one = Meshes.one(mesh, chosen.context_inside)
     layers = list(zip(subject.layers, ways, strict=True))
-    reasons = [reason for layer, way in layers for reason in refusals(layer, way, workload, one)[1]]
+    length = padded(workload.length, pieces(subject.layers, ways, workload, one))
+    reasons = [reason for layer, way in layers for reason in refusals(layer, way, workload, one, length)[1]]
     if reasons:
         near = _nearest_devices(layers, workload, cluster.devices)
         remedy = f"it is valid on {' and '.join(map(str, near))} devices" if near else None

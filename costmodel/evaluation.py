@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodel.arrangement import AXES, Arrangement, Way
-from costmodel.candidates import Choices, Meshes
+from costmodel.candidates import Choices, Meshes, padded, pieces
 from costmodel.compiled import Array, Compiled, Tape, Value
 from costmodel.data_parallel import Replicas, Sharing
 from costmodel.expression import lift
@@ -114,11 +114,14 @@ class Evaluator:
         return Formulas(piece, self.replicas if self.train else None, self.tape)
 
     def values(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Value]:
-        """Values of some symbols; work that depends on the rank is the last rank's, which has most."""
+        """Values of some symbols, but for L, which depends on the strategy as well.
+
+        Work that depends on the rank is the last rank's, which has most.
+        """
         found: dict[str, Value] = {AXES[name]: size for name, size in mesh.sizes.items()}
         found |= {f"rank_{AXES[name][-1]}": size - 1 for name, size in mesh.sizes.items()}
         workload = self.workload
-        found |= {"B": float(workload.batch), "L": float(workload.length), "T": float(workload.cached)}
+        found |= {"B": float(workload.batch), "T": float(workload.cached)}
         return found | self.rates(mesh, symbols, self.cluster)
 
     def rates(self, mesh: Meshes, symbols: frozenset[str], cluster: Cluster) -> dict[str, Value]:
@@ -229,17 +232,31 @@ class Group:
         """What the ends run."""
         return self.evaluator.ends(self.arrangement)
 
+    @cached_property
+    def pieces(self) -> NDArray[np.int64]:
+        """What the sequence is padded to a multiple of, for each of the arrangement's meshes."""
+        evaluator = self.evaluator
+        return pieces(evaluator.subject.layers, self.arrangement.ways, evaluator.workload, self.choices.base)
+
+    @cached_property
+    def length(self) -> Value:
+        """Tokens of a sequence with its padding, for each of the arrangement's meshes; one number if alike."""
+        found = padded(self.evaluator.workload.length, self.pieces)
+        return float(found[0]) if np.all(found == found[0]) else found.astype(np.float64)
+
     def costs(self, length: Array | None = None) -> dict[str, Array]:
         """Seconds and bytes of every candidate, some at a time so that intermediate arrays stay in cache.
 
         Args:
-            length: tokens of a sequence, one for each candidate; the workload's unless given.
+            length: tokens of a sequence before it is padded, one for each candidate; the workload's unless given.
         """
         found: list[dict[str, Array]] = []
         for start in range(0, len(self), CHUNK):
             part = np.arange(start, min(start + CHUNK, len(self)))
             some = self.where(part)
-            given: dict[str, Value] = {} if length is None else {"L": length[part]}
+            given: dict[str, Value] = {}
+            if length is not None:
+                given["L"] = padded(length[part], self.pieces[self.choices.row[part]]).astype(np.float64)
             step = some._step(times=True, given=given)
             found.append(some._timed(step, given) | step.bytes())
         return {name: np.concatenate([costs[name] for costs in found]) for name in found[0]}
@@ -265,7 +282,7 @@ class Group:
         return dict(zip(TIME, (times.total, times.compute, times.communication), strict=True))
 
     def bytes(self, length: Array | None = None) -> dict[str, Array]:
-        """Bytes of every candidate, by kind of memory; ``length`` as for ``costs``."""
+        """Bytes of every candidate, by kind of memory; ``length`` as for ``costs``, but with the padding."""
         return self._step(times=False, given={} if length is None else {"L": length}).bytes()
 
     def longest(self, capacity: float) -> Array:
@@ -359,6 +376,8 @@ class Group:
         new = symbols - self.known.keys()
         if new:
             self.known.update(self.evaluator.values(self.choices.base, new))
+            if "L" in new:
+                self.known["L"] = self.length
         values = {name: self.known[name] for name in symbols if name in self.known}
         row = self.choices.row
         return {name: value[row] if isinstance(value, np.ndarray) else value for name, value in values.items()}

@@ -145,6 +145,8 @@ class Mixer(ABC):
         causality: the masks it is defined for: ``"causal"``, ``"full"`` or ``"either"``.
         indivisible: why tensor parallelism cannot cut it; empty where it can.
         undecoded: why it is not decoded although it is causal; empty where it is.
+        unpadded: why tokens after its end would change what it makes of a sequence although it is causal; empty where
+            they would not.
         extends: whether ``decode`` takes any number of new tokens, so that a prefill may follow on cached ones.
         fixed: weights that are not trained, such as random projections.
         doubled: whether the whole pieces of each rank must be 1, 2, 4, ..., where the sequence is cut.
@@ -163,6 +165,7 @@ class Mixer(ABC):
     causality: ClassVar[str] = "either"
     indivisible: ClassVar[str] = ""
     undecoded: ClassVar[str] = ""
+    unpadded: ClassVar[str] = ""
     extends: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ()
     doubled: ClassVar[bool] = False
@@ -193,6 +196,14 @@ class Mixer(ABC):
     def decode_weights(self, m: Sizes) -> dict[str, Shape]:
         """The same in the form that decoding takes, found from ``weights`` beforehand where it is another."""
         return self.weights(m)
+
+    def per_token(self, m: Sizes) -> bool:
+        """Whether it has weights for every token of the sequence, whose length is not among the sizes ``m``."""
+        try:
+            self.weights(m)
+        except KeyError:
+            return True
+        return False
 
     @abstractmethod
     def inputs(self, m: Sizes) -> tuple[str, ...]:

@@ -45,6 +45,11 @@ class Plan:
     alone: Group = field(repr=False, compare=False)
 
     @cached_property
+    def length(self) -> int:
+        """Tokens of a sequence with those that it is padded with."""
+        return int(np.reshape(self.alone.length, -1)[0])
+
+    @cached_property
     def interval(self) -> tuple[float, float]:
         """90 % interval of the seconds, from the ranges and correlations of the numbers that they depend on."""
         low, high = self.alone.interval()

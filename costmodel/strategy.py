@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -25,7 +25,8 @@ class Situation:
 
     Attributes:
         carry: what the mixer hands over.
-        length: tokens of the sequence, L (of the cache, when decoding).
+        length: tokens of the sequence, L, with those that it is padded with (of the cache, when decoding).
+        tokens: those of them that are not padding.
         heads, kv_heads: of the whole model; ``kv_heads`` is 1 for a latent shared by all heads.
         data, tensor, ulysses, context: ranks along each axis of the mesh.
         window: keys that a query sees, or ``None``.
@@ -43,6 +44,7 @@ class Situation:
     window: int | None
     kernel: str
     phase: str
+    tokens: Dim = 0
     reach: Dim = 0
     lanes: Dim = 0
     cached: Dim = 0
@@ -55,10 +57,16 @@ class Situation:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A condition of validity; ``reason`` may use the fields of the situation in braces."""
+    """A condition of validity; ``reason`` may use the fields of the situation in braces.
+
+    Attributes:
+        pieces: where the condition is that the sequence can be cut into equal pieces, how many: a sequence that cannot
+            is padded at its end until it can.
+    """
 
     holds: Any
     reason: str
+    pieces: Any = None
 
 
 class Strategy(ABC):
@@ -142,19 +150,19 @@ def only_passes(at: Situation, *phases: str) -> Requirement:
 def equal_stretches(at: Situation) -> Iterator[Requirement]:
     """A whole sequence at a time, of which each rank has an equal stretch."""
     yield only_passes(at, "forward", "train", "prefill")
-    yield divides(at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks")
+    yield whole_pieces(at, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks")
 
 
 def equal_halves(at: Situation) -> Requirement:
     """Each rank has an equal part of the sequence, which may be halved, as in zigzag order."""
     reason = "{length} tokens do not divide into 2 x {context} x {tensor} pieces"
-    return divides(at.length, 2 * at.context * at.tensor, reason)
+    return whole_pieces(at, 2 * at.context * at.tensor, reason)
 
 
 def equal_halves_on_grid(at: Situation) -> Requirement:
     """As ``equal_halves``, over both axes of a grid."""
     reason = "{length} tokens do not divide into 2 x {context} x {ulysses} x {tensor} pieces"
-    return divides(at.length, 2 * at.context * at.ulysses * at.tensor, reason)
+    return whole_pieces(at, 2 * at.context * at.ulysses * at.tensor, reason)
 
 
 def equal_cache(at: Situation) -> Requirement:
@@ -175,6 +183,11 @@ def only_fused(at: Situation) -> Requirement:
 def divides(size: Dim, pieces: Dim, reason: str) -> Requirement:
     """``size`` can be cut into ``pieces`` equal parts."""
     return Requirement(np.equal(np.mod(size, pieces), 0), reason)
+
+
+def whole_pieces(at: Situation, pieces: Dim, reason: str) -> Requirement:
+    """The sequence can be cut into ``pieces`` equal parts, padded at its end if need be."""
+    return replace(divides(at.length, pieces, reason), pieces=pieces)
 
 
 class Strategies(Registry[Strategy]):

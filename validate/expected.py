@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 
 from costmodel.arrangement import AXES, Way
+from costmodel.candidates import padded_length
 from costmodel.dims import Dim
 from costmodel.expression import Expression
 from costmodel.liveness import Memory, memory
@@ -51,6 +52,11 @@ class Expected:
         return pieces.layer(self.layer, self.way).program
 
     @cached_property
+    def length(self) -> int:
+        """Tokens of the sequence, with those that it is padded with."""
+        return padded_length(self.layer, self.way, self.workload, self.mesh)
+
+    @cached_property
     def memory(self) -> Memory:
         """Formulas of the bytes held."""
         return memory(self.program)
@@ -60,7 +66,7 @@ class Expected:
         if not isinstance(formula, Expression):
             return formula
         axes = Mesh.of(self.mesh, rank, self.context_inside).axes
-        values = {"B": self.workload.batch, "L": self.workload.length, "T": self.workload.cached}
+        values = {"B": self.workload.batch, "L": self.length, "T": self.workload.cached}
         for name, size in AXES.items():
             values[size] = axes[name].size if name in axes else 1
             values[f"rank_{size[-1]}"] = axes[name].rank if name in axes else 0

@@ -98,7 +98,7 @@ class Job:
         return {name: (w * (w.shape[0] ** -0.5 if w.dim() > 1 else 1)).to(DTYPES[dtype]) for name, w in drawn.items()}
 
     def tokens(self, made: DistributedLayer, what: int, dtype: str) -> Tensor:
-        """A rank's part of random numbers for every token, [B, n, D], rounded to a dtype.
+        """A rank's part of random numbers for every token, and zeros for padding, [B, n, D], rounded to a dtype.
 
         Args:
             what: which numbers, of several for every token.
@@ -109,6 +109,7 @@ class Job:
         for block, own in zip(blocks.tolist(), torch.split(places, counts.tolist()), strict=True):
             random = torch.Generator().manual_seed(hash((self.seed, what, block)))
             drawn = torch.randn(DRAWN, self.batch, width, generator=random)
+            drawn[max(0, self.length - block * DRAWN) :] = 0  # of padding
             found.append(drawn[own - block * DRAWN].to(DTYPES[dtype]))
         return torch.cat(found)[:, sequences].transpose(0, 1).contiguous().to(made.ops.device, made.ops.dtypes["model"])
 

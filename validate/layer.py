@@ -8,7 +8,6 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from costmodel.arrangement import Way
 from costmodel.block import Block, Share
-from costmodel.candidates import Meshes, fitting, refusals
+from costmodel.candidates import Meshes, fitting, padded_length, refusals
 from costmodel.dims import Shape
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.estimate import check_way
@@ -161,24 +160,43 @@ class DistributedLayer(nn.Module):
     def shard(self, whole: Tensor, dim: int = 1) -> Tensor:
         """This rank's part of a tensor of all tokens: of its batch at dimension 0, of its sequence at ``dim``.
 
-        A token that is decoded is whole on every rank that has its sequence: on all along the context axis, unless the
-        strategy deals sequences out.
+        The sequence is padded with zeros at its end, to ``padded`` tokens. A token that is decoded is whole on every
+        rank that has its sequence: on all along the context axis, unless the strategy deals sequences out.
 
         Raises:
-            ValueError: when the ranks do not divide the batch or the sequence.
+            ValueError: when the ranks do not divide the batch.
         """
+        missing = 0 if self.task.phase == "decode" else self.padded(whole.shape[dim]) - whole.shape[dim]
+        if missing:
+            shape = *whole.shape[:dim], missing, *whole.shape[dim + 1 :]
+            whole = torch.cat([whole, whole.new_zeros(shape)], dim)
         return self._part(self._part(whole, 0, self._dealt), dim, self._spread)
+
+    def padded(self, length: int) -> int:
+        """Tokens of a sequence of so many with those that it is padded with: the next multiple of what it is cut into.
+
+        Raises:
+            InputError: where it would have to be padded, and may not be.
+        """
+        workload = Workload(length, _size(self.mesh, ["data"]), self.task.phase, self.task.causal)
+        found = padded_length(self.layer, self.task.way, workload, dict(self.mesh.sizes))
+        if found != length:
+            self._check_strategy(workload)
+        return found
 
     def shard_memory(self, whole: Tensor) -> Tensor:
         """This rank's part of a second sequence [B, L_M, D_M]: contiguous, as no mask asks for its order."""
         return self._part(self._part(whole, 0, ["data"]), 1, SEQUENCE, "contiguous")
 
     def places(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
-        """Which sequences of a batch, and which tokens of a sequence, this rank holds: their numbers, in its order."""
+        """Which sequences of a batch, and which tokens of a sequence, this rank holds: their numbers, in its order.
+
+        Numbers of ``length`` and above are padding.
+        """
         sequences = self._part(torch.arange(batch), 0, self._dealt)
         if self.task.phase == "decode":
             return sequences, torch.tensor([length - 1])
-        return sequences, self._part(torch.arange(length), 0, SEQUENCE)
+        return sequences, self._part(torch.arange(self.padded(length)), 0, SEQUENCE)
 
     def shard_cache(self, whole: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """This rank's part of a cache: tensors of the shapes of ``Mixer.cache``, with the batch before them.
@@ -206,8 +224,12 @@ class DistributedLayer(nn.Module):
         return torch.cat(found)
 
     @torch.no_grad()
-    def unshard(self, part: Tensor, dim: int = 1) -> Tensor:
-        """The tensor of all tokens, from every rank's part; every rank calls this. Not differentiable."""
+    def unshard(self, part: Tensor, dim: int = 1, length: int | None = None) -> Tensor:
+        """The tensor of all tokens, from every rank's part; every rank calls this. Not differentiable.
+
+        Args:
+            length: tokens of the sequence, where it was padded: what comes after them is left out.
+        """
         for name in reversed(self._spread):
             if axis := self.mesh.axes.get(name):
                 layout = self._layout(name)
@@ -216,7 +238,7 @@ class DistributedLayer(nn.Module):
         for name in reversed(self._dealt):
             if axis := self.mesh.axes.get(name):
                 part = self.ops.transport.all_gather(part, axis, 0)
-        return part
+        return part if length is None else part.narrow(dim, 0, length)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """The layer's output for this rank's tokens [B, n, D], as ``shard`` leaves them.
@@ -334,8 +356,10 @@ class DistributedLayer(nn.Module):
             raise InputError("shape of x", tuple(x.shape), f"it is [B, n, {self.layer.sizes['D']}]")
         self._check_alike(", ".join(str(tuple(t.shape)) for t in (x, *second, *cache)))
         batch = x.shape[0] * _size(self.mesh, self._dealt)
-        workload = Workload(length, batch, self.task.phase, self.task.causal, cached=cached)
-        _, reasons = refusals(self.layer, self.task.way, workload, mesh_arrays(dict(self.mesh.sizes)))
+        self._check_strategy(Workload(length, batch, self.task.phase, self.task.causal, cached=cached))
+
+    def _check_strategy(self, workload: Workload) -> None:
+        _, reasons = refusals(self.layer, self.task.way, workload, Meshes.one(dict(self.mesh.sizes)))
         if reasons:
             strategy = self.task.way.strategy.name
             raise InputError("strategy", strategy, f"it does not apply here: {'; '.join(reasons)}")
@@ -462,13 +486,8 @@ def _size(mesh: Mesh, names: Sequence[str]) -> int:
     return math.prod(mesh.axes[name].size for name in names if name in mesh.axes)
 
 
-def mesh_arrays(mesh: Mapping[str, int]) -> Meshes:
-    """A mesh as the planner sees it."""
-    return Meshes({name: np.array([mesh.get(name, 1)]) for name in ORDER}, np.array([False]))
-
-
 def _check_axes(way: Way, mesh: Mesh) -> None:
-    if len(fitting(way.strategy.axes, way.tensor, mesh_arrays(dict(mesh.sizes)))) == 0:
+    if len(fitting(way.strategy.axes, way.tensor, Meshes.one(dict(mesh.sizes)))) == 0:
         needed = ", ".join(way.strategy.axes) or "neither context nor ulysses"
         rule = f"along the sequence, strategy '{way.strategy.name}' needs axes of at least 2 ranks: {needed}"
         raise InputError("mesh", dict(mesh.sizes), rule)

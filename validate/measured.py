@@ -6,12 +6,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from costmodel.candidates import refusals
+from costmodel.candidates import Meshes, refusals
 from costmodel.units import format_count, format_seconds
 from validate.communication import Traffic
 from validate.job import Job
 from validate.launch import Launched, RankPool
-from validate.layer import mesh_arrays
 from validate.measuring import TOLERANCE, Step, Values, WrongResultError, peak, step, step_and_peak, values, worst_error
 
 #: What one process can afford in float64 for the check: FLOP, bytes of activations, and tokens.
@@ -106,7 +105,7 @@ def slice_of(job: Job) -> Job:
     The last that the ranks can be given at all, where halving ends before.
     """
     part = job
-    while not _affordable(part) and part.length % 2 == 0 and _runs(part.of(part.length // 2)):
+    while not _affordable(part) and part.length > 1 and _runs(part.of(part.length // 2)):
         part = part.of(part.length // 2)
     return part
 
@@ -119,7 +118,7 @@ def _affordable(job: Job) -> bool:
 
 def _runs(job: Job) -> bool:
     """Whether the strategy applies at this length."""
-    _, reasons = refusals(job.layer, job.way, job.workload, mesh_arrays(job.mesh))
+    _, reasons = refusals(job.layer, job.way, job.workload, Meshes.one(job.mesh))
     return not reasons
 
 

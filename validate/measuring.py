@@ -191,24 +191,26 @@ def _now(layer: DistributedLayer) -> float:
 def worst_error(job: Job, found: list[Values]) -> float:
     """How far the ranks' values are off at most from those of one process in float64, relative to their usual size.
 
-    Of outputs and gradients of the input the worst token, of each weight the whole gradient. Not a number where a
-    value is none.
+    Of outputs and gradients of the input the worst token but for padding, of each weight the whole gradient. Not a
+    number where a value is none.
     """
     alone, first = job.alone(), Rank(0, 1, 60.0)
     right = values(first, alone, job.dtype)
     errors = []
     for number, own in enumerate(found):
         layer = job.on(Rank(number, job.ranks, 60.0))
-        errors.append(_worst_token(own.out, layer.shard(right.out)))
-        if own.gradient is not None and right.gradient is not None:
-            errors.append(_worst_token(own.gradient, layer.shard(right.gradient)))
+        tokens = layer.places(job.batch, job.length)[1] < job.length
+        for mine, every in ((own.out, right.out), (own.gradient, right.gradient)):
+            if mine is not None and every is not None:
+                errors.append(_worst_token(mine[:, tokens], layer.shard(every[:, : job.length])[:, tokens]))
         errors += [_worst_token(a, layer.shard_memory(b)) for a, b in zip(own.second, right.second, strict=True)]
         errors += [_whole(own.weights[name], layer.cut(name, w)) for name, w in right.weights.items()]
     return float(torch.tensor(errors).max())
 
 
 def _worst_token(own: Tensor, right: Tensor) -> float:
-    return _relative((own.double() - right).square().mean(-1).sqrt().max(), right)
+    worst = (own.double() - right).square().mean(-1).sqrt()
+    return _relative(worst.max(), right) if worst.numel() else 0.0  # of a rank that has only padding
 
 
 def _whole(own: Tensor, right: Tensor) -> float:

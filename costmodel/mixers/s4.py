@@ -213,6 +213,7 @@ class S4(S4D):
     )
     source: ClassVar[str] = "Gu et al. 2021, arXiv 2111.00396; state-spaces/s4 models/s4/s4.py (SSMKernelDPLR)"
     carry: ClassVar[type[Carry[Any]]] = CauchyConvolution
+    unpadded: ClassVar[str] = "the weights are C (1 - A'^L), of a sequence of just so many tokens"
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
         entries = m["D"], m["N"]

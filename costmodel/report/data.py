@@ -84,6 +84,7 @@ def plan(found: Plan, asked: Workload, capacity: float) -> dict[str, Any]:
         "context_inside_ulysses": found.context_inside,
         "recompute": found.recompute,
         "sharing": found.sharing.value,
+        "padded_length_tokens": found.length,
         "fits": found.bytes <= capacity,
         "seconds": found.seconds,
         "seconds_favourable": found.fastest,

@@ -55,6 +55,9 @@ def details(plan: Plan, train: bool) -> list[str]:
     """What else a plan decides, a phrase each."""
     kernel = {"fused": "fused kernel", "vanilla": "vanilla kernel, scores in memory"}
     said = [f"mesh {mesh(plan)}", *(kernel.get(used, f"{used} kernel") for used in plan.arrangement.kernels)]
+    asked = plan.alone.evaluator.workload.length
+    if plan.length > asked:
+        said.append(f"{asked:,} tokens padded to {plan.length:,} (+{plan.length / asked - 1:.2%})")
     if train:
         said.append("each layer run again before its backward pass" if plan.recompute else "all activations kept")
         said += _shared(plan)

@@ -9,7 +9,7 @@ from costmodel.carries.spectrum import Spectrum
 from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy, divides, equal_stretches
+from costmodel.strategy import Requirement, Situation, Strategy, equal_stretches, whole_pieces
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class DistributedFFT(Strategy):
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield from equal_stretches(at)
         rule = "{length} tokens do not divide into {context} x {context} pieces"
-        yield divides(at.length, at.context * at.context, rule)
+        yield whole_pieces(at, at.context * at.context, rule)
         yield Requirement(at.kernel == "fft", "ranks cut the FFT itself, not the transforms of the {kernel} kernel")
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Spectrum[T]) -> T:

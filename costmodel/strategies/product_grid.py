@@ -9,7 +9,7 @@ from costmodel.carries.product import Weighted
 from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes
+from costmodel.strategy import Requirement, Situation, Strategy, only_passes, whole_pieces
 
 T = TypeVar("T")
 
@@ -36,8 +36,8 @@ class ProductGrid(Strategy):
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "forward", "train", "prefill")
-        yield divides(
-            at.length,
+        yield whole_pieces(
+            at,
             at.context * at.ulysses * at.tensor,
             "{length} tokens do not divide over {context} x {ulysses} x {tensor} ranks",
         )

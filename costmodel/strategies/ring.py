@@ -11,7 +11,7 @@ from costmodel.dims import Dim, divide, is_number
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Travelling, Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy, divides, only_fused, only_passes
+from costmodel.strategy import Requirement, Situation, Strategy, only_fused, only_passes, whole_pieces
 
 T = TypeVar("T")
 
@@ -97,9 +97,7 @@ class Ring(Strategy):
             at.window is None,
             "a ring takes every key past every rank, which a sliding window does not need: use window-halo",
         )
-        yield divides(
-            at.length, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks"
-        )
+        yield whole_pieces(at, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks")
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
         axis, mask, scale = axes["context"], carry.mask, carry.scale

@@ -14,7 +14,7 @@ from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategies.ring import ring
 from costmodel.strategies.whole import whole
 from costmodel.strategies.zigzag import zigzag
-from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes
+from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes, whole_pieces
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Ulysses(Strategy):
             "{kv_heads} KV heads cannot be cut {tensor} x {ulysses} ways without repeating them: wire bytes would grow",
         )
         pieces = at.context * at.ulysses * at.tensor * (2 if self.layout == "zigzag" else 1)
-        yield divides(at.length, pieces, "{length} tokens do not divide over {context} x {ulysses} x {tensor} ranks")
+        yield whole_pieces(at, pieces, "{length} tokens do not divide over {context} x {ulysses} x {tensor} ranks")
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Carry[T]) -> T:
         axis = axes["ulysses"]

@@ -8,7 +8,7 @@ from typing import TypeVar
 from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy
+from costmodel.strategy import Requirement, Situation, Strategy, whole_pieces
 
 T = TypeVar("T")
 
@@ -24,7 +24,8 @@ class Whole(Strategy):
     extends = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
-        yield from ()
+        if at.phase != "decode":
+            yield whole_pieces(at, at.tensor, "{length} tokens do not divide over {tensor} ranks")
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Carry[T]) -> T:
         return carry.whole(ops)

@@ -81,3 +81,10 @@ def test_a_strategy_for_each_kind_of_layer(ask) -> None:
     assert [layer["window"] for layer in kinds] == [1024, None]  # sliding windows, which a ring is not for
     (found,) = ask("predict", *question[:-2], "--pass", "prefill", "--strategy", "all-gather,zigzag")["predictions"]
     assert found["strategies"] == ["all-gather", "zigzag"]
+
+
+def test_padding_is_told(run, ask) -> None:
+    question = *QUESTION, "--seq", "100001", "--strategy", "zigzag"
+    (found,) = ask(*question)["predictions"]
+    assert (found["length_tokens"], found["padded_length_tokens"]) == (100001, 100008)
+    assert "100,001 tokens padded to 100,008 (+0.01%)" in " ".join(run(*question).output.split())

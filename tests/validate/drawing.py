@@ -9,23 +9,20 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from costmodel.candidates import Meshes, refusals
+from costmodel.candidates import Meshes, padded_length, refusals
 from costmodel.mixer import Mixer
 from costmodel.model import MlpSpec
 from costmodel.strategy import Strategy
 from costmodel.subject import Layer, from_mixer
 from costmodel.workload import PHASES
 from tests.validate.cases import Case
-from validate.mesh import ORDER
 
 RANKS = 4
 
 
 def refusal(case: Case) -> str | None:
     """Why a strategy does not apply to a case, or ``None``."""
-    sizes = {name: np.array([case.mesh.get(name, 1)]) for name in ORDER}
-    mesh = Meshes(sizes, np.array([False]))
-    _, reasons = refusals(case.layer, case.way, case.workload, mesh)
+    _, reasons = refusals(case.layer, case.way, case.workload, Meshes.one(case.mesh))
     return reasons[0] if reasons else None
 
 
@@ -45,6 +42,7 @@ MASKS = {"causal": [True], "full": [False], "either": [True, True, False]}
 
 #: Changes that make a strategy apply to more; each is tried on top of those before it.
 MENDING: tuple[Callable[[Case], Case], ...] = (
+    lambda case: replace(case, length=padded_length(case.layer, case.way, case.workload, case.mesh)),
     lambda case: replace(case, length=2 * case.length),
     lambda case: replace(case, length=case.length * case.mesh.get("context", 1)),
     lambda case: replace(case, layer=replace(case.layer, window=None)),
@@ -133,11 +131,12 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
     tensor, ulysses, context = (mesh.get(name, 1) for name in ("tensor", "ulysses", "context"))
     layer = draw(layers(mixer, tensor * ulysses * strategy.groups, tensor, context))
     times = draw(st.integers(1, 3 if mixer.name in STEEP else 5))
+    length = tensor * ulysses * context * _piece(layer) * (2 ** (times // 2) if mixer.doubled else times)
     case = Case(
         layer,
         strategy,
         mesh,
-        length=tensor * ulysses * context * _piece(layer) * (2 ** (times // 2) if mixer.doubled else times),
+        length=length,
         batch=mesh["data"] * (context if strategy.deals else 1) * draw(st.integers(1, 2)),
         causal=draw(st.sampled_from(MASKS[mixer.causality])),
         kernel=draw(st.sampled_from((mixer.kernels[0], *mixer.kernels))),
@@ -145,7 +144,8 @@ def cases(draw: st.DrawFn, mixer: Mixer, strategy: Strategy) -> Case:
         flash=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
     )
-    wanted = [replace(case, phase=phase) for phase in PHASES]
+    short = draw(st.integers(0, min(5, length - 1)))
+    wanted = [replace(case, phase=phase, length=length - (phase != "decode") * short) for phase in PHASES]
     wanted += (
         [replace(case, phase="prefill", cached=context * ulysses * draw(st.integers(1, 5)))] if mixer.extends else []
     )

@@ -17,7 +17,6 @@ from costmodel.errors import InputError, UnknownNameError
 from costmodel.mixer import mixers
 from costmodel.model import MlpSpec
 from costmodel.strategies.ring import ring
-from costmodel.strategies.zigzag import zigzag
 from costmodel.strategy import strategies
 from costmodel.subject import from_mixer
 from tests.cli.test_readme import python_block
@@ -124,12 +123,6 @@ def test_ranks_with_unequal_tokens_all_say_so(pool: RankPool) -> None:
         assert "every rank needs the same: rank 0 has (1, 4, 6); rank 1 has (1, 4, 6); rank 2 has (1, 5, 6)" in text
         assert "cut with shard(...)" in text
     assert pool.run(told_on, case, 0, ranks=3) == ["", "", ""]
-
-
-def test_tokens_that_do_not_divide_are_refused_by_shard() -> None:
-    layer = Case(LAYER, zigzag, {"context": 2}, length=8).on(0)
-    with pytest.raises(ValueError, match="6 entries do not divide into 4 pieces of a zigzag layout"):
-        layer.shard(torch.zeros(1, 6, 6))
 
 
 @st.composite

@@ -105,7 +105,7 @@ def test_a_wrong_result_is_an_error(run, tmp_path: Path) -> None:
     [
         ((*RING, "--ranks", "0"), "--ranks: '0' is not valid"),
         ((*RING, "--ranks", "1"), "ring needs at least 2 ranks"),
-        ((*RING, "--seq", "63"), "63 tokens do not divide"),
+        ((*RING, "--seq", "63", "--full"), "63 tokens would be padded to 64 at their end, which every token would see"),
         ((*RING, "--strategy", "rin"), "Did you mean 'ring'?"),
         (("run", "--mixer", "fnet", *RING[9:]), "does not know what crosses a cut"),
         ((*RING, "--set", "head=3"), "Did you mean 'heads'?"),
