@@ -19,6 +19,7 @@ from costmodel.data_parallel import Replicas, Sharing
 from costmodel.expression import lift
 from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.quantity import Quantity
+from costmodel.moved_rates import MovedRates
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
 from costmodel.program import Wire
@@ -70,7 +71,6 @@ class Evaluator:
         self.tape = Tape(is_scalar, lambda name: bool(absent(cluster.profile, [name])))
         self._layers: dict[tuple[int, Way], Formulas] = {}
         self._ends: dict[tuple[tuple[str, ...], bool, bool], list[Formulas]] = {}
-        self._moved: dict[str, Array] = {}
 
     def at(self, workload: Workload) -> Evaluator:
         """The same for another length; what is traced and compiled serves both."""
@@ -142,41 +142,18 @@ class Evaluator:
             return ()
         return (held.model if self.subject.vocabulary else held.layer,)
 
+    @cached_property
+    def _moved(self) -> MovedRates:
+        return MovedRates(self.cluster, self.uncertainty, self.workload.dtype)
+
     def moved_rates(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Array]:
         """Rates of one candidate with each profile of ``Uncertainty.moved``, one entry for each."""
         sizes, strides = spans(mesh)
-        found = {name: self._moved_rate(name) for name in symbols if is_scalar(name)}
+        found = {name: self._moved.device(name) for name in symbols if is_scalar(name)}
         for name in filter(is_link_rate, symbols):
             axis = name.split(":")[1]
-            found[name] = self._moved_link(name, int(sizes[axis][0]), int(strides[axis][0]))
+            found[name] = self._moved.link(name, int(sizes[axis][0]), int(strides[axis][0]))
         return found
-
-    def _moved_link(self, name: str, size: int, stride: int) -> Array:
-        """A rate of a link with each profile of ``Uncertainty.moved``, along an axis of that size and stride."""
-        key = f"{name} {size} {stride}"
-        if key not in self._moved:
-            axis = name.split(":")[1]
-            spread = {axis: np.array([size])}, {axis: np.array([stride])}
-
-            def rate(cluster: Cluster) -> float:
-                return float(Rates(cluster, self.workload.dtype).links([name], *spread)[name][0])  # type: ignore[index]
-
-            base = rate(self.cluster)
-            every = [
-                rate(Cluster(profile, self.cluster.devices)) if moved.startswith("links") else base
-                for moved, profile in self.uncertainty.moved
-            ]
-            self._moved[key] = np.array(every)
-        return self._moved[key]
-
-    def _moved_rate(self, name: str) -> Array:
-        """A rate of the device with each profile of ``Uncertainty.moved``."""
-        if name not in self._moved:
-            every = [
-                Rates(Cluster(profile, 1), self.workload.dtype).device([name]) for _, profile in self.uncertainty.moved
-            ]
-            self._moved[name] = np.array([found[name] for found in every])
-        return self._moved[name]
 
 
 def spans(mesh: Meshes) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -82,7 +82,7 @@ class Rates:
             size, stride = sizes[axis], strides[axis]
             spread = self._at_level(_spread, size, stride)
             if kind == "seconds_per_byte":
-                found[symbol] = spread / self.cluster.link_arrays(where[0], size, stride)[1]
+                found[symbol] = spread / self.cluster.bandwidth(where[0], size, stride)
             else:
                 number = self._at_level(_NUMBERS[kind], size, stride)
                 # A rank alone starts no collective and copies nothing.

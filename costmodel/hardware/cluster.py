@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -87,24 +87,22 @@ class Cluster:
 
         ``collective`` is a key of `Collectives`; another raises `UnknownNameError`.
         """
+        value, low, high = (self.bandwidth(collective, size, stride, end) for end in get_args(End))
+        latencies = np.array([link.latency_s.value for link in self.profile.links] or [0.0])
+        return latencies[self.level_of(*np.broadcast_arrays(size, stride))], value, low, high
+
+    def bandwidth(self, collective: str, size: ArrayLike, stride: ArrayLike = 1, end: End = "value") -> Floats:
+        """The bandwidth of ``link_arrays`` at one end of its range."""
         if collective not in Collectives.__struct_fields__:
             raise UnknownNameError("collective", collective, Collectives.__struct_fields__)
         sizes, strides = np.broadcast_arrays(np.asarray(size, np.int64), np.asarray(stride, np.int64))
-        if not self.profile.links:
-            free = np.full(sizes.shape, np.inf)
-            return np.zeros(sizes.shape), free, free, free
-        level = self.level_of(sizes, strides)
-        latency = np.array([link.latency_s.value for link in self.profile.links])[level]
-        ends: tuple[End, ...] = ("value", "lo", "hi")
-        value, low, high = (self._bandwidth(collective, sizes, strides, level, end) for end in ends)
-        return latency, value, low, high
-
-    def _bandwidth(self, collective: str, size: Ints, stride: Ints, level: Ints, end: End) -> Floats:
-        """Least bandwidth of the levels that each group crosses, at one end of their ranges."""
         links = self.profile.links
-        bandwidth = np.full(size.shape, self._inside(links[0], collective, end))
+        if not links:
+            return np.full(sizes.shape, np.inf)
+        level = self.level_of(sizes, strides)
+        bandwidth = np.full(sizes.shape, self._inside(links[0], collective, end))
         for index in range(1, len(links)):
-            crossing = _crossing(links[index], links[index - 1].devices, collective, size, stride, end)
+            crossing = _crossing(links[index], links[index - 1].devices, collective, sizes, strides, end)
             bandwidth = np.where(level >= index, np.minimum(bandwidth, crossing), bandwidth)
         return bandwidth
 
