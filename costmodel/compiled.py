@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import cache, reduce
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodel.expression import Expression, Monomial, Number, atom, lift
+from costmodel.expression import Entry, Expression, Monomial, Number, atom, lift
 
 Array: TypeAlias = NDArray[np.float64]
 Value: TypeAlias = float | Array
@@ -53,6 +53,7 @@ class Tape:
         self.operations: dict[int, tuple[_Function, int, int]] = {}
         self._places: dict[object, int] = {}
         self._factors: dict[int, int] = {}
+        self._products = cache(self._split)
         self._fixed: list[bool] = []  # whether a result is one number in every call
 
     def _new(self, key: object, fixed: bool) -> int:
@@ -76,18 +77,28 @@ class Tape:
         """The place of an expression's value."""
         place = self._places.get(value)
         if place is None:
-            terms = [self._term(*term) for term in value.terms.items() if not self._vanishes(term[0])]
+            terms = [term for entry in value.terms.items() if (term := self._term(*entry)) is not None]
             place = reduce(lambda a, b: self._operation(operator.add, a, b), terms) if terms else self._constant(0)
             self._places[value] = place
         return place
 
-    def _term(self, monomial: Monomial, coefficient: Number) -> int:
-        """Scalars first, so that arrays are multiplied by one number at most."""
-        fixed = tuple(entry for entry in monomial if self._fixed[self._factor(entry[0])])
-        varying = tuple(entry for entry in monomial if not self._fixed[self._factor(entry[0])])
-        parts = [self._constant(coefficient)] if coefficient != 1 or not monomial else []
-        parts += [self._product(entries) for entries in (fixed, varying) if entries]
+    def _term(self, monomial: Monomial, coefficient: Number) -> int | None:
+        """Scalars first, so that arrays are multiplied by one number at most; ``None`` if it is 0."""
+        products = self._products(monomial)
+        if products is None:
+            return None
+        parts = [self._constant(coefficient), *products] if coefficient != 1 or not monomial else products
         return reduce(lambda a, b: self._operation(operator.mul, a, b), parts)
+
+    def _split(self, monomial: Monomial) -> list[int] | None:
+        """The product of a monomial's scalars, and that of its arrays; ``None`` if one of the factors is 0."""
+        fixed, varying, zero = list[Entry](), list[Entry](), self._constant(0)
+        for number, power in monomial:
+            place = self._factor(number)
+            if place == zero and power > 0:
+                return None
+            (fixed if self._fixed[place] else varying).append((number, power))
+        return [self._product(tuple(entries)) for entries in (fixed, varying) if entries]
 
     def _product(self, monomial: Monomial) -> int:
         place = self._places.get(monomial)
@@ -113,7 +124,9 @@ class Tape:
         if place is None:
             made = atom(number)
             places = [self.expression(argument) for argument in made.arguments]
-            if not places:
+            if not places and self._zero(made.name):
+                place = self._constant(0)
+            elif not places:
                 place = self._new(made.name, self._scalar(made.name))
                 self.symbols[place] = made.name
             elif made.name == "sum":
@@ -122,14 +135,6 @@ class Tape:
                 place = self._operation(_FUNCTIONS[made.name], places[0], places[-1])
             self._factors[number] = place
         return place
-
-    def _vanishes(self, monomial: Monomial) -> bool:
-        """Whether one of the factors is a symbol that is 0."""
-        return any(power > 0 and self._is_zero(number) for number, power in monomial)
-
-    def _is_zero(self, number: int) -> bool:
-        made = atom(number)
-        return not made.arguments and self._zero(made.name)
 
     def needed(self, places: Sequence[int]) -> list[int]:
         """The places whose results these need, and they themselves, in order."""

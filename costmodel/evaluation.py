@@ -16,10 +16,11 @@ from costmodel.arrangement import AXES, Arrangement, Way
 from costmodel.candidates import Choices, Meshes, padded, pieces
 from costmodel.compiled import Array, Compiled, Tape, Value
 from costmodel.data_parallel import Replicas, Sharing
-from costmodel.expression import lift
+from costmodel.dims import Dim
+from costmodel.expression import lift, total
 from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.quantity import Quantity
-from costmodel.moved_rates import MovedRates
+from costmodel.moved_rates import moved_rates
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
 from costmodel.program import Wire
@@ -132,7 +133,7 @@ class Evaluator:
     @cached_property
     def uncertainty(self) -> Uncertainty:
         """The uncertain numbers of the cluster's profile."""
-        return Uncertainty.of(self.cluster.profile)
+        return moved_rates(self.cluster, self.workload.dtype).uncertainty
 
     @property
     def composition(self) -> tuple[Quantity, ...]:
@@ -142,17 +143,13 @@ class Evaluator:
             return ()
         return (held.model if self.subject.vocabulary else held.layer,)
 
-    @cached_property
-    def _moved(self) -> MovedRates:
-        return MovedRates(self.cluster, self.uncertainty, self.workload.dtype)
-
     def moved_rates(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Array]:
         """Rates of one candidate with each profile of ``Uncertainty.moved``, one entry for each."""
-        sizes, strides = spans(mesh)
-        found = {name: self._moved.device(name) for name in symbols if is_scalar(name)}
+        (sizes, strides), moved = spans(mesh), moved_rates(self.cluster, self.workload.dtype)
+        found = {name: moved.device(name) for name in symbols if is_scalar(name)}
         for name in filter(is_link_rate, symbols):
             axis = name.split(":")[1]
-            found[name] = self._moved.link(name, int(sizes[axis][0]), int(strides[axis][0]))
+            found[name] = moved.link(name, int(sizes[axis][0]), int(strides[axis][0]))
         return found
 
 
@@ -288,13 +285,10 @@ class Group:
 
     def breakdown(self) -> dict[str, float]:
         """Seconds of one candidate by what is kept busy, as if nothing overlapped."""
-        found: dict[str, float] = {}
-        busy = list(self._parts.busy())
-        symbols = frozenset().union(*(lift(x).symbols() for _, *both in busy for x in both))
-        values = self._numbers(symbols)
-        for label, seconds, count in busy:
-            found[label] = found.get(label, 0.0) + lift(seconds).approximate(values) * lift(count).approximate(values)
-        return found
+        found: dict[str, list[Dim]] = {}
+        for label, seconds, count in self._parts.busy():
+            found.setdefault(label, []).append(seconds * count)
+        return self._evaluated({label: total(each) for label, each in found.items()})
 
     def extrapolated(self) -> dict[str, float]:
         """How many times beyond the sizes that a profile was fitted to the kernels or messages of one candidate are.
@@ -303,9 +297,8 @@ class Group:
         """
         found: dict[str, float] = {}
         sizes = list(self._parts.sizes(self.evaluator.cluster.profile))
-        values = self._numbers(frozenset().union(*(lift(amount).symbols() for _, amount, _ in sizes)))
-        for label, amount, (least, most) in sizes:
-            number = lift(amount).approximate(values)
+        numbers = self._evaluated({str(place): amount for place, (_, amount, _) in enumerate(sizes)})
+        for (label, _, (least, most)), number in zip(sizes, numbers.values(), strict=True):
             factor = max(number / most, least / number) if number > 0 else 1.0
             if factor > 1:
                 found[label] = max(found.get(label, 1.0), factor)
@@ -325,9 +318,7 @@ class Group:
 
     def flops(self, reading: Reading) -> dict[str, float]:
         """FLOP of a rank of one candidate, by class."""
-        found = self._parts.flops(reading)
-        values = self._numbers(frozenset().union(*(lift(x).symbols() for x in found.values())))
-        return {kind: lift(flops).approximate(values) for kind, flops in found.items()}
+        return self._evaluated(self._parts.flops(reading))
 
     @cached_property
     def _parts(self) -> Parts:
@@ -344,6 +335,10 @@ class Group:
             self.evaluator.replicas,
             updated,
         )
+
+    def _evaluated(self, formulas: Mapping[str, Dim]) -> dict[str, float]:
+        """Formulas of one candidate."""
+        return {name: float(value[0]) for name, value in self._run(Compiled(formulas, self.evaluator.tape), {}).items()}
 
     def _numbers(self, symbols: frozenset[str]) -> dict[str, float]:
         return {name: float(np.reshape(value, -1)[0]) for name, value in self._values(symbols).items()}

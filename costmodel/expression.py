@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     import sympy
 
 Number: TypeAlias = int | Fraction
-#: ((atom, power), ...), sorted by atom; atoms are numbered in the order in which they were first made.
-Monomial: TypeAlias = tuple[tuple[int, Number], ...]
+#: An atom to a power; atoms are numbered in the order in which they were first made.
+Entry: TypeAlias = tuple[int, Number]
+#: Sorted by atom.
+Monomial: TypeAlias = tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,14 @@ class Expression:
         return Expression({monomial: -coefficient for monomial, coefficient in self.terms.items()})
 
     def __sub__(self, other: Any) -> Expression:
-        return self + -lift(other)
+        terms = dict(self.terms)
+        for monomial, coefficient in _terms(other).items():
+            total = terms.get(monomial, 0) - coefficient
+            if total:
+                terms[monomial] = total
+            else:
+                del terms[monomial]
+        return Expression(terms)
 
     def __rsub__(self, other: Any) -> Expression:
         return lift(other) + -self
@@ -285,6 +294,19 @@ def call(function: str, *arguments: Any) -> Any:
     if len(lifted) == 2 and lifted[0] == lifted[1]:
         return lifted[0]
     return _of_atom(Atom(function, lifted))
+
+
+def never_above(low: Any, high: Any) -> bool:
+    """Whether ``high - low`` is a sum without negative terms.
+
+    >>> x, y = symbol_named("x"), symbol_named("y")
+    >>> never_above(x, 2 * x + y), never_above(x, 2 * y), never_above(3, 2)
+    (True, False, False)
+    """
+    less, more = _terms(low), _terms(high)
+    return all(more.get(monomial, 0) >= coefficient for monomial, coefficient in less.items()) and all(
+        coefficient > 0 for monomial, coefficient in more.items() if monomial not in less
+    )
 
 
 def factor(value: Any) -> Any:

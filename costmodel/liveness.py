@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodel.dims import Dim, maximum
-from costmodel.expression import Expression
+from costmodel.expression import never_above
 from costmodel.program import Chain, Fused, Leaf, Loop, Node, Overlap, Program, Seq, When, operations
 from costmodel.tensor import Storage, Tensor
 
@@ -48,24 +48,19 @@ def memory(program: Program) -> Memory:
 
 
 def largest(points: Iterable[Dim]) -> Dim:
-    """The maximum over points of a program; symbolic points that another one always exceeds are left out first."""
+    """The maximum over points of a program; symbolic points that another one always exceeds are left out first.
+
+    Sizes of memory are sums of products of dimensions, none of which is negative.
+    """
     kept: list[Dim] = []
     for point in points:
-        if not any(_never_above(point, other) for other in kept):
-            kept = [other for other in kept if not _never_above(other, point)]
+        if not any(never_above(point, other) for other in kept):
+            kept = [other for other in kept if not never_above(other, point)]
             kept.append(point)
     result = kept[0]
     for point in kept[1:]:
         result = maximum(result, point)
     return result
-
-
-def _never_above(a: Dim, b: Dim) -> bool:
-    """Whether b - a is a sum of terms that are never negative; sizes of memory are sums of products of dimensions."""
-    difference = b - a
-    if not isinstance(difference, Expression):
-        return bool(difference >= 0)
-    return all(coefficient > 0 for coefficient in difference.terms.values())
 
 
 def _profile(program: Program, take: bool) -> Memory:

@@ -250,21 +250,21 @@ class Parts:
 
         Messages are held against those of the innermost link.
         """
-        for part, _ in self:
-            for operation, _ in operations(part):
-                if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
-                    measured = profile.links[0].measured if profile.links else None
-                    amounts = {"bytes": operation.primitive.busy_bytes(operation.inputs)}
-                elif operation.family in profile.device.kernels:
-                    measured = profile.device.kernels[operation.family].measured
-                    flop = operation.flops(Reading.EXECUTED).get("contraction", 0)
-                    amounts = {"flop": flop, "bytes": total(operation.traffic())}
-                else:
-                    continue
-                for name, amount in amounts.items():
-                    ends = getattr(measured, name, None)
-                    if ends is not None:
-                        yield _label(operation), amount, ends
+        distinct = {operation.signature: operation for part, _ in self for operation, _ in operations(part)}
+        for operation in distinct.values():
+            if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
+                measured = profile.links[0].measured if profile.links else None
+                amounts = {"bytes": operation.primitive.busy_bytes(operation.inputs)}
+            elif operation.family in profile.device.kernels:
+                measured = profile.device.kernels[operation.family].measured
+                flop = operation.flops(Reading.EXECUTED).get("contraction", 0)
+                amounts = {"flop": flop, "bytes": total(operation.traffic())}
+            else:
+                continue
+            for name, amount in amounts.items():
+                ends = getattr(measured, name, None)
+                if ends is not None:
+                    yield _label(operation), amount, ends
 
 
 def _label(operation: Operation) -> str:
