@@ -25,16 +25,21 @@ def logits(ops: Vocabulary[T], x: T, w: Weights) -> T:
     return ops.contract("bld,dv->blv", rms_norm(ops, x, w["final_norm"]), w["head"])
 
 
-def loss(ops: Vocabulary[T], x: T, w: Weights, axis: Axis | None) -> T:
+def loss(ops: Vocabulary[T], x: T, w: Weights, axis: Axis | None, whole: bool = False) -> T:
     """Cross-entropy of a chunk of tokens, whose logits are dropped with the chunk.
 
     Loss and gradients of one chunk are computed before the next, so that only one chunk's logits are ever held
     (Wijmans et al. 2024, arXiv 2411.09009; Liger-Kernel). With tensor parallelism the vocabulary is cut, and maxima
     and sums of exponentials are exchanged.
+
+    Args:
+        whole: the chunk is all tokens, whose logits are cast to accumulation width as libraries in eager mode do, such
+            as transformers and torchtitan: probabilities, their gradient and its cast are held at once.
     """
 
     def forward(ops: Vocabulary[T], x: T, head: T) -> tuple[T, tuple[T, ...]]:
-        p = ops.softmax(ops.contract("bld,dv->blv", x, head), 1, Mask())
+        scores = ops.contract("bld,dv->blv", x, head)
+        p = ops.softmax(ops.cast(scores, "accumulate") if whole else scores, 1, Mask())
         rows = ops.slice(p, 2, 0, 1)  # as many numbers as there are row sums
         if axis is not None:
             rows = ops.all_reduce(ops.cast(rows, "accumulate"), axis)
@@ -43,6 +48,8 @@ def loss(ops: Vocabulary[T], x: T, w: Weights, axis: Axis | None) -> T:
     def backward(ops: Vocabulary[T], saved: tuple[T, ...], _: T) -> tuple[T, T]:
         x, head, p = saved
         surplus = ops.scale(p, 1)  # p minus one at the label
+        if whole:
+            surplus = ops.cast(surplus, "model")
         return ops.contract("blv,dv->bld", surplus, head), ops.contract("bld,blv->dv", x, surplus)
 
     hidden = rms_norm(ops, x, w["final_norm"])

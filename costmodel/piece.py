@@ -28,7 +28,7 @@ from costmodel.timing import PARTS, Times, times
 from costmodel.trace import Tracer, trace
 from costmodel.workload import Workload
 
-#: Tokens whose logits are held at a time in training.
+#: Tokens whose logits are held at a time in training, unless those of all are.
 LOSS_CHUNK = 1024
 
 
@@ -210,9 +210,10 @@ class Pieces:
         found = trace(self.ops, lambda ops, w: _embedded(ops, table, tokens, axis, self.train), [], {})
         yield Piece("embedding", found, 1, table.elements, 1)
         if self.train:
-            chunk = self.new(self.batch, LOSS_CHUNK / self.cut, width)
-            last = trace(self.ops, lambda ops, x, w: loss(ops, x, w, axis), [chunk], weights, train=True)
-            count = self.tokens / LOSS_CHUNK
+            whole = self.workload.whole_logits
+            chunk = self.new(self.batch, self.shard if whole else LOSS_CHUNK / self.cut, width)
+            last = trace(self.ops, lambda ops, x, w: loss(ops, x, w, axis, whole), [chunk], weights, train=True)
+            count = 1 if whole else self.tokens / LOSS_CHUNK
         else:
             last = trace(self.ops, logits, [self.new(sequences, 1, width)], weights)
             count = 1

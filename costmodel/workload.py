@@ -30,6 +30,9 @@ class Workload:
         cache_bytes: bytes of one element of the key-value cache.
         cached: tokens of each sequence that were taken in before, and whose cache is at hand; only for ``prefill``.
 
+        whole_logits: of a training step, whether the loss is taken of all tokens at once, instead of some at a time
+            whose logits are dropped.
+
     Raises:
         InputError: for a number out of range.
         UnknownNameError: for an unknown pass or dtype.
@@ -42,6 +45,7 @@ class Workload:
     dtype: str = "bf16"
     cache_bytes: float | None = None
     cached: int = 0
+    whole_logits: bool = False
 
     def __post_init__(self) -> None:
         for field, value, limit in (("--seq", self.length, LONGEST), ("--batch", self.batch, 2**30)):
@@ -56,6 +60,9 @@ class Workload:
         if self.cached and self.phase != "prefill":
             rule = f"only a prefill adds to a cache; a {self.phase} pass has none, or counts it in its length"
             raise InputError("--cached", self.cached, rule, "add --pass prefill")
+        if self.whole_logits and self.phase != "train":
+            rule = f"only training takes a loss; a {self.phase} pass has logits of the last token"
+            raise InputError("--whole-logits", True, rule, "add --pass train")
         if self.dtype not in WIDTHS:
             raise UnknownNameError("dtype", self.dtype, WIDTHS)
 

@@ -263,3 +263,19 @@ def test_the_inner_axis_of_a_grid_has_the_faster_link() -> None:
     assert inside.breakdown["ulysses all_to_all"] > outside.breakdown["ulysses all_to_all"] * 2
     assert words.mesh(outside) == "context 8 x ulysses 2"
     assert words.mesh(inside) == "ulysses 2 x context 8"
+
+
+def test_all_logits_at_once() -> None:
+    # When the loss's gradient is cast back: probabilities and their gradient at 4 bytes, and the cast at 2.
+    def working(tokens: int, whole: bool) -> float:
+        workload = Workload(tokens, phase="train", whole_logits=whole)
+        chosen = Chosen(("whole",), {}, recompute=True)
+        ranking = estimate(from_model(read_config(LLAMA)), workload, Cluster(load_profile("h100"), 1), chosen)
+        return float(ranking.column("working")[0])
+
+    vocabulary, tokens = 128256, 8192
+    more = working(2 * tokens, whole=True) - working(tokens, whole=True)
+    assert 10 * vocabulary * tokens <= more < 10.3 * vocabulary * tokens
+    assert working(tokens, whole=True) > 8 * working(tokens, whole=False)
+    with pytest.raises(InputError, match="only training takes a loss"):
+        Workload(tokens, whole_logits=True)

@@ -91,6 +91,7 @@ WORKLOAD = apply(
     ),
     CAUSAL,
     click.option("--cached", metavar="N", help="Tokens that a prefill follows on: each sequence's, in its cache."),
+    click.option("--whole-logits", is_flag=True, help="Train with the logits of all tokens held at once."),
     click.option("--cache-bytes", metavar="X", help="Bytes of one element of the KV cache; 1 for an 8-bit cache."),
 )
 CLUSTER = click.option(
@@ -164,6 +165,8 @@ class Question:
             given = "neither" if path is None else f"--model {path} --mixer {mixer}"
             raise InputError("--model or --mixer", given, "give one of the two", "for example --mixer attention")
         if mixer is not None:
+            if options["whole_logits"]:
+                raise InputError("--whole-logits", True, "a mixer alone has no logits", "it is for --model")
             sizes = parse_sizes(options["sizes"])
             wide = None if width is None else parse_count(width, "--width")
             return cls(from_mixer(mixer, wide, **sizes), None, options)
@@ -198,7 +201,7 @@ class Question:
         asked = self.options["causal"]
         causal = self.subject.causal if asked is None else asked
         cached = parse_count(self.options["cached"], "--cached") if self.options["cached"] else 0
-        return Workload(length, batch, phase, causal, self.dtype, cache, cached)
+        return Workload(length, batch, phase, causal, self.dtype, cache, cached, self.options["whole_logits"])
 
 
 #: What a dtype is called in a config and here.

@@ -54,7 +54,8 @@ def print_question(
     mask = "causal" if workload.causal else "every token sees every other"
     length = f" of {_tokens(workload.length)}" if one_length else ""
     after = f" after {_tokens(workload.cached)} in the cache" if workload.cached else ""
-    page.line(f"{sequences}{length}{after}, {mask}, {workload.dtype}")
+    whole = ", logits of all tokens at once" if workload.whole_logits else ""
+    page.line(f"{sequences}{length}{after}, {mask}, {workload.dtype}{whole}")
     page.line(f"{sizes(subject)}", "dim")
     page.line(f"{cluster.profile.title}; {format_bytes(capacity)} usable on each device", "dim")
 
