@@ -3,7 +3,8 @@
 Every number, arithmetic operator and elementwise function in ``costmodel/mixers`` and ``costmodel/recurrences`` is
 changed, one at a time (definitions, usual sizes and texts apart), and the mixers concerned are compared with their
 definitions on one process: output, gradients and decoding, with each kernel. A change that no comparison finds is
-printed: some change nothing that can be seen, such as the epsilon of a norm by a factor.
+printed: some change nothing that can be seen, such as the epsilon of a norm by a factor. ``--each 4`` takes four
+changes of every mixer at random.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import importlib.abc
 import importlib.util
 import signal
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, NoReturn
 
 import click
 
@@ -32,6 +34,9 @@ from validate.launch import Rank
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("costmodel.mixers", "costmodel.recurrences")
+
+#: Seconds that the comparisons may take of one change, which may be one that never ends.
+LONGEST_S = 60
 
 #: What takes the place of an elementwise function.
 SWAPPED = {
@@ -176,46 +181,87 @@ def instance(module: str, name: str) -> Any:
     return next(x for x in things if isinstance(x, Mixer) and x.name == name)
 
 
-@click.command()
-@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False))
-def main(files: tuple[str, ...]) -> None:
-    """The score of some files, or of all."""
-    given = [Path(file).resolve() for file in files]
-    paths = given or sorted(p for name in ("mixers", "recurrences") for p in (ROOT / "costmodel" / name).glob("*.py"))
-    total, survived = Counter[str](), list[str]()
+@dataclass(frozen=True)
+class Change:
+    """One place of a module that is changed, and the mixers that may find it out, by module and name."""
+
+    module: str
+    number: int
+    concerned: tuple[tuple[str, str], ...]
+
+    def tried(self) -> str:
+        """Where and what, if no comparison finds it out; else nothing."""
+        path = ROOT / f"{self.module.replace('.', '/')}.py"
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        node, what = list(places(tree))[self.number]
+        apply(node)
+        signal.alarm(LONGEST_S)
+        try:
+            with imported(self.module, ast.fix_missing_locations(tree)):
+                killed = any(found_out(instance(*mixer)) for mixer in self.concerned)
+        except Exception:  # of the import itself, or the alarm
+            killed = True
+        finally:
+            signal.alarm(0)
+        return "" if killed else f"{path.relative_to(ROOT)}:{node.lineno}: {what}"  # type: ignore[attr-defined]
+
+
+def every_change(paths: Iterable[Path]) -> dict[str, list[Change]]:
+    """All changes to some files, by module; of files that no mixer has a part of, none."""
+    found = {}
     for path in paths:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        concerned = users(module)
-        if not concerned:
-            continue
-        source = path.read_text(encoding="utf-8")
-        unchanged = [name for where, name in concerned if found_out(instance(where, name))]
-        if unchanged:
-            click.echo(f"{module}: left out, as {', '.join(unchanged)} does not take these sizes without a change")
-            continue
-        for number in range(len(list(places(ast.parse(source))))):
-            tree = ast.parse(source)
-            node, what = list(places(tree))[number]
-            apply(node)
-            total[module] += 1
-            signal.alarm(60)
-            with imported(module, ast.fix_missing_locations(tree)):
-                killed = any(_tried(where, name) for where, name in concerned)
-            signal.alarm(0)
-            if not killed:
-                survived.append(f"{path.relative_to(ROOT)}:{node.lineno}: {what}")  # type: ignore[attr-defined]
-        click.echo(f"{module}: {total[module]} changes, {len(survived)} survivors so far", err=True)
+        concerned = tuple(users(module))
+        count = len(list(places(ast.parse(path.read_text(encoding="utf-8"))))) if concerned else 0
+        found[module] = [Change(module, number, concerned) for number in range(count)]
+    return {module: changes for module, changes in found.items() if changes}
+
+
+def some_of_each(changes: Iterable[Change], each: int, seed: int) -> dict[str, list[Change]]:
+    """So many changes that concern each mixer, at random; none of them twice. That mixer is tried first."""
+    by_mixer, taken = defaultdict(list), set[tuple[str, int]]()
+    for change in changes:
+        for mixer in change.concerned:
+            others = (other for other in change.concerned if other != mixer)
+            by_mixer[mixer].append(replace(change, concerned=(mixer, *others)))
+    found = {}
+    for mixer in sorted(by_mixer, key=lambda mixer: mixer[1]):
+        left = [change for change in by_mixer[mixer] if (change.module, change.number) not in taken]
+        found[mixer[1]] = Random(f"{seed} {mixer[1]}").sample(left, min(each, len(left)))
+        taken |= {(change.module, change.number) for change in found[mixer[1]]}
+    return found
+
+
+def _too_long(*_: object) -> NoReturn:
+    raise TimeoutError
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False))
+@click.option("--each", type=click.IntRange(1), help="So many changes that concern each mixer, at random; else all.")
+@click.option("--seed", default=0, show_default=True, help="Of what is chosen at random.")
+def main(files: tuple[str, ...], each: int | None, seed: int) -> None:
+    """The score of some files, or of all; a table as Markdown."""
+    given = [Path(file).resolve() for file in files]
+    paths = given or sorted(p for name in ("mixers", "recurrences") for p in (ROOT / "costmodel" / name).glob("*.py"))
+    groups = every_change(paths)
+    if each:
+        groups = some_of_each([change for changes in groups.values() for change in changes], each, seed)
+    for mixer in {mixer for changes in groups.values() for change in changes for mixer in change.concerned}:
+        if found_out(instance(*mixer)):
+            raise click.ClickException(f"{mixer[1]} differs from its definition without any change")
+    signal.signal(signal.SIGALRM, _too_long)
+    survived = list[str]()
+    click.echo(f"| {'mixer' if each else 'module'} | changes | found out |\n|---|---|---|")
+    for name, changes in groups.items():
+        left = [text for change in changes if (text := change.tried())]
+        survived += left
+        click.echo(f"| {name} | {len(changes)} | {len(changes) - len(left)} |")
+    count = sum(map(len, groups.values()))
+    found = count - len(survived)
+    click.echo(f"| all | {count} | {found} ({found / max(1, count):.1%}) |\n\nNot found out:\n")
     for line in survived:
-        click.echo(line)
-    count = sum(total.values())
-    click.echo(f"{count - len(survived)} of {count} changes found out: {1 - len(survived) / max(1, count):.1%}")
-
-
-def _tried(module: str, name: str) -> bool:
-    try:
-        return found_out(instance(module, name))
-    except Exception:
-        return True
+        click.echo(f"- `{line}`")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carry import Carry
+from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -53,6 +54,31 @@ class Product(Carry[T]):
 
 @dataclass(frozen=True)
 class Weighted(Product[T]):
-    """P is a weight, and no row of it depends on the row's other entries: ranks may cut it by columns as well."""
+    """P is made of weights alone: ranks may cut it by columns as well."""
 
     kind: ClassVar[str] = "values of a matrix of weights"
+
+    def shared(self, ops: Vocabulary[T], columns: Axis) -> T:
+        """This rank's part of P, of whose rows other ranks along ``columns`` have the other entries."""
+        return self.matrix
+
+
+@dataclass(frozen=True)
+class Scores(Weighted[T]):
+    """The matrix holds scores, of whose rows P is the softmax; each rank has some of the columns."""
+
+    def shared(self, ops: Vocabulary[T], columns: Axis) -> T:
+        """The sums of exponentials are exchanged, as logarithms, which is little beside values."""
+        last = len(ops.shape(self.matrix)) - 1
+
+        def summed(ops: Vocabulary[Any], scores: Any) -> Any:
+            scores = ops.cast(scores, "accumulate")
+            top = ops.max(scores, (last,))
+            return ops.add(ops.map("log", ops.sum(ops.map("exp", ops.map("sub", scores, top)), (last,))), top)
+
+        def divided(ops: Vocabulary[Any], scores: Any, sums: Any) -> Any:
+            return ops.map("exp", ops.map("sub", scores, summed(ops, sums)))
+
+        own = ops.fused("sums of exponentials", summed, self.matrix)
+        result: T = ops.fused("softmax", divided, self.matrix, ops.all_gather(own, columns, last))
+        return result

@@ -70,20 +70,26 @@ class LongConvolution(Spectrum[T]):
     def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Self:
         return replace(self, x=streams[0], filter=self.filter.on(parameters))
 
+    def channels(self, ops: Vocabulary[T]) -> T:
+        """x [B, channels, n, 1]."""
+        return self.x
+
     def product(self, ops: Vocabulary[T], seen: T, heard: T) -> T:
         """The result's bins [B, channels, F, 2], from those of x, and of the taps [channels, F, 2]."""
         return ops.complex_mul(seen, heard)
 
     def whole(self, ops: Vocabulary[T]) -> T:
-        b, h, n, _ = ops.shape(self.x)
-        x = ops.cast(ops.reshape(self.x, (b, h, n)), "accumulate")
+        x = self.channels(ops)
+        b, h, n, _ = ops.shape(x)
+        x = ops.cast(ops.reshape(x, (b, h, n)), "accumulate")
         taps = self.filter.taps(ops, counted(ops, n))
         seen, heard = (ops.real_fft(ops.pad(t, axis, 0, 2 * n), axis) for t, axis in ((x, 2), (taps, 1)))
         mixed = ops.inverse_real_fft(self.product(ops, seen, heard), 2)
-        return ops.cast(ops.reshape(ops.slice(mixed, 2, 0, n), (b, h, n, 1)), "model")
+        return ops.cast(ops.reshape(ops.slice(mixed, 2, 0, n), (b, ops.shape(mixed)[1], n, 1)), "model")
 
     def apart(self, ops: Vocabulary[T], line: Axis) -> T:
-        b, h, n, _ = ops.shape(self.x)
+        x = self.channels(ops)
+        b, h, n, _ = ops.shape(x)
         cut = CutTransform.of(ops, n, line)
         p, m = cut.grid
         turn = unit_numbers(ops, cut.places, math.pi / 2 / cut.length)
@@ -91,7 +97,7 @@ class LongConvolution(Spectrum[T]):
         def turned(real: T) -> T:
             return ops.mul(ops.reshape(real, (*ops.shape(real), 1)), turn)
 
-        x = ops.all_to_all(ops.reshape(self.x, (b, h, 1, n)), line, split=3, concat=2)
+        x = ops.all_to_all(ops.reshape(x, (b, h, 1, n)), line, split=3, concat=2)
         taps = self.filter.taps(ops, ops.reshape(cut.places, (p * m,)))
         filters = ops.shape(taps)[0]
         seen = cut.forward(ops, turned(ops.cast(x, "accumulate")))

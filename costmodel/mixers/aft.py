@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.product import Product
+from costmodel.carries.product import Weighted
 from costmodel.carries.total import Sums, Total, total
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
@@ -73,7 +73,7 @@ class AftFull(_Free):
     template: ClassVar[str] = "P_ij = exp(w_ij) exp(K_j) / rowsum, for each channel,  V = X W_v,  Y = sigmoid(Q) * P V"
     source: ClassVar[str] = "Zhai et al. 2021, arXiv 2105.14103, equation 2"
     structure: ClassVar[Structure] = Structure.DENSE
-    carry: ClassVar[type[Carry[Any]]] = Product
+    carry: ClassVar[type[Carry[Any]]] = Weighted
 
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         **_Free.sizes,
@@ -81,14 +81,14 @@ class AftFull(_Free):
     }
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        return {**super().weights(m), "left": (m["rows"], m["r_p"]), "right": (m["L"], m["r_p"])}
+        return {**super().weights(m), "left": (m["grid_rows"], m["r_p"]), "right": (m["grid_columns"], m["r_p"])}
 
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
         q, k, v = read
         places = ops.map("exp", ops.contract("ir,jr->ij", w["left"], w["right"]))
-        return Product(places, self._weighed(ops, k, v), "ij", aside=(q,)), ()
+        return Weighted(places, self._weighed(ops, k, v), "ij", aside=(q,)), ()
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
         return self._written(xp, x, w, xp.exp(w["left"] @ w["right"].mT))

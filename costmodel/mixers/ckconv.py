@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
 from costmodel.carries.direct import Direct
 from costmodel.carries.spectrum import Filter, LongConvolution, Spectrum, counted
 from costmodel.carry import Carry, Structure
-from costmodel.dims import Dim, Shape
+from costmodel.dims import Dim, Shape, divide
 from costmodel.mixer import INPUT, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.pieces import by_channel, by_token
@@ -29,7 +29,7 @@ class PairFilter(Filter[T]):
 
     Attributes:
         network: the weights ``NETWORK``: i [1, f], b [f], M [f, f], c [f].
-        last: W [D, D, f].
+        last: W [D, D, f]; or of some of the outputs.
         longest: L_max.
     """
 
@@ -38,10 +38,10 @@ class PairFilter(Filter[T]):
     longest: Dim
 
     def parameters(self) -> tuple[T, ...]:
-        return ()
+        return (self.last,)
 
     def on(self, parameters: Sequence[T]) -> Self:
-        return self
+        return replace(self, last=parameters[0])
 
     def taps(self, ops: Vocabulary[T], places: T) -> T:
         first, bias, middle, middle_bias = self.network
@@ -62,11 +62,19 @@ def _sine(ops: Vocabulary[T], x: T, bias: T) -> T:
 
 @dataclass(frozen=True)
 class PairsConvolution(LongConvolution[T]):
-    """y_i = sum over j <= i of the matrix taps_(i - j) times x_j: a product of matrices in each bin of the spectrum."""
+    """y_i = sum over j <= i of the matrix taps_(i - j) times x_j: a product of matrices in each bin of the spectrum.
+
+    x [B, 1, n, D] is one head, which ranks that cut the outputs share.
+    """
+
+    def channels(self, ops: Vocabulary[T]) -> T:
+        b, _, n, width = ops.shape(self.x)
+        return by_channel(ops, ops.reshape(self.x, (b, n, width)))
 
     def product(self, ops: Vocabulary[T], seen: T, heard: T) -> T:
         b, channels, bins, _ = ops.shape(seen)
-        matrices = ops.reshape(heard, (channels, channels, bins, 2))
+        outputs = divide(ops.shape(heard)[0], channels)
+        matrices = ops.reshape(heard, (outputs, channels, bins, 2))
 
         def body(ops: Vocabulary[Any], x: Any, w: Any) -> Any:
             parts = [[ops.reshape(part, ops.shape(part)[:-1]) for part in ops.halves(z, 3)] for z in (x, w)]
@@ -79,7 +87,7 @@ class PairsConvolution(LongConvolution[T]):
                 ops.map("sub", times(real, w_real), times(imaginary, w_imaginary)),
                 ops.add(times(real, w_imaginary), times(imaginary, w_real)),
             )
-            return ops.concat([ops.reshape(part, (b, channels, bins, 1)) for part in both], 3)
+            return ops.concat([ops.reshape(part, (b, outputs, bins, 1)) for part in both], 3)
 
         result: T = ops.fused("complex matrix products", body, seen, matrices)
         return result
@@ -89,7 +97,8 @@ class CKConv(Mixer):
     """One convolution of a CKCNN's block. Biases of the convolution and of the network's last layer are left out.
 
     Norms, and the other half of a block, are left to what is around it. As in Hyena, a decoded token is a sum over all
-    inputs before it, with taps made anew.
+    inputs before it, with taps made anew. Ranks can cut the outputs: each then makes the filters of its own with its
+    rows of the network's last layer, and needs all inputs.
     """
 
     name: ClassVar[str] = "ckconv"
@@ -119,8 +128,9 @@ class CKConv(Mixer):
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
-        x = by_channel(ops, read[0])
-        return PairsConvolution(x, self._filter(w, at)), (x,)
+        b, n, width = ops.shape(read[0])
+        x = ops.reshape(read[0], (b, 1, n, width))
+        return PairsConvolution(x, self._filter(w, at)), (by_channel(ops, read[0]),)
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:
         values = ops.append(at.cache[0], by_channel(ops, read[0]), 2)
@@ -136,7 +146,7 @@ class CKConv(Mixer):
         return (Kept((m["D"], tokens, 1), tokens=True),)
 
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
-        return 1, 1
+        return m["D"], m["D"]
 
     def usual_width(self, sizes: Mapping[str, int]) -> int:
         return 30

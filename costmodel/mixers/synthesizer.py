@@ -6,9 +6,9 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.product import Product
+from costmodel.carries.product import Product, Scores, Weighted
 from costmodel.carry import Carry, Structure
-from costmodel.dims import Dim, Shape
+from costmodel.dims import Dim, Shape, same
 from costmodel.masks import Mask
 from costmodel.mixer import Hyperparameter, Site, Sizes, Unmasked, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
@@ -49,8 +49,11 @@ class Synthesizer(Unmasked):
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
-        matrix = ops.softmax(self.scores(ops, read, w), 1, Mask())
-        return Product(matrix, read[0], "bhij" if len(ops.shape(matrix)) == 4 else "hij"), ()
+        return Product(self.matrix(ops, read, w), read[0], "bhij"), ()
+
+    def matrix(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights) -> T:
+        """P [H, n, L] or [B, H, n, L] of this rank's tokens."""
+        return ops.softmax(self.scores(ops, read, w), 1, Mask())
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
         return ops.contract("bhle,hed->bld", mixed, w["w_o"])
@@ -98,7 +101,20 @@ class DenseSynthesizer(Synthesizer):
         return hidden @ w["w_2"] + w["b_2"][:, None]
 
 
-class RandomSynthesizer(Synthesizer):
+class StaticSynthesizer(Synthesizer):
+    """Scores are made of weights alone, so that ranks may have some of the columns each."""
+
+    carry: ClassVar[type[Carry[Any]]] = Weighted
+
+    def project(
+        self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
+    ) -> tuple[Carry[T], tuple[T, ...]]:
+        if same(at.sizes["grid_columns"], at.sizes["L"]):
+            return Weighted(self.matrix(ops, read, w), read[0], "hij"), ()
+        return Scores(self.scores(ops, read, w), read[0], "hij"), ()
+
+
+class RandomSynthesizer(StaticSynthesizer):
     """Scores are weights: one for every pair of places and every head."""
 
     name: ClassVar[str] = "synthesizer-random"
@@ -107,7 +123,7 @@ class RandomSynthesizer(Synthesizer):
     source: ClassVar[str] = "Tay et al. 2020, arXiv 2005.00743, section 3.2"
 
     def made_of(self, m: Sizes) -> dict[str, Shape]:
-        return {"r": (m["H"], m["rows"], m["L"])}
+        return {"r": (m["H"], m["grid_rows"], m["grid_columns"])}
 
     def scores(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights) -> T:
         scores: T = w["r"]
@@ -117,7 +133,7 @@ class RandomSynthesizer(Synthesizer):
         return w["r"]
 
 
-class FactorisedSynthesizer(Synthesizer):
+class FactorisedSynthesizer(StaticSynthesizer):
     """Scores are a product of two thin weights; P is as large all the same."""
 
     name: ClassVar[str] = "synthesizer-factorised"
@@ -131,7 +147,7 @@ class FactorisedSynthesizer(Synthesizer):
 
     def made_of(self, m: Sizes) -> dict[str, Shape]:
         H, r = m["H"], m["r"]
-        return {"r_1": (H, m["rows"], r), "r_2": (H, m["L"], r)}
+        return {"r_1": (H, m["grid_rows"], r), "r_2": (H, m["grid_columns"], r)}
 
     def scores(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights) -> T:
         return ops.contract("hir,hjr->hij", w["r_1"], w["r_2"])

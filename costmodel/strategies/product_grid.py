@@ -18,6 +18,7 @@ class ProductGrid(Strategy):
     """Two-dimensional matrix multiplication: a rank has the rows of P of all tokens that its neighbours along the
     Ulysses axis have, and the columns of all that those along the context axis have.
 
+    Where rows are softmaxes, the ranks that have parts of the same rows first exchange their sums of exponentials.
     Values are gathered along the context axis, and partial sums, at the model's width, reduce-scattered along the
     other: a rank sends P_c - 1 + P_u - 1 times its tokens, in place of P_c P_u - 1 times: least where the grid is
     square. Backward, gradients are gathered where sums were scattered, values once more, and theirs reduce-scattered.
@@ -55,7 +56,7 @@ class ProductGrid(Strategy):
             of_matrix, of_all = carry.back(ops, matrix, ops.all_gather(values, columns, 2), known)
             return of_matrix, ops.cast(ops.reduce_scatter(ops.cast(of_all, "gradient"), columns, 2), "model")
 
-        result: T = ops.custom(forward, backward, carry.matrix, carry.values)
+        result: T = ops.custom(forward, backward, carry.shared(ops, rows), carry.values)
         return result
 
 
