@@ -1,14 +1,16 @@
-"""Peak memory of published training steps, against what is predicted.
+"""Peak memory and longest sequences of published training steps, against what is predicted.
 
     python benchmarks/published_memory.py
 
 Steps of whole models with full recomputation and ZeRO-3 that hold the logits of all tokens (``--whole-logits``). What
-is measured also holds what an allocator reserves, and buckets of the library that shards the weights.
+is measured also holds what an allocator reserves, and buckets of the library that shards the weights. Longest sequences
+were looked for among powers of two, and so are those predicted.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +72,50 @@ STEPS = (
 )
 
 
+@dataclass(frozen=True)
+class Longest:
+    """The longest sequence that fitted, of one step of one sequence on A100.
+
+    Attributes:
+        ranks: along the axes of the mesh.
+        tokens: a power of two.
+    """
+
+    url: str
+    model: str
+    devices: int
+    strategy: str
+    ranks: Mapping[str, int]
+    recompute: bool
+    sharing: Sharing
+    tokens: int
+
+
+FPDT = "https://github.com/deepspeedai/DeepSpeed/blob/master/blogs/ulysses-offload/media/image5.png"
+RING = "https://arxiv.org/abs/2310.01889"
+
+LONGEST = (
+    Longest(FPDT, "llama-3-8b", 8, "whole", {"tensor": 8}, False, Sharing.NOTHING, 2**15),
+    Longest(FPDT, "llama-3-8b", 8, "whole", {"tensor": 8}, True, Sharing.NOTHING, 2**17),
+    Longest(FPDT, "llama-3-8b", 8, "ulysses", {"ulysses": 8}, False, Sharing.OPTIMIZER, 2**16),
+    Longest(FPDT, "llama-3-8b", 8, "ulysses", {"ulysses": 8}, False, Sharing.EVERYTHING, 2**16),
+    Longest(RING, "llama-2-7b", 8, "ring", {"context": 8}, True, Sharing.EVERYTHING, 2**18),
+    Longest(RING, "llama-2-7b", 32, "ring", {"context": 32}, True, Sharing.EVERYTHING, 2**22),
+)
+
+
+def longest(step: Longest) -> int:
+    """Tokens that fit, the nearest power of two below."""
+    subject, cluster = (
+        from_model(read_config(EXAMPLES / f"{step.model}.json")),
+        Cluster(load_profile("a100"), step.devices),
+    )
+    chosen = Chosen((step.strategy,), step.ranks, recompute=step.recompute, sharing=step.sharing)
+    workload = Workload(step.tokens, 1, "train", whole_logits=True)
+    ranking = estimate(subject, workload, Cluster(load_profile("a100"), step.devices), chosen)
+    return int(2 ** (ranking.longest(0).bit_length() - 1))
+
+
 def predicted(step: Measured, whole_logits: bool = True) -> float:
     """Bytes of one device, with what its context and communication take."""
     profile = load_profile("h100")
@@ -96,6 +142,12 @@ def main() -> None:
             f"{format_bytes(whole)} ({format_bytes(chunks)} with logits in chunks), measured {measured}\n"
         )
     sys.stdout.write(f"median of predicted over measured: {np.median(ratios):.2f}\n")
+    for held in LONGEST:
+        again = "with" if held.recompute else "without"
+        sys.stdout.write(
+            f"{held.model}, {held.strategy}, {held.devices} A100, {again} recomputation, {held.sharing.value}: longest "
+            f"predicted {longest(held):,}, measured {held.tokens:,}\n"
+        )
 
 
 if __name__ == "__main__":
