@@ -106,10 +106,7 @@ LONGEST = (
 
 def longest(step: Longest) -> int:
     """Tokens that fit, the nearest power of two below."""
-    subject, cluster = (
-        from_model(read_config(EXAMPLES / f"{step.model}.json")),
-        Cluster(load_profile("a100"), step.devices),
-    )
+    subject = from_model(read_config(EXAMPLES / f"{step.model}.json"))
     chosen = Chosen((step.strategy,), step.ranks, recompute=step.recompute, sharing=step.sharing)
     workload = Workload(step.tokens, 1, "train", whole_logits=True)
     ranking = estimate(subject, workload, Cluster(load_profile("a100"), step.devices), chosen)
