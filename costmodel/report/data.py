@@ -67,6 +67,7 @@ def workload(asked: Workload) -> dict[str, Any]:
         "causal": asked.causal,
         "dtype": asked.dtype,
         "cache_bytes_per_element": asked.cache_width,
+        "whole_logits": asked.whole_logits,
     }
 
 

@@ -75,9 +75,10 @@ def sizes(subject: Subject) -> str:
 def print_notes(page: Page, cluster: Cluster, workload: Workload, model: Model | None) -> None:
     """How far the numbers are to be trusted, and where they come from."""
     profile = cluster.profile
+    whole = " It holds what whole runs took longer than their kernels say." if profile.composition else ""
     page.note(
         "The range is a 90% interval: what the ranges of the profile's numbers do to the prediction, those fitted "
-        "together with their correlation and all others as independent."
+        f"together with their correlation and all others as independent.{whole}"
     )
     counted = kinds(profile)
     number = ", ".join(f"{count} {kind}" for kind, count in counted.items())

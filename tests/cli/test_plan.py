@@ -86,7 +86,8 @@ def test_the_document_keeps_its_keys(ask) -> None:
     forward, train = document["answers"]
     assert (forward["pass"], train["pass"]) == ("forward", "train")
     assert list(forward) == [
-        *("pass", "length_tokens", "batch_sequences", "causal", "dtype", "cache_bytes_per_element", "fits", "best"),
+        *("pass", "length_tokens", "batch_sequences", "causal", "dtype", "cache_bytes_per_element", "whole_logits"),
+        *("fits", "best"),
         *("longest_tokens_in_best", "longest_tokens_in_any", "others", "not_applicable", "advice", "plans_timed"),
         *("plans_that_fit", "search_seconds"),
     ]
