@@ -131,8 +131,8 @@ class Tracer(Vocabulary[Tensor]):
 
     def rotate(
         self, axis: Axis, blocks: tuple[Tensor, ...], accumulators: tuple[Tensor, ...] = ()
-    ) -> Iterator[tuple[Any, tuple[Tensor, ...], _Travelling]]:
-        travelling = _Travelling(self, axis, accumulators)
+    ) -> Iterator[tuple[Any, tuple[Tensor, ...], Travelling]]:
+        travelling = Travelling(self, axis, accumulators)
         stages: list[tuple[Any, bool]] = [
             (0, True),
             (Step(1, axis.size - 1, axis.size), True),
@@ -297,7 +297,7 @@ class Tracer(Vocabulary[Tensor]):
             self._tape = outer
 
 
-class _Travelling:
+class Travelling:
     """Accumulators on their way round a ring (``Vocabulary.rotate``)."""
 
     def __init__(self, ops: Tracer, axis: Axis, accumulators: tuple[Tensor, ...]) -> None:

@@ -115,10 +115,15 @@ class Watched(Executor):
 
     def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
         self.applying += 1
+        self._count_useful(primitive, inputs)  # before they may be freed
         outputs = super().apply(primitive, *inputs)
-        shapes = [tuple(x.shape) for x in inputs]
         sizes = ([Traced.new(tuple(x.shape), x.itemsize) for x in tensors] for tensors in (inputs, outputs))
         self.classes.update(primitive.flops(*sizes, Reading.DENSE))
+        self.applying -= 1
+        return outputs
+
+    def _count_useful(self, primitive: Primitive, inputs: Sequence[Tensor]) -> None:
+        shapes = [tuple(x.shape) for x in inputs]
         if isinstance(primitive, Attention | AttentionBackward):
             (b, h, n_q, d), (_, _, n_k, _), (_, _, _, e) = shapes[:3]
             pairs = int(kept(primitive.mask, n_q, n_k).sum())
@@ -137,8 +142,6 @@ class Watched(Executor):
                 n_q, n_k = (size.pop(index) for index in primitive.pairs)
                 size["pairs"] = int(kept(primitive.mask, n_q, n_k).sum())
             self.useful += 2 * math.prod(size.values())
-        self.applying -= 1
-        return outputs
 
 
 def _of_a_pair(primitive: Primitive, d: int, e: int) -> int:

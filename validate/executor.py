@@ -18,6 +18,7 @@ from costmodel.ops.vocabulary import Vocabulary
 from validate import kernels
 from validate.communication import Pending, Transport
 from validate.mesh import Mesh
+from validate.releasing import Memory, Releasing
 from validate.reverse import pulled_back, recomputed, recorded, scanned, stated
 
 
@@ -67,6 +68,7 @@ class Executor(Vocabulary[Tensor]):
         self.flash, self.device = flash, torch.device(device)
         self.transport = Transport(mesh or Mesh(), timeout_s)
         self._finite, self._done = finite, 0
+        self._releasing: Releasing | None = None
 
     def shape(self, x: Tensor) -> Shape:
         return tuple(x.shape)
@@ -79,10 +81,30 @@ class Executor(Vocabulary[Tensor]):
 
     def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-            return recorded(self, primitive, *inputs)
-        outputs = kernels.run(primitive, self, inputs)
-        self.look_through(type(primitive).__name__, outputs)
+            outputs = recorded(self, primitive, *inputs)
+        else:
+            outputs = kernels.run(primitive, self, inputs)
+            self.look_through(type(primitive).__name__, outputs)
+        self.ended(type(primitive).__name__, outputs)
         return outputs
+
+    @contextmanager
+    def releasing(self, releasing: Releasing) -> Iterator[None]:
+        """Within, memory is freed as a rehearsal found that it can be."""
+        self._releasing = releasing
+        try:
+            yield
+        finally:
+            self._releasing = None
+
+    def ended(self, what: str, made: Sequence[Tensor], reused: Sequence[Tensor] = ()) -> list[Memory]:
+        """An operation has ended that gave these tensors: what was freed, but ``reused`` ones, which are not."""
+        return [] if self._releasing is None else self._releasing.ended(what, made, reused)
+
+    def saves(self, tensors: Sequence[Tensor]) -> None:
+        """Autograd keeps these tensors."""
+        if self._releasing is not None:
+            self._releasing.keep(tensors)
 
     def look_through(self, what: str, tensors: Sequence[Tensor]) -> None:
         """Refuse values that are no finite numbers, if asked to.
@@ -103,15 +125,30 @@ class Executor(Vocabulary[Tensor]):
         return x if x.dtype == self.dtypes[precision] else super().cast(x, precision)
 
     def fused(self, name: str, body: Callable[..., Any], *inputs: Tensor, family: str = "elementwise") -> Any:
-        return recomputed(self, body, *inputs)
+        result = recomputed(self, body, *inputs)
+        self.ended(name, result if isinstance(result, tuple) else (result,))
+        return result
 
     @contextmanager
     def as_one(self) -> Iterator[None]:
         """Around operations that are one kernel where kernels are fused; of interest to those who watch."""
         yield
 
+    @contextmanager
+    def as_loop(self) -> Iterator[None]:
+        """Around operations that are one kernel, which goes through them many times: none of them ends anything."""
+        outer, self._releasing = self._releasing, None
+        try:
+            with self.as_one():
+                yield
+        finally:
+            self._releasing = outer
+
     def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Tensor) -> Any:
-        return stated(self, forward, backward, *inputs)
+        result = stated(self, forward, backward, *inputs)
+        if torch.is_grad_enabled():
+            self.ended("saved", ())
+        return result
 
     def when(self, condition: bool, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
         return then() if condition else otherwise()
@@ -130,8 +167,10 @@ class Executor(Vocabulary[Tensor]):
     ) -> tuple[Tensor, ...]:
         onward, given = -1 if reverse else 1, _copies(start)
         self.transport.neighbours(axis, "relay, waiting for the state", {}, {-onward: given})
+        self.ended("relay, received", given)
         passed = [x.contiguous() for x in body(given)]
         self.transport.neighbours(axis, "relay, passing the state on", {onward: passed}, {})
+        self.ended("relay, passed on", ())
         return given
 
     def pass_on(
@@ -140,6 +179,7 @@ class Executor(Vocabulary[Tensor]):
         onward, given = -1 if reverse else 1, _copies(start)
         passed = [x.contiguous() for x in own]
         self.transport.neighbours(axis, "passing a state on", {onward: passed}, {-onward: given})
+        self.ended("pass on", given)
         return given
 
     def prefix(
@@ -154,6 +194,7 @@ class Executor(Vocabulary[Tensor]):
             onward, given = -distance if reverse else distance, _copies(own)
             passed = [x.contiguous() for x in own]
             self.transport.neighbours(axis, f"prefix, {distance} ranks on", {onward: passed}, {-onward: given})
+            self.ended("prefix", given)
             own = combine(given, own) if position >= distance else own
             distance *= 2
         return own
@@ -168,7 +209,8 @@ class Executor(Vocabulary[Tensor]):
         reverse: bool = False,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         given = Operands(state, xs, constants, axis, reverse)
-        results = scanned(self, loop, given, *given.all)
+        results = scanned(self, loop, given)
+        self.ended(loop.name, results)
         return results[: len(state)], results[len(state) :]
 
     def pull_back(
@@ -188,14 +230,16 @@ class Executor(Vocabulary[Tensor]):
             following = None
             if step < axis.size - 1:
                 following = self.transport.shift(axis, blocks, f"ring step {step}, blocks", spare)
+                self.ended("RingShift", following.received)
             if step > 0:
                 travelling.shift(f"ring step {step}, accumulators")
             self.look_through(f"ring step {step} along axis '{axis.name}', the block of rank {owner(step)}", blocks)
             yield step, blocks, travelling
             travelling.settle()
+            reused = blocks if 0 < step < axis.size - 2 else ()  # the first are the caller's, the last but one the last
             if following is not None:
-                spare = blocks if step > 0 else None  # the first are the caller's
-                blocks = following.finish()
+                blocks, spare = following.finish(), reused or None
+            self.ended("ring step", (), reused)
 
 
 def _copies(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -101,8 +101,13 @@ def contract(primitive: Contract, ops: Executor, a: Tensor, b: Tensor) -> Tensor
         order = [term.index(i) for group in groups for i in group]
         return x.permute(order).reshape([torch.Size(size[i] for i in group).numel() for group in groups])
 
-    product = torch.bmm(matrices(a, left, batch, rows, summed), matrices(b.to(a.dtype), right, batch, summed, columns))
+    b = b.to(a.dtype)
     order = [*batch, *rows, *columns]
+    if [*batch, *columns, *rows] == list(result):  # the other way round it is dense: nobody will ask for a copy
+        order = [*batch, *columns, *rows]
+        product = torch.bmm(matrices(b, right, batch, columns, summed), matrices(a, left, batch, summed, rows))
+    else:
+        product = torch.bmm(matrices(a, left, batch, rows, summed), matrices(b, right, batch, summed, columns))
     return product.view([size[i] for i in order]).permute([order.index(i) for i in result])
 
 

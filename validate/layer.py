@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +22,15 @@ from costmodel.estimate import check_way
 from costmodel.mixer import Kept
 from costmodel.strategy import strategies
 from costmodel.subject import Layer, from_mixer
+from costmodel.tensor import Kind
+from costmodel.tensor import Tensor as Traced
+from costmodel.trace import Widths
 from costmodel.workload import Phase, Workload
 from validate.executor import Executor
 from validate.launch import Rank, init_from_environment
 from validate.layout import Level, shard, shard_nested
 from validate.mesh import CONTEXT_INSIDE, ORDER, Mesh
+from validate.releasing import Rehearsal, Releasing, Step, rehearse
 
 #: Bytes in which ranks tell each other their shapes.
 TEXT = 256
@@ -67,6 +71,7 @@ class DistributedLayer(nn.Module):
     def __init__(self, layer: Layer, task: Task, ops: Executor) -> None:
         super().__init__()
         self.layer, self.task, self.ops, self.mesh = layer, task, ops, ops.transport.mesh
+        self._rehearsed: dict[tuple[Any, ...], Sequence[Step]] = {}
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._aside = copy(ops.transport)  # the same ranks, counted apart
         self._aside.sent = dict(self._aside.sent)
@@ -240,12 +245,13 @@ class DistributedLayer(nn.Module):
                 part = self.ops.transport.all_gather(part, axis, 0)
         return part if length is None else part.narrow(dim, 0, length)
 
-    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor | None = None, *, spend: bool = False) -> Tensor:
         """The layer's output for this rank's tokens [B, n, D], as ``shard`` leaves them.
 
         Args:
             memory: this rank's tokens of the second sequence, cut by ``shard_memory``, where the mixer reads one; of a
                 shared layer, the embeddings of the tokens x, cut like x.
+            spend: whether the memory of x, and of ``memory``, may be freed once they are not needed any more.
 
         Raises:
             InputError: when the strategy does not apply to these shapes, or they differ between ranks.
@@ -254,7 +260,7 @@ class DistributedLayer(nn.Module):
         second = () if memory is None else (memory,)
         self._check(x, length, second=second)
         self._check_memory(memory, x)
-        return self.block(length)(self.ops, x, self.tables(length), (), dict(self.weights.items()), second)
+        return self._run(length, (x, *second), self.tables(length), spend=spend)
 
     def decode(self, x: Tensor, cache: Sequence[Tensor], length: int, embedded: Tensor | None = None) -> Tensor:
         """The layer's output [B, 1, D] for the last of ``length`` tokens.
@@ -271,7 +277,7 @@ class DistributedLayer(nn.Module):
         self._check(x, length, *cache, second=second)
         if self.layer.shared:
             self._check_memory(embedded, x)
-        return self.block(length)(self.ops, x, self.tables(length), tuple(cache), dict(self.weights.items()), second)
+        return self._run(length, (x, *second), self.tables(length), tuple(cache))
 
     def extend(self, x: Tensor, cache: Sequence[Tensor], cached: int, embedded: Tensor | None = None) -> Tensor:
         """The layer's output for this rank's new tokens [B, n, D], which follow on ``cached`` ones: a prefill.
@@ -289,7 +295,42 @@ class DistributedLayer(nn.Module):
         self._check(x, length, *cache, second=second, cached=cached)
         self._check_memory(embedded, x)
         tables = self.tables(length, cached)
-        return self.block(length)(self.ops, x, tables, tuple(cache), dict(self.weights.items()), second)
+        return self._run(length, (x, *second), tables, tuple(cache))
+
+    def _run(
+        self,
+        length: int,
+        given: tuple[Tensor, ...],
+        tables: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, ...] = (),
+        spend: bool = False,
+    ) -> Tensor:
+        """The block, whose memory is freed as soon as it is not needed."""
+        block, weights = self.block(length), dict(self.weights.items())
+        known = torch.is_grad_enabled(), *(tuple(x.shape for x in group) for group in (given, tables, cache))
+        if known not in self._rehearsed:
+            self._rehearsed[known] = self._rehearse(block, given, tables, cache)
+        releasing = Releasing(self._rehearsed[known], given if spend else ())
+        releasing.keep([*weights.values(), *tables, *cache, *(() if spend else given)])
+        with self.ops.releasing(releasing):
+            return block(self.ops, given[0], tables, cache, weights, given[1:])
+
+    def _rehearse(
+        self, block: Block, given: tuple[Tensor, ...], tables: tuple[Tensor, ...], cache: tuple[Tensor, ...]
+    ) -> Sequence[Step]:
+        """What the block does to memory, for tensors of these shapes."""
+
+        def shapes(tensors: Iterable[Tensor], kind: Kind) -> tuple[Traced, ...]:
+            return tuple(Traced.new(tuple(x.shape), x.itemsize, kind) for x in tensors)
+
+        weights = dict(zip(self.weights, shapes(self.weights.values(), "parameter"), strict=True))
+        cos_sin, kept = shapes(tables, "table"), shapes(cache, "cache")
+
+        def method(ops: Rehearsal, given: Sequence[Traced]) -> Traced:
+            return block(ops, given[0], (cos_sin[0], cos_sin[1]), kept, weights, tuple(given[1:]))
+
+        widths = Widths(self.ops.width("model"), self.ops.width("accumulate"), self.ops.width("gradient"))
+        return rehearse(Rehearsal(widths, torch.is_grad_enabled()), method, shapes(given, "activation"))
 
     def tables(self, length: int, cached: int = 0) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the rotary positions of this rank's part of ``length`` tokens; made once."""

@@ -18,10 +18,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from costmodel.ops.mesh import Axis
-from costmodel.ops.primitive import Primitive
-from costmodel.ops.scan import Recurrence
-from validate.executor import Executor, Travelling
+from validate.executor import Executor
+from validate.releasing import Memory
 
 
 @dataclass
@@ -76,6 +74,12 @@ class Live(TorchDispatchMode):
             self._alive.pop(place).died = len(self.marks)
         self.marks.append(what)
 
+    def freed(self, memories: Sequence[Memory]) -> None:
+        """Memory that has been given back, though there still are tensors in it."""
+        for memory in memories:
+            if piece := self._alive.pop(memory._cdata, None):
+                piece.died = len(self.marks)
+
     def held(self, at: int, without: Sequence[Tensor] = ()) -> list[Piece]:
         """What was there at a mark, but for what these tensors (gradients of weights) are."""
         left_out = {x.untyped_storage()._cdata for x in without}
@@ -99,28 +103,13 @@ class Remembering(Executor):
         self.live: Live | None = None
         self._inside = 0
 
-    def apply(self, primitive: Primitive, *inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = super().apply(primitive, *inputs)
-        self._mark(type(primitive).__name__)
-        return outputs
-
-    def fused(self, name: str, body: Callable[..., Any], *inputs: Tensor, family: str = "elementwise") -> Any:
-        result = super().fused(name, body, *inputs, family=family)
-        self._mark(name)
-        return result
-
-    def scan(self, loop: Recurrence, *operands: Any, **options: Any) -> Any:
-        result = super().scan(loop, *operands, **options)
-        self._mark(loop.name)
-        return result
-
-    def rotate(
-        self, axis: Axis, blocks: tuple[Tensor, ...], accumulators: tuple[Tensor, ...] = ()
-    ) -> Iterator[tuple[int, tuple[Tensor, ...], Travelling]]:
-        for found in super().rotate(axis, blocks, accumulators):
-            self._mark("ring shift")
-            yield found
-            del found
+    def ended(self, what: str, made: Sequence[Tensor], reused: Sequence[Tensor] = ()) -> list[Memory]:
+        if self.live is not None and not self._inside:
+            self.live.mark(what)
+        freed = super().ended(what, made, reused)
+        if self.live is not None:
+            self.live.freed(freed)
+        return freed
 
     @contextmanager
     def as_one(self) -> Iterator[None]:
@@ -129,10 +118,6 @@ class Remembering(Executor):
             yield
         finally:
             self._inside -= 1
-
-    def _mark(self, what: str) -> None:
-        if self.live is not None and not self._inside:
-            self.live.mark(what)
 
 
 class Source(torch.autograd.Function):

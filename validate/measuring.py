@@ -15,6 +15,7 @@ from validate.communication import Traffic
 from validate.job import Job
 from validate.launch import Rank
 from validate.layer import DistributedLayer
+from validate.live_memory import Sink
 
 #: Per token, of the root mean square over all tokens: how far a right result may be off, whose rounding errors have
 #: gone through some ten operations. bf16 has 8 bits, fp16 11, fp32 24.
@@ -83,40 +84,51 @@ class Prepared:
     def __init__(self, rank: Rank, job: Job, dtype: str) -> None:
         self.job, self.layer = job, job.on(rank)
         self.layer.load(job.weights(self.layer.whole_shapes, dtype))
-        self.x = job.tokens(self.layer, 0, dtype).requires_grad_(job.phase == "train")
-        self.second = [x.requires_grad_(job.phase == "train") for x in job.memory(self.layer, dtype)]
+        self._inputs = [job.tokens(self.layer, 0, dtype), *job.memory(self.layer, dtype)]
+        self.given: list[Tensor] = []
         self.seed = job.tokens(self.layer, 1, dtype) if job.phase == "train" else None
         self.cache = job.cache(self.layer, dtype) if job.phase == "decode" else []
         self.adam = Adam(list(self.layer.weights.values())) if job.phase == "train" else None
 
+    def renew(self) -> None:
+        """Inputs of their own for the next pass, without gradients; the pass frees them once it is done with them."""
+        for w in self.layer.weights.values():
+            w.grad = None
+        self.given = [x.clone().requires_grad_(self.seed is not None) for x in self._inputs]
+
     def forward(self) -> Tensor:
+        x, *second = self.given
         if self.job.phase == "decode":
-            return self.layer.decode(self.x, self.cache, self.job.length)
-        return self.layer(self.x, *self.second)
+            return self.layer.decode(x, self.cache, self.job.length)
+        return self.layer(x, *second, spend=True)
 
     def step(self) -> Tensor:
-        """The pass, with gradients of its own."""
-        self.forget()
+        """The pass."""
         with torch.set_grad_enabled(self.seed is not None):
             out = self.forward()
         if self.seed is not None:
             out.backward(self.seed)
         return out.detach()
 
-    def forget(self) -> None:
-        """Free the gradients of the step before."""
-        for x in (self.x, *self.second, *self.layer.weights.values()):
-            x.grad = None
+    def passed(self) -> None:
+        """The pass as between the layers of a model: nothing but the graph holds the output of a trained one."""
+        with torch.set_grad_enabled(self.seed is not None):
+            out = self.forward()
+            end = None if self.seed is None else Sink.apply(out, self.seed.clone)
+        del out
+        if end is not None:
+            end.backward(torch.zeros_like(end))
 
     def values(self) -> Values:
         """The pass, and the sum of gradients."""
+        self.renew()
         out = self.step()
         if self.seed is None:
             return Values(out.cpu())
         self.layer.sum_gradients()
-        assert self.x.grad is not None
         found = {name: w.grad.cpu() for name, w in self.layer.weights.items() if w.grad is not None}
-        return Values(out.cpu(), self.x.grad.cpu(), found, [x.grad.cpu() for x in self.second if x.grad is not None])
+        gradient, *second = [None if x.grad is None else x.grad.cpu() for x in self.given]
+        return Values(out.cpu(), gradient, found, [g for g in second if g is not None])
 
 
 def values(rank: Rank, job: Job, dtype: str) -> Values:
@@ -141,6 +153,7 @@ def step(rank: Rank, job: Job) -> Step:
 
 def _timed(prepared: Prepared) -> Step:
     layer = prepared.layer
+    prepared.renew()
     before, start = dict(layer.ops.transport.sent), _together(layer)
     out = prepared.step()
     worked, between = _now(layer), dict(layer.ops.transport.sent)
@@ -155,20 +168,23 @@ def _timed(prepared: Prepared) -> Step:
 
 
 def peak(rank: Rank, job: Job) -> int:
-    """Bytes that the allocator handed out at most while the job ran, and those of its input."""
+    """Bytes that the allocator handed out at most while the job ran, its input among them."""
     prepared = _prepared(rank, job)
-    prepared.forget()
     with allocating(prepared.layer.ops.device) as found:
-        prepared.step()
-    return found.peak + sum(x.nbytes for x in (prepared.x, *prepared.second))
+        prepared.renew()
+        prepared.passed()
+    return found.peak
 
 
 def step_and_peak(rank: Rank, job: Job) -> tuple[Step, int]:
-    """As ``step`` and ``peak`` of one and the same run, for a job that takes too long for several."""
+    """As ``step`` and ``peak`` of one and the same run, for a job that takes too long for several.
+
+    The output of a trained pass is held until its end, and its optimizer's memory is counted.
+    """
     prepared = _prepared(rank, job)
     with allocating(prepared.layer.ops.device) as found:
         done = _timed(prepared)
-    return done, found.peak + sum(x.nbytes for x in (prepared.x, *prepared.second))
+    return done, found.peak
 
 
 def _together(layer: DistributedLayer) -> float:

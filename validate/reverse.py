@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from validate.executor import Executor
 
 
+def _save(ctx: Any, ops: Executor, *tensors: Tensor) -> None:
+    if any(ctx.needs_input_grad):
+        ops.saves(tensors)
+    ctx.save_for_backward(*tensors)
+
+
 class Recorded(torch.autograd.Function):
     """A primitive, and its backward rule."""
 
@@ -38,7 +44,7 @@ class Recorded(torch.autograd.Function):
         shapes = tuple(tuple(x.shape) for x in (*inputs, *outputs))
         read = tensors_read(primitive, shapes, len(inputs), wanted)
         ctx.ops, ctx.primitive, ctx.wanted = ops, primitive, wanted
-        ctx.save_for_backward(*(x for x, needed in zip((*inputs, *outputs), read, strict=True) if needed))
+        _save(ctx, ops, *(x for x, needed in zip((*inputs, *outputs), read, strict=True) if needed))
         # A rule may ask for the shape of what it does not read: a tensor without memory tells it.
         ctx.stand_ins = [
             None if needed else torch.empty(x.shape, dtype=x.dtype, device="meta")
@@ -67,7 +73,7 @@ class Stated(torch.autograd.Function):
     ) -> Any:
         result, saved = forward(ops, *inputs)
         ctx.ops, ctx.own_backward, ctx.wanted = ops, backward, tuple(ctx.needs_input_grad[3:])
-        ctx.save_for_backward(*saved)
+        _save(ctx, ops, *saved)
         ctx.set_materialize_grads(False)
         return result
 
@@ -86,7 +92,7 @@ class Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ops: Executor, body: Callable[..., Any], *inputs: Tensor) -> Any:
         ctx.ops, ctx.body, ctx.wanted = ops, body, tuple(ctx.needs_input_grad[2:])
-        ctx.save_for_backward(*inputs)
+        _save(ctx, ops, *inputs)
         with ops.as_one():
             return body(ops, *inputs)
 
@@ -110,7 +116,7 @@ class Scanned(torch.autograd.Function):
         ctx.ops, ctx.loop = ops, loop
         ctx.places = len(given.state), len(given.xs), given.axis, given.reverse
         ctx.wanted = tuple(ctx.needs_input_grad[3:])
-        ctx.save_for_backward(*tensors)
+        _save(ctx, ops, *tensors)
         ctx.set_materialize_grads(False)
         return run_scan(ops, loop, given)
 
@@ -125,7 +131,7 @@ def run_scan(ops: Executor, loop: Recurrence, given: Operands) -> tuple[Tensor, 
     """The steps one after the other: the last state, and what they hand out, stacked."""
     state, handed = given.state, []
     steps = range(given.xs[0].shape[given.axis])
-    with ops.as_one():
+    with ops.as_loop():
         for index in reversed(steps) if given.reverse else steps:
             own = tuple(x.select(given.axis, index) for x in given.xs)
             after = loop.advance(ops, state, own, given.constants)
@@ -133,7 +139,9 @@ def run_scan(ops: Executor, loop: Recurrence, given: Operands) -> tuple[Tensor, 
             state = after
     if given.reverse:
         handed.reverse()
-    return (*state, *(torch.stack(entries, given.axis) for entries in zip(*handed, strict=True)))
+    # A part of a step's tensor would keep the whole of it.
+    last = (x if x.nbytes == x.untyped_storage().nbytes() else x.clone() for x in state)
+    return (*last, *(torch.stack(entries, given.axis) for entries in zip(*handed, strict=True)))
 
 
 def pulled_back(
@@ -149,9 +157,26 @@ def pulled_back(
 
 
 recorded: Callable[..., tuple[Tensor, ...]] = Recorded.apply
-stated: Callable[..., Any] = Stated.apply
-scanned: Callable[..., tuple[Tensor, ...]] = Scanned.apply
-recomputed: Callable[..., Any] = Recomputed.apply
+
+
+def stated(ops: Executor, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Tensor) -> Any:
+    """The result of ``forward``."""
+    return Stated.apply(ops, forward, backward, *inputs) if torch.is_grad_enabled() else forward(ops, *inputs)[0]
+
+
+def recomputed(ops: Executor, body: Callable[..., Any], *inputs: Tensor) -> Any:
+    """The result of ``body``."""
+    if torch.is_grad_enabled():
+        return Recomputed.apply(ops, body, *inputs)
+    with ops.as_one():
+        return body(ops, *inputs)
+
+
+def scanned(ops: Executor, loop: Recurrence, given: Operands) -> tuple[Tensor, ...]:
+    """The last state, and what the steps hand out."""
+    results: tuple[Tensor, ...]
+    results = Scanned.apply(ops, loop, given, *given.all) if torch.is_grad_enabled() else run_scan(ops, loop, given)
+    return results
 
 
 def asked_for(found: Sequence[Any], wanted: Sequence[bool]) -> list[Tensor | None]:

@@ -158,6 +158,7 @@ class _MiniBatch:
             return ops.add(value, ops.map("sub", layer[1], moved_b))
 
         (first, *others), (pair, *pairs) = network(before), self.found
+        self.found.clear()
         y = read(q, first, *pair)
         for layer, pair in zip(others, pairs, strict=True):
             y = read(ops.map("gelu", y), layer, *pair)

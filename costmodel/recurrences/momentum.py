@@ -112,6 +112,7 @@ class _Chunk:
     def emit(self, ops: Vocabulary[Any], before: Any, after: Any, tokens: Any, norms: Any) -> Any:
         (memory, momentum), (q, k, *_) = before, tokens
         step, keep, start, both = self.found
+        self.found.clear()
         scores = ops.mul(ops.contract("bhid,bhjd->bhij", q, k, CAUSAL, "ij"), both)
         moved = ops.contract("bhij,bhje->bhie", scores, step, CAUSAL, "ij")
         parts = ((keep, memory), (start, momentum))

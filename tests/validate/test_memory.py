@@ -1,4 +1,4 @@
-"""Memory of real training steps against the formulas: what operations leave for each other, and what is allocated."""
+"""Memory of real runs against the formulas: what operations leave for each other, and what is allocated."""
 
 from __future__ import annotations
 
@@ -37,21 +37,25 @@ class Held:
     allocated: int
 
 
-def trained(rank: Rank, case: Case) -> Held:
-    """A training step whose input and output only the graph holds, as between the layers of a model; twice."""
+def held(rank: Rank, case: Case) -> Held:
+    """A pass whose input nothing else holds and, trained, whose output only the graph holds; twice."""
     ops = Remembering(DTYPES[case.dtype], Mesh.of(case.mesh, rank.index), flash=case.flash, timeout_s=20)
     made = DistributedLayer(case.layer, Task(case.way, case.causal, case.phase, case.length), ops)
     made.load(case.weights(made.whole_shapes))
     x, seed = (made.shard(t.to(DTYPES[case.dtype])).contiguous() for t in case.tokens())
+    given_ = [x, *(made.shard_memory(t.to(DTYPES[case.dtype])).contiguous() for t in case.memory())]
 
     def step() -> None:
-        out = made(Source.apply(torch.zeros(0, requires_grad=True), x.clone))
+        if case.phase == "forward":
+            with torch.no_grad():
+                made(*(t.clone() for t in given_), spend=True)
+            return
+        out = made(*(Source.apply(torch.zeros(0, requires_grad=True), t.clone) for t in given_), spend=True)
         end = Sink.apply(out, seed.clone)
         del out
         end.backward(torch.zeros(0))
 
-    held_anyway = [*made.weights.values(), *made.tables(case.length), x, seed]
-    with Live(without=held_anyway) as ops.live:
+    with Live(without=[*made.weights.values(), *made.tables(case.length), *given_, seed]) as ops.live:
         step()
     live, ops.live = ops.live, None
     assert live is not None
@@ -83,30 +87,49 @@ FEWEST, MOST = 0.75, 1.4
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTENTION)
-def test_attention_holds_about_what_the_formula_says(pool: RankPool, name: str) -> None:
+def test_trained_attention_holds_about_what_the_formula_says(pool: RankPool, name: str) -> None:
     """Of the rank that has most; a rank that the mask leaves out of a step holds less."""
 
     @settings(max_examples=6)
     @given(plain(name))
     def check(case: Case) -> None:
-        known, found = expected(case), pool.run(trained, case, ranks=case.ranks)
+        known, found = expected(case), pool.run(held, case, ranks=case.ranks)
         told = [known.peak(rank) for rank in range(case.ranks)]
-        assert FEWEST * max(told) <= max(held.live for held in found) <= MOST * max(told)
+        assert FEWEST * max(told) <= max(each.live for each in found) <= MOST * max(told)
         # Kernels need memory of their own, which the allocator sees besides; and gradients of weights.
-        assert all(held.allocated >= held.live for held in found)
+        assert all(each.allocated >= each.live for each in found)
 
     check()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in mixers.names() if name != "cross-attention"])
-def test_every_mixer_holds_about_what_the_formula_says(name: str) -> None:
+def usual(name: str, phase: str) -> Case:
+    """A mixer of small sizes on one rank."""
     mixer = mixers.get(name)
     sizes = {key: 2 if size.cut else max(size.least, 4) for key, size in mixer.sizes.items()}
     given_ = {"kv_heads": 2, "window": 0, "head_dim": 8}
     (layer,) = from_mixer(name, 16, **sizes | {key: size for key, size in given_.items() if key in sizes}).layers
     length = 32 * mixer.grain(layer.sizes) * max(1, mixer.segments(layer.sizes)) if name == "longnet" else 96
-    causal = mixer.causality != "full"
-    case = Case(layer, strategies.get("whole"), {}, length, causal=causal, dtype="fp32", kernel=mixer.kernels[0])
-    found, told = trained(Rank(0, 1, 20.0), case), expected(case).peak(0)
+    causal, whole = mixer.causality != "full", strategies.get("whole")
+    return Case(layer, whole, {}, length, causal=causal, dtype="fp32", kernel=mixer.kernels[0], phase=phase)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mixers.names())
+def test_every_trained_mixer_holds_about_what_the_formula_says(name: str) -> None:
+    case = usual(name, "train")
+    found, told = held(Rank(0, 1, 20.0), case), expected(case).peak(0)
     assert FEWEST * told <= found.live <= MOST * told, f"{found.live} at {found.where}, not {told}"
+
+
+#: Reshaping the heads of a product, which are apart in its memory, makes a copy of them where the formula has a view.
+COPIED = {"bigbird": 1.05, "longnet": 1.22}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mixers.names())
+def test_every_mixer_holds_what_the_formula_says_to_the_byte(name: str) -> None:
+    case = usual(name, "forward")
+    found, told = held(Rank(0, 1, 20.0), case), expected(case).peak(0)
+    most = int(told * COPIED.get(name, 1))
+    assert told <= found.live <= most, f"{found.live} at {found.where}, not {told}"
+    assert found.allocated >= found.live
