@@ -84,6 +84,21 @@ BLOCKS = (
         (_kernel("attention_decode", "launch_s"),),
     ),
     Block(
+        "chunked recurrences",
+        tuple(f"chunk_{name}{phase}" for name in ("retention", "gla", "gated_delta") for phase in ("", "_training")),
+        ("scan",),
+        _kernel("scan", "compute", "memory"),
+        (_kernel("scan", "launch_s"),),
+    ),
+    Block(
+        "convolution",
+        ("short_convolution", "depthwise"),
+        ("convolution",),
+        _kernel("convolution", "memory"),
+        (_kernel("convolution", "launch_s"),),
+    ),
+    Block("long convolution", ("fft_convolution",), ("fft",), _kernel("fft", "memory")),
+    Block(
         "link",
         ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ring_shift"),
         ("links[0]",),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibrate.case import Case, Shapes, Sizes
+from calibrate.linear_mixers import LINEAR_MIXERS
 from calibrate.measurement import Measurement
 from calibrate.primitives import PRIMITIVES
 from costmodel.carries.pairs import Pairs
@@ -94,6 +95,7 @@ _QUERIES = ("B", "H", "H_kv", "n_q", "n_k", "d", "causal")
 
 CASES: dict[str, Case] = {
     **PRIMITIVES,
+    **LINEAR_MIXERS,
     "gemm": Case(
         "gemm",
         ("M", "K", "N"),

@@ -44,7 +44,7 @@ ROUNDS = 8
 def fit(
     block: Block, measurements: Iterable[Measurement], profile: Profile, variances: Variances | None = None
 ) -> Fit | None:
-    """Fit a block's numbers, terms chosen by cross-validation; ``None`` without measurements.
+    """Fit a block's numbers, terms chosen by cross-validation; ``None`` without measurements of numbers of the profile.
 
     A term that the profile has from elsewhere stays where the measurements do not speak against it.
 
@@ -59,6 +59,8 @@ def fit(
         return None
     profile = given = _uncorrelated(block, profile)
     (keys, *terms) = _relevant(block, rows, profile)
+    if not keys:
+        return None
     profile = placed(profile, {key: None for term in terms for key in term})
     best = validation_error(block, rows, profile, keys)
     for term in terms:
@@ -88,9 +90,13 @@ def _uncorrelated(block: Block, profile: Profile) -> Profile:
 
 
 def _relevant(block: Block, rows: Sequence[Measurement], profile: Profile) -> list[tuple[str, ...]]:
-    """Keys, and keys of each term, that some measurement depends on; a profile that has others keeps them."""
+    """Keys, and keys of each term, that some measurement depends on; a profile that has others keeps them.
+
+    A family of which the profile says nothing has the numbers of another, and no terms.
+    """
     held = tuple(key for key in block.keys if look_up(profile, key) is not None or ".collectives." in key)
-    groups = (held, *block.terms)
+    terms = (tuple(key for key in term if look_up(profile, key.rpartition(".")[0]) is not None) for term in block.terms)
+    groups = (held, *terms)
     every = [key for group in groups for key in group]
     base = started(profile, every)
     moving = dict(zip(every, np.any(slopes(Predictor(rows, base), base, every) != 0, axis=0), strict=True))

@@ -11,22 +11,20 @@ what follows from the source's benchmark script is said in the notes of the meas
 from __future__ import annotations
 
 import csv
+import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from calibrate.cases import case
 from calibrate.measurement import Measurement, write_measurements
+from calibrate.table_readers import RATE, READERS, TIME, Row, pairs, timed
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.hardware.quantity import Plain
 
 DATA = Path(__file__).parent / "data" / "published"
-
-Row = Mapping[str, str]
-#: What a reader finds in a row: the kernel, its sizes, and seconds of one unit of the row's metric.
-Found = tuple[str, dict[str, float], float]
 
 DEVICES = {
     "RTX4090": "rtx4090",
@@ -36,151 +34,10 @@ DEVICES = {
     "H100-80GB SXM5": "h100",
     "H200 SXM": "h200",
     "B200 SXM": "b200",
+    "GB200": "gb200",
+    "L40S": "l40s",
 }
 DTYPES = {"fp16_acc32": "fp16", "fp16": "fp16", "bf16": "bf16", "fp32": "fp32", "": "bf16"}
-TIME = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-RATE = {"TFLOP/s": 1e12, "GB/s": 1e9, "Gelem/s": 1e9}
-
-#: "large" in a table of bus bandwidths, with the size not stated.
-LARGE = 2**30
-
-#: What stands for a number; a name alone is true.
-WORDS = {"": 1.0, "True": 1.0, "False": 0.0}
-
-LLAMA = {"H": 32, "H_kv": 8, "d": 128}
-VOCABULARY = 128256
-
-
-def sizes_in(text: str) -> dict[str, float]:
-    """Sizes as tables write them: ``B=1,S=512,causal=False`` or ``2048x2048x13312``.
-
-    >>> sizes_in("B=1,S=512,H=32,d=128,causal")
-    {'B': 1.0, 'S': 512.0, 'H': 32.0, 'd': 128.0, 'causal': 1.0}
-    """
-    if re.fullmatch(r"\d+x\d+x\d+", text):
-        return dict(zip("MNK", map(float, text.split("x")), strict=True))
-    sizes: dict[str, float] = {}
-    for part in filter(None, text.split(",")):
-        name, _, number = part.partition("=")
-        sizes[name.strip()] = WORDS[number] if number in WORDS else float(number)
-    return sizes
-
-
-def _timed(row: Row, amount: float) -> tuple[float, str]:
-    """Seconds, and how they are known, of a row that says them or how much of ``amount`` a second is done."""
-    value, unit = float(row["value"]), row["unit"]
-    if unit in TIME:
-        return value * TIME[unit], "time"
-    return amount / (value * RATE[unit]), "rate of arithmetic" if unit == "TFLOP/s" else "rate of bytes"
-
-
-def _gemm(row: Row) -> Found:
-    """A best of square products of 1k to 10k is taken for the largest power of two among them."""
-    shape = row["shape_or_bytes"]
-    sizes = dict.fromkeys("MKN", 8192.0) if shape.startswith("best of") else sizes_in(shape)
-    return "gemm", {name: sizes[name] for name in "MKN"}, 2 * sizes["M"] * sizes["K"] * sizes["N"]
-
-
-def _pairs(s: Mapping[str, float]) -> float:
-    """FLOP of a forward pass as benchmarks of attention count them: half of all pairs under a causal mask."""
-    return 4 * s["B"] * s["H"] * s["n_q"] * s["n_k"] * s["d"] * (0.5 if s["causal"] else 1)
-
-
-def _attention(kernel: str) -> Callable[[Row], Found]:
-    def read(row: Row) -> Found:
-        given = {"B": 4.0, "H": 32.0, "causal": 0.0} | sizes_in(row["shape_or_bytes"])
-        sizes = {"B": given["B"], "H": given["H"], "H_kv": given.get("Hkv", given["H"])}
-        sizes |= {"n_q": given["S"], "n_k": given["S"], "d": given["d"], "causal": given["causal"]}
-        return kernel, sizes, _pairs(sizes)
-
-    return read
-
-
-def _chunk(row: Row) -> Found:
-    given = sizes_in(row["shape_or_bytes"])
-    sizes = {"B": 1.0, **LLAMA, "n_q": given["q"], "n_k": given["q"] + given["kv_prefix"], "causal": 1.0}
-    return "attention", sizes, 0.0
-
-
-def _decode(row: Row) -> Found:
-    given = sizes_in(row["shape_or_bytes"])
-    return "decode_attention", {"B": given["B"], **LLAMA, "n_k": given["kv"]}, 0.0
-
-
-def _tokens(kernel: str, **more: float) -> Callable[[Row], Found]:
-    def read(row: Row) -> Found:
-        given = sizes_in(row["shape_or_bytes"])
-        width = {"F": given["hidden"]} if kernel == "swiglu" else {"D": given["hidden"]} if kernel != "rope" else {}
-        return kernel, {"n": given["tokens"], **width, **more}, 0.0
-
-    return read
-
-
-def _rows(kernel: str) -> Callable[[Row], Found]:
-    """Throughput in elements."""
-
-    def read(row: Row) -> Found:
-        rows, _, columns = row["shape_or_bytes"].partition("x")
-        sizes = {"n": float(rows), "D": float(columns)}
-        return kernel, sizes, sizes["n"] * sizes["D"]
-
-    return read
-
-
-def _elements(kernel: str, bytes_each: float) -> Callable[[Row], Found]:
-    def read(row: Row) -> Found:
-        n = float(row["shape_or_bytes"].removesuffix(" elements"))
-        return kernel, {"n": n}, n * bytes_each
-
-    return read
-
-
-def _large_copy(row: Row) -> Found:
-    """Bytes read and written of a copy far larger than any cache."""
-    return "copy", {"n": LARGE / 2}, 2.0 * LARGE
-
-
-def _collective(kernel: str, bus_factor: Callable[[float], float]) -> Callable[[Row], Found]:
-    """A size that is not stated is large."""
-
-    def read(row: Row) -> Found:
-        text = row["shape_or_bytes"]
-        size = float(text) if text.isdigit() else float(LARGE)
-        ranks = float(row["num_gpus"])
-        return kernel, {"P": ranks, "bytes": size}, size * bus_factor(ranks)
-
-    return read
-
-
-def _part(ranks: float) -> float:
-    return (ranks - 1) / ranks
-
-
-#: Readers by the name of a kernel in a table.
-READERS: dict[str, Callable[[Row], Found]] = {
-    "gemm": _gemm,
-    "flash_attn2": _attention("attention"),
-    "xformers": _attention("attention"),
-    "torch_math_attention": _attention("vanilla_attention"),
-    "attention_prefill": _attention("attention"),
-    "fa_prefill": _chunk,
-    "fa_decode": _decode,
-    "act_fn": _tokens("swiglu"),
-    "final_layernorm": _tokens("add_rms_norm"),
-    "rotary_emb": _tokens("rope", **LLAMA),
-    "embedding": _tokens("embedding", V=VOCABULARY),
-    "softmax": _rows("softmax"),
-    "layernorm": _rows("layer_norm"),
-    "gelu": _elements("gelu", 1),
-    "elementwise_mul_scalar": _elements("scale", 8),
-    "memcpy_local": _large_copy,
-    "all_reduce": _collective("all_reduce", lambda ranks: 2 * _part(ranks)),
-    "all_gather": _collective("all_gather", _part),
-    "reduce_scatter": _collective("reduce_scatter", _part),
-    "alltoall": _collective("all_to_all", _part),
-    "send_recv": _collective("ring_shift", lambda ranks: 1.0),
-}
-
 #: Rows that are left out, by file or source, and why.
 LEFT_OUT: dict[str, str] = {
     "FlashAttention repo figure": "the same labels are in flashattention_labels.csv, with batch and heads",
@@ -206,18 +63,34 @@ CHECKED = {
     "FlashAttention-3": "a newer kernel than FlashAttention-2",
     "fa_prefill": "a serving kernel: reads keys through pages, and the cache is written in the same call",
     "attention_prefill": "a serving kernel: the cache is written in the same call",
+    "torch_depthwise_conv1d_k5": "torch's convolution of groups, eight times slower than kernels for this",
+}
+
+#: Rows of fewer tokens than this are not fitted, and why.
+SHORT = {
+    ("A100 SXM", "causal_conv1d_fn"): (
+        math.inf,
+        "in that time the stated channels cannot be read: twice the bandwidth",
+    ),
+    ("L40S", "causal_conv1d_fn"): (8192, "operands stay in the last-level cache"),
+    ("L40S", "chunk_gated_delta_rule"): (8192, "operands stay in the last-level cache"),
 }
 
 
 #: Wider heads take other tiles, of which a multiprocessor holds one: another kernel (flash_fwd_launch_template.h).
 WIDEST_HEAD = 128
 
-#: Cards of a machine that lets them reach each other over PCIe.
-PEERS = 4
+#: Cards of a machine that reach each other over PCIe as fast as any two.
+PEERS = {"rtx4090": 4, "l40s": 2}
 
 #: Sources and kernels that are timed on the host: what takes less than this many seconds has much of the host's in it.
 HOST_TIMED = {
     ("LLMCompass real hardware", ""): (1e-3, "timed on the host, whose 47 us are much of it"),
+    ("fla README", ""): (0.8e-3, "timed on the host, whose launches are much of it"),
+    **{
+        ("fla README", f"{name}_fwdbwd"): (2.1e-3, "timed on the host, whose launches are much of it")
+        for name in ("chunk_retention", "chunk_gla", "chunk_gdn", "flash_attn")
+    },
     ("vidur network profile", "all_reduce"): (1e-4, "timed on the host: 32 to 64 us whatever the size, up to 1 MiB"),
 }
 
@@ -242,7 +115,7 @@ def read_table(path: Path) -> Iterator[Measurement]:
             continue
         try:
             kernel, sizes, amount = READERS[name](row)
-            seconds, quantity = _timed(row, amount)
+            seconds, quantity = timed(row, amount)
         except (KeyError, ValueError) as error:
             raise InputError(where, Plain(row["shape_or_bytes"]), f"cannot be read as {name}: {error}") from None
         yield _measurement(row, kernel, sizes, (seconds, quantity), _source(row, seen), where)
@@ -290,15 +163,20 @@ def _measurement(
         notes.append(f"size as printed: {row['shape_or_bytes'] or 'none'}")
     why = CHECKED.get(name)
     device, transport = DEVICES[row["hardware"]], _transport(row)
-    if sizes.get("d", 0) > WIDEST_HEAD:
+    if "n_k" in sizes and sizes["d"] > WIDEST_HEAD:
         why = why or f"another kernel: heads wider than {WIDEST_HEAD}"
-    if transport == "peer to peer" and sizes["P"] > PEERS:
-        why = f"more than the {PEERS} cards of the profile's machine"
+    if transport == "peer to peer" and sizes["P"] > PEERS[device]:
+        why = f"more than {PEERS[device]} cards, which are not all as near"
+    least, short = SHORT.get((row["hardware"], name), (0.0, ""))
+    if sizes.get("n", 0) < least:
+        why = short
     why = _host_timed(row["source"], name, timed[0]) or why
+    if "outlier" in row["notes"]:
+        why = "the source's own outlier"
     notes.append(why or "")
     try:
         found = Measurement(
-            device=f"{device}_p2p" if transport == "peer to peer" else device,
+            device=f"{device}_p2p" if transport == "peer to peer" and device == "rtx4090" else device,
             kernel=kernel,
             implementation=name,
             dtype=DTYPES[row["dtype"]],
@@ -352,7 +230,7 @@ def read_attention_labels(path: Path) -> Iterator[Measurement]:
             sizes = {"B": float(row["batch"]), "H": float(row["heads"]), "H_kv": float(row["kv_heads"])}
             length = float(row["seq_len"])
             sizes |= {"n_q": length, "n_k": length, "d": float(row["head_dim"]), "causal": float(row["causal"])}
-            seconds, quantity = _timed(row, _pairs(sizes) * (3.5 if train else 1))
+            seconds, quantity = timed(row, pairs(sizes) * (3.5 if train else 1))
         except (KeyError, ValueError) as error:
             raise InputError(where, Plain("the row"), f"cannot be read: {error}") from None
         told = row | {"kernel_or_collective": row["method"], "shape_or_bytes": f"S={length:.0f}"}
@@ -385,6 +263,7 @@ TABLES = (
     "hw-memory-elementwise.csv",
     "hw-collectives.csv",
     "hw-pcie-p2p.csv",
+    "hw-linear-mixers.csv",
     "rtx4090_llmservingsim.csv",
 )
 

@@ -58,6 +58,12 @@ class Decay(Generic[T]):
         return self.reading is not None
 
 
+def in_chunks(ops: Vocabulary[T], x: T, chunk: Dim) -> T:
+    """Chunks [B, H, N, C, ...] of tokens [B, H, n, ...]."""
+    b, h, n, *others = ops.shape(x)
+    return ops.reshape(x, (b, h, divide(n, chunk), chunk, *others))
+
+
 def spread(ops: Vocabulary[T], x: T, heads: Dim) -> T:
     """Tensors [B, H_kv, ...] that the heads of a group share, for each of them."""
     groups = ops.shape(x)[1]
@@ -85,9 +91,7 @@ def all_pairs(ops: Vocabulary[T], queries: Sequence[T], keys: Sequence[T], decay
         rows = others[len(reading) :]
         return _by_channel(ops, rows[: len(queries)], rows[len(queries) :], sums)
 
-    found: tuple[T, ...] = ops.fused(
-        "pairs with decay", body, decay.running, *reading, *queries, *keys, family="attention"
-    )
+    found: tuple[T, ...] = ops.fused("pairs with decay", body, decay.running, *reading, *queries, *keys, family="scan")
     return found
 
 

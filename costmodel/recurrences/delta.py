@@ -3,19 +3,22 @@
 ``chunked`` writes a chunk's updates as K^T U, U = T (b V) - T (b K) S (Yang et al. 2024, arXiv 2406.06484, section 3.2;
 with decay Yang et al. 2024, arXiv 2412.06464; per channel Kimi Linear, arXiv 2510.26692). ``recurrent`` goes token by
 token. What a stretch of tokens does to the state is a matrix [d, d] for each head.
+
+``chunked`` has the kernels of flash-linear-attention (ops/gated_delta_rule/chunk.py, ops/kda/chunk.py): T b K and T b V
+of all chunks, a scan that writes states before chunks and updates, and the outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from costmodel.carries.state import Tensors
-from costmodel.dims import Dim
+from costmodel.dims import Dim, is_number
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.chunk_pairs import Decay, all_pairs
+from costmodel.recurrences.chunk_pairs import CAUSAL, Decay, all_pairs, in_chunks
 from costmodel.recurrences.matrix_states import MatrixStates
 
 T = TypeVar("T")
@@ -39,7 +42,6 @@ class Delta(MatrixStates[T]):
     log_decay: T | None
     chunk: Dim
     kernel: str = "chunked"
-    before_scan: ClassVar[int] = 2
 
     def streams(self) -> tuple[T, ...]:
         own = self.q, self.k, self.v, self.beta
@@ -49,25 +51,28 @@ class Delta(MatrixStates[T]):
         q, k, v, beta, *decay = streams
         return replace(self, q=q, k=k, v=v, beta=beta, log_decay=decay[0] if decay else None)
 
+    @property
+    def scanned(self) -> int:
+        return 3 if self.log_decay is None else 4
+
     def chunks(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """Scores, queries for the state before; T b K, T b V, keys that add to the state, its decay."""
-        q, k, v, beta = (self.cut(ops, y) for y in (self.q, self.k, self.v, self.beta))
-        running = None if self.log_decay is None else ops.cumsum(self.cut(ops, self.log_decay), 3)
-        weighted = ops.mul(k, beta)
-        own, scores = all_pairs(ops, (weighted, q), (k,), None if running is None else Decay(running))
-        inverse = ops.triangular_inverse(own)
-        values = ops.contract("bhnij,bhnje->bhnie", inverse, ops.mul(v, beta))
-        late = k
-        decay: Tensors[T] = ()
-        if running is not None:
-            b, h, n, _, d = ops.shape(running)
-            last = ops.slice(running, 3, self.chunk - 1, 1)
-            shrink = ops.map("exp", running)
-            q, weighted = ops.mul(q, shrink), ops.mul(weighted, shrink)
-            late = ops.mul(k, ops.map("exp", ops.map("sub", last, running)))
-            decay = (ops.reshape(ops.map("exp", last), (b, h, n, d, 1)),)
-        keys = ops.contract("bhnij,bhnjd->bhnid", inverse, weighted)
-        return (scores, q, keys, values, late, *decay)
+        """T b K, T b V, keys, sums of decay; queries, and with one decay a channel scores."""
+        q, k, v, beta = (in_chunks(ops, y, self.chunk) for y in (self.q, self.k, self.v, self.beta))
+        if self.log_decay is None:
+            return (*ops.fused("chunks", _chunks, k, v, beta, family="scan"), k, q)
+        running = ops.cumsum(in_chunks(ops, self.log_decay, self.chunk), 3)
+        queries = () if is_number(ops.shape(running)[4], 1) else (q,)
+        keys, values, *scores = ops.fused("chunks", _chunks, k, v, beta, running, *queries, family="scan")
+        return keys, values, k, running, q, *scores
+
+    def values(self, ops: Vocabulary[T], prepared: Tensors[T], befores: T, updates: T) -> T:
+        _, _, k, *others = prepared
+        *decay, q = others[: self.scanned - 2]
+        scores = others[self.scanned - 2 :]
+        body = _values if scores else _values_of_pairs
+        own = (scores[0], q) if scores else (k, q)
+        result: T = ops.fused("outputs of chunks", body, updates, befores, *own, *decay, family="scan")
+        return result
 
     @staticmethod
     def over_chunks(read: bool) -> Recurrence:
@@ -77,15 +82,22 @@ class Delta(MatrixStates[T]):
             return ops.map("sub", chunk[1], ops.contract("bhid,bhde->bhie", chunk[0], state))
 
         def advance(ops: Vocabulary[Any], states: Any, chunk: Any, _: Any) -> Any:
-            keys, _values, late, *decay = chunk
+            keys, _values, late, *sums = chunk
             *matrix, state = states
-            added = [ops.map("neg", ops.contract("bhid,bhde->bhie", keys, m)) for m in matrix]
-            kept = [ops.mul(s, decay[0]) if decay else s for s in states]
-            steps = (*added, updates(ops, state, chunk))
-            return tuple(ops.add(s, ops.contract("bhid,bhie->bhde", late, u)) for s, u in zip(kept, steps, strict=True))
+            steps = [ops.map("neg", ops.contract("bhid,bhde->bhie", keys, m)) for m in matrix]
+            steps.append(updates(ops, state, chunk))
+            for running in sums:
+                b, h, c, d = ops.shape(running)
+                last = ops.slice(running, 2, c - 1, 1)
+                late = ops.mul(late, ops.map("exp", ops.map("sub", last, running)))
+                decay = ops.map("exp", ops.reshape(last, (b, h, d, 1)))
+                states = [ops.mul(s, decay) for s in states]
+            return tuple(
+                ops.add(s, ops.contract("bhid,bhie->bhde", late, u)) for s, u in zip(states, steps, strict=True)
+            )
 
         def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
-            return (before[-1], updates(ops, before[-1], chunk)) if read else ()
+            return (ops.cast(before[-1], "model"), updates(ops, before[-1], chunk)) if read else ()
 
         return Recurrence("states of chunks", advance, emit)
 
@@ -102,6 +114,33 @@ class Delta(MatrixStates[T]):
             return (ops.contract("bhd,bhde->bhe", token[0], after[-1]),) if read else ()
 
         return Recurrence("delta rule of tokens", advance, emit, "recurrence")
+
+
+def _chunks(ops: Vocabulary[T], k: T, v: T, beta: T, *more: T) -> tuple[T, ...]:
+    """T b K and T b V [B, H, N, C, d or e], given the sums of decay if there is any; scores of queries if given."""
+    running, queries = more[:1], more[1:]
+    weighted = ops.mul(k, beta)
+    decay = Decay(*running) if running else None
+    own, *scores = all_pairs(ops, (weighted, *queries), (k,), decay)
+    inverse = ops.triangular_inverse(own)
+    values = ops.contract("bhnij,bhnje->bhnie", inverse, ops.mul(v, beta))
+    for sums in running:
+        weighted = ops.mul(weighted, ops.map("exp", sums))
+    return ops.contract("bhnij,bhnjd->bhnid", inverse, weighted), values, *scores
+
+
+def _values_of_pairs(ops: Vocabulary[T], updates: T, befores: T, k: T, q: T, *running: T) -> T:
+    """Values of chunks, of pairs with no decay, or with one a head."""
+    (scores,) = all_pairs(ops, (q,), (k,), Decay(*running) if running else None)
+    return _values(ops, updates, befores, scores, q, *running)
+
+
+def _values(ops: Vocabulary[T], updates: T, befores: T, scores: T, q: T, *running: T) -> T:
+    """Values of chunks, of their scores [B, H, N, C, C] and of the states before them."""
+    for sums in running:
+        q = ops.mul(q, ops.map("exp", sums))
+    within = ops.contract("bhnij,bhnje->bhnie", scores, updates, CAUSAL, "ij")
+    return ops.add(within, ops.contract("bhnid,bhnde->bhnie", q, befores))
 
 
 def step(ops: Vocabulary[T], state: T, token: tuple[T, T | None, T], log_decay: T | None) -> T:

@@ -1,22 +1,21 @@
 """A transition diagonal plus low rank: S_t = (diag(exp g_t) - b_t z_t^T) S_{t-1} + k_t v_t^T, o_t = q_t S_t.
 
 ``chunked`` writes a chunk's removals as B^T U, U = -T (A V + Z S), with T the inverse of a triangular matrix
-(flash-linear-attention ops/generalized_delta_rule/dplr/naive.py, where a = -z); ``recurrent`` goes token by token. What
-a stretch of tokens does to the state is a matrix [d, d] for each head.
+(flash-linear-attention ops/generalized_delta_rule/dplr/naive.py, where a = -z), and has the kernels of chunk.py there;
+``recurrent`` goes token by token. What a stretch of tokens does to the state is a matrix [d, d] for each head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from costmodel.carries.state import Tensors
 from costmodel.dims import Dim
-from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.chunk_pairs import Decay, all_pairs
+from costmodel.recurrences.chunk_pairs import CAUSAL, Decay, all_pairs, in_chunks
 from costmodel.recurrences.matrix_states import MatrixStates
 
 T = TypeVar("T")
@@ -41,7 +40,6 @@ class DiagonalLowRank(MatrixStates[T]):
     log_decay: T
     chunk: Dim
     kernel: str = "chunked"
-    before_scan: ClassVar[int] = 3
 
     def streams(self) -> tuple[T, ...]:
         return self.q, self.k, self.v, self.z, self.b, self.log_decay
@@ -50,31 +48,24 @@ class DiagonalLowRank(MatrixStates[T]):
         q, k, v, z, b, log_decay = streams
         return replace(self, q=q, k=k, v=v, z=z, b=b, log_decay=log_decay)
 
-    def chunks(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """Scores of what is removed, queries for the state before, values of own pairs; then the scan's.
+    @property
+    def scanned(self) -> int:
+        return 6
 
-        These are T Z, T A V, the directions of what is removed, keys, values, and the decay of the chunk.
-        """
-        q, k, v, z, b, log_decay = (self.cut(ops, y) for y in self.streams())
+    def chunks(self, ops: Vocabulary[T]) -> Tensors[T]:
+        """T Z, T A V, directions of what is removed, keys, values, decay; then scores of both, and queries."""
+        q, k, v, z, b, log_decay = (in_chunks(ops, y, self.chunk) for y in self.streams())
         running, before = ops.cumsum(log_decay, 3), ops.cumsum(log_decay, 3, exclusive=True)
-        last = ops.slice(running, 3, self.chunk - 1, 1)
-        left = ops.map("exp", ops.map("sub", last, running))
-        reading = ops.mul(z, ops.map("exp", before))
-        scores, removals = all_pairs(ops, (q,), (k, b), Decay(running))
-        seen, own = all_pairs(ops, (z,), (k, b), Decay(running, before))
-        inverse = ops.triangular_inverse(own)
-        batch, heads, count, _, d = ops.shape(running)
-        return (
-            removals,
-            ops.mul(q, ops.map("exp", running)),
-            _apply(ops, scores, v),
-            _apply(ops, inverse, reading),
-            _apply(ops, inverse, _apply(ops, seen, v)),
-            ops.mul(b, left),
-            ops.mul(k, left),
-            v,
-            ops.reshape(ops.map("exp", last), (batch, heads, count, d, 1)),
+        scores, removals, seen, own, queries, keys, directions, reading, decay = ops.fused(
+            "pairs of chunks", _pairs, q, k, z, b, running, before, family="scan"
         )
+        reading, held = ops.fused("chunks", _chunks, own, seen, reading, v, family="scan")
+        return reading, held, directions, keys, v, decay, scores, removals, queries
+
+    def values(self, ops: Vocabulary[T], prepared: Tensors[T], befores: T, updates: T) -> T:
+        v, own = prepared[4], prepared[self.scanned :]
+        result: T = ops.fused("outputs of chunks", _values, updates, befores, v, *own, family="scan")
+        return result
 
     @staticmethod
     def over_chunks(read: bool) -> Recurrence:
@@ -95,7 +86,7 @@ class DiagonalLowRank(MatrixStates[T]):
             return (*after[:-1], ops.add(after[-1], ops.contract("bhid,bhie->bhde", keys, values)))
 
         def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
-            return (before[-1], removed(ops, before[-1], chunk)) if read else ()
+            return (ops.cast(before[-1], "model"), removed(ops, before[-1], chunk)) if read else ()
 
         return Recurrence("states of chunks", advance, emit)
 
@@ -113,8 +104,36 @@ class DiagonalLowRank(MatrixStates[T]):
         return Recurrence("recurrence of tokens", advance, emit, "recurrence")
 
 
+def _pairs(ops: Vocabulary[T], q: T, k: T, z: T, b: T, running: T, before: T) -> tuple[T, ...]:
+    """Pairs of q and z with k and b; queries, keys, directions and z with decay to the ends of chunks; its whole."""
+    batch, heads, count, chunk, d = ops.shape(running)
+    last = ops.slice(running, 3, chunk - 1, 1)
+    left = ops.map("exp", ops.map("sub", last, running))
+    return (
+        *all_pairs(ops, (q,), (k, b), Decay(running)),
+        *all_pairs(ops, (z,), (k, b), Decay(running, before)),
+        ops.mul(q, ops.map("exp", running)),
+        ops.mul(k, left),
+        ops.mul(b, left),
+        ops.mul(z, ops.map("exp", before)),
+        ops.reshape(ops.map("exp", last), (batch, heads, count, d, 1)),
+    )
+
+
+def _chunks(ops: Vocabulary[T], own: T, seen: T, reading: T, v: T) -> tuple[T, T]:
+    """T Z and T A V [B, H, N, C, d or e]."""
+    inverse = ops.triangular_inverse(own)
+    return _apply(ops, inverse, reading), _apply(ops, inverse, _apply(ops, seen, v))
+
+
+def _values(ops: Vocabulary[T], updates: T, befores: T, v: T, scores: T, removals: T, queries: T) -> T:
+    """Values of chunks, of their own pairs, of what is removed, and of the states before them."""
+    within = ops.add(_apply(ops, scores, v), _apply(ops, removals, updates))
+    return ops.add(within, ops.contract("bhnid,bhnde->bhnie", queries, befores))
+
+
 def _apply(ops: Vocabulary[T], pairs: T, values: T) -> T:
-    return ops.contract("bhnij,bhnje->bhnie", pairs, values, Mask(causal=True), "ij")
+    return ops.contract("bhnij,bhnje->bhnie", pairs, values, CAUSAL, "ij")
 
 
 def moved(ops: Vocabulary[T], state: T, z: T, b: T, log_decay: T) -> T:

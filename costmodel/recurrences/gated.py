@@ -4,6 +4,10 @@ P is q_i^T diag(exp(G_i - G_j)) k_j below the diagonal, G the running sum of the
 implementations of it: ``chunked`` (matrix products within chunks, a scan over chunks; Yang et al. 2023, arXiv
 2312.06635, section 4; Dao & Gu 2024, arXiv 2405.21060, section 6), ``recurrent`` (token by token, the state on chip)
 and ``quadratic`` (P written out).
+
+``chunked`` has the kernels of flash-linear-attention (ops/common/chunk_h.py, chunk_o.py, ops/gla/chunk.py): one scan
+reads keys and values and writes the state before each chunk at the model's precision, one kernel makes the outputs of
+all chunks of these; with one decay a channel, one more makes the pairs.
 """
 
 from __future__ import annotations
@@ -13,11 +17,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
-from costmodel.dims import Dim, divide
-from costmodel.masks import Mask
+from costmodel.dims import Dim, is_number
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.chunk_pairs import Decay, decayed_pairs, spread
+from costmodel.recurrences.chunk_pairs import CAUSAL, Decay, decayed_pairs, in_chunks, spread
 
 T = TypeVar("T")
 
@@ -73,7 +76,19 @@ class Gated(State[T]):
         return _quadratic(ops, self) if self.kernel == "quadratic" else super().whole(ops)
 
     def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        return () if self.kernel == "recurrent" else _chunks(ops, self)
+        """q, k, v in chunks; with decay, its sums, and those that queries read by; pairs with one decay a channel.
+
+        Such pairs are a kernel of their own; others are made where they are used.
+        """
+        if self.kernel == "recurrent":
+            return ()
+        q, k, v = (in_chunks(ops, x, self.chunk) for x in (self.q, self.k, self.v))
+        decay = self.decay(ops)
+        if decay is None:
+            return q, k, v
+        sums = _sums(ops, in_chunks(ops, decay, self.chunk), self.before)
+        pairs = () if is_number(ops.shape(decay)[3], 1) else (decayed_pairs(ops, q, k, sums),)
+        return q, k, v, sums.running, sums.upto, *pairs
 
     def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
         (state,), _ = self._scan(ops, prepared, self.initial(ops), read=False)
@@ -83,13 +98,16 @@ class Gated(State[T]):
         return Affine((ops.map("exp", _by_row(ops, ops.sum(decay, (2,)))),), (state,))
 
     def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
-        _, handed = self._scan(ops, prepared, state, read=True)
+        _, (handed,) = self._scan(ops, prepared, state, read=True)
         if self.kernel == "recurrent":
-            return handed[0]
-        within, queries = prepared[:2]
-        before = ops.contract("bhnid,bhnde->bhnie", queries, handed[0])
-        b, h, _, e = ops.shape(self.v)
-        return ops.reshape(ops.add(within, before), (b, h, ops.shape(self.v)[2], e))
+            return handed
+        q, k, v, *decay = prepared
+        if len(decay) == 3:
+            values = ops.fused("outputs of chunks", _values, v, handed, q, *decay[1:], family="scan")
+        else:
+            decay = decay if self.before else decay[:1]
+            values = ops.fused("outputs of chunks", _values_of_pairs, v, handed, q, k, *decay, family="scan")
+        return ops.reshape(values, ops.shape(self.v))
 
     def _scan(
         self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T], read: bool
@@ -101,7 +119,7 @@ class Gated(State[T]):
             own = spread(ops, self.q, heads), spread(ops, self.k, heads), self.v
             tokens = own if decay is None else (*own, decay)
             return ops.scan(_tokens(read, self.before), state, tokens, axis=2)
-        return ops.scan(states_of_chunks(read), state, prepared[2:], axis=2)
+        return ops.scan(_over_chunks(read), state, prepared[1:4], axis=2)
 
 
 def _by_row(ops: Vocabulary[T], decay: T) -> T:
@@ -110,45 +128,44 @@ def _by_row(ops: Vocabulary[T], decay: T) -> T:
     return ops.reshape(decay, (b, h, d, 1))
 
 
-def _chunks(ops: Vocabulary[T], x: Gated[T]) -> Tensors[T]:
-    """Of each chunk: values of its own pairs, queries for the state before, what it adds to the state, its decay."""
-
-    def cut(y: T) -> T:
-        b, h, n, d = ops.shape(y)
-        return ops.reshape(y, (b, h, divide(n, x.chunk), x.chunk, d))
-
-    q, k, v = cut(x.q), cut(x.k), cut(x.v)
-    decay = x.decay(ops)
-    if decay is None:
-        within = _within(ops, q, k, v, None)
-        return within, q, ops.cast(ops.contract("bhnid,bhnie->bhnde", k, v), "accumulate")
-    sums = _sums(ops, cut(decay), x.before)
-    b, h, n, _, d = ops.shape(sums.running)
-    last = ops.slice(sums.running, 3, x.chunk - 1, 1)
-    late = ops.mul(spread(ops, k, h), ops.map("exp", ops.map("sub", last, sums.running)))
-    added = ops.cast(ops.contract("bhnid,bhnie->bhnde", late, v), "accumulate")
-    early = ops.mul(spread(ops, q, h), ops.map("exp", sums.upto))
-    return _within(ops, q, k, v, sums), early, added, ops.reshape(ops.map("exp", last), (b, h, n, d, 1))
-
-
 def _sums(ops: Vocabulary[T], decay: T, before: bool) -> Decay[T]:
     """Sums of decay from the chunk's start."""
     return Decay(ops.cumsum(decay, 3), ops.cumsum(decay, 3, exclusive=True) if before else None)
 
 
-def _within(ops: Vocabulary[T], q: T, k: T, v: T, decay: Decay[T] | None) -> T:
-    """Values from the pairs within a chunk [B, H, N, C, e]."""
-    return ops.contract("bhnij,bhnje->bhnie", decayed_pairs(ops, q, k, decay), v, Mask(causal=True), "ij")
+def _values_of_pairs(ops: Vocabulary[T], v: T, befores: T, q: T, k: T, *sums: T) -> T:
+    """Values of chunks [B, H, N, C, e], of pairs with no decay, or with one a head, by its ``sums``."""
+    if not sums:
+        return _values(ops, v, befores, q, None, decayed_pairs(ops, q, k, None))
+    decay = Decay(*sums)
+    return _values(ops, v, befores, q, decay.upto, decayed_pairs(ops, q, k, decay))
 
 
-def states_of_chunks(read: bool) -> Recurrence:
-    """Over what each chunk adds to the state, and its decay; hands out the state before each chunk."""
+def _values(ops: Vocabulary[T], v: T, befores: T, q: T, upto: T | None, pairs: T) -> T:
+    """Values of chunks, of their own pairs [B, H, N, C, C] and of the states before them [B, H, N, d, e]."""
+    if upto is not None:
+        q = ops.mul(spread(ops, q, ops.shape(v)[1]), ops.map("exp", upto))
+    within = ops.contract("bhnij,bhnje->bhnie", pairs, v, CAUSAL, "ij")
+    return ops.add(within, ops.contract("bhnid,bhnde->bhnie", q, befores))
+
+
+def _over_chunks(read: bool) -> Recurrence:
+    """Over keys and values of chunks, and sums of decay; hands out the state before each."""
 
     def advance(ops: Vocabulary[Any], state: Any, chunk: Any, _: Any) -> Any:
-        added, *decay = chunk
-        return (ops.add(ops.mul(state[0], decay[0]) if decay else state[0], added),)
+        k, v, *sums = chunk
+        kept = state[0]
+        for running in sums:
+            _, h, c, _ = ops.shape(running)
+            last = ops.slice(running, 2, c - 1, 1)
+            k = ops.mul(spread(ops, k, h), ops.map("exp", ops.map("sub", last, running)))
+            kept = ops.mul(kept, ops.map("exp", _by_row(ops, last)))
+        return (ops.add(kept, ops.cast(ops.contract("bhid,bhie->bhde", k, v), "accumulate")),)
 
-    return Recurrence("states of chunks", advance, lambda ops, before, after, chunk, _: before if read else ())
+    def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
+        return (ops.cast(before[0], "model"),) if read else ()
+
+    return Recurrence("states of chunks", advance, emit)
 
 
 def _tokens(read: bool, earlier: bool) -> Recurrence:
@@ -175,5 +192,6 @@ def _quadratic(ops: Vocabulary[T], x: Gated[T]) -> T:
 
     decay = x.decay(ops)
     sums = None if decay is None else replace(_sums(ops, alone(decay), x.before), whole=x.chunk)
-    out = _within(ops, alone(x.q), alone(x.k), alone(x.v), sums)
+    pairs = decayed_pairs(ops, alone(x.q), alone(x.k), sums)
+    out = ops.contract("bhnij,bhnje->bhnie", pairs, alone(x.v), CAUSAL, "ij")
     return ops.reshape(out, ops.shape(x.v))

@@ -18,15 +18,11 @@ from typing import Any, TypeVar
 
 from costmodel.carries.state import Affine, Summed, Tensors
 from costmodel.dims import Dim, divide, is_number, log2
-from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.chunk_pairs import Decay, decayed_pairs, spread
-from costmodel.recurrences.gated import states_of_chunks
+from costmodel.recurrences.chunk_pairs import CAUSAL, Decay, decayed_pairs, in_chunks, spread
 
 T = TypeVar("T")
-
-CAUSAL = Mask(causal=True)
 
 
 @dataclass(frozen=True)
@@ -63,30 +59,18 @@ class Levels(Summed[T]):
 
     def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
         """Values of chunks' own pairs; of each chunk queries and scales of states, what it adds, and its decay."""
-        chunk = 2**self.within
-
-        def cut(x: T) -> T:
-            b, h, n, d = ops.shape(x)
-            return ops.reshape(x, (b, h, divide(n, chunk), chunk, d))
-
-        q, k, v, decay, scales = (cut(x) for x in self.streams())
+        q, k, v, decay, scales = (in_chunks(ops, x, 2**self.within) for x in self.streams())
         running = ops.cumsum(decay, 3)
-        b, h, n, _, _ = ops.shape(running)
-        last = ops.slice(running, 3, chunk - 1, 1)
         near = ops.slice(scales, 4, 0, 1 + self.within)
-        pairs = ops.mul(decayed_pairs(ops, q, k, Decay(running)), ops.fused("levels of pairs", _of_pairs, near))
-        within = ops.contract("bhnij,bhnje->bhnie", pairs, v, CAUSAL, "ij")
-        late = ops.mul(spread(ops, k, h), ops.map("exp", ops.map("sub", last, running)))
-        added = ops.cast(ops.contract("bhnid,bhnie->bhnde", late, v), "accumulate")
-        early = ops.mul(spread(ops, q, h), ops.map("exp", running))
         far = ops.slice(scales, 4, 1 + self.within, ops.shape(scales)[4] - 1 - self.within)
-        return within, early, far, added, ops.reshape(ops.map("exp", last), (b, h, n, 1, 1))
+        within, early, added, left = ops.fused("chunks", _of_chunks, q, k, v, running, near, family="scan")
+        return within, early, far, added, left
 
     def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
         """The decay [B, H, 1, 1] and the state [B, H, d, e] of all tokens of this rank."""
         b, h, _, d, e = ops.shape(prepared[3])
         start = ops.zeros((b, h, d, e), "accumulate")
-        (state,), _ = ops.scan(states_of_chunks(read=False), (start,), prepared[3:], axis=2)
+        (state,), _ = ops.scan(_STATES, (start,), prepared[3:], axis=2)
         return Affine((ops.map("exp", ops.sum(self.log_decay, (2,))),), (state,))
 
     def advance(self, ops: Vocabulary[T], does: Affine[T], state: Tensors[T]) -> Tensors[T]:
@@ -97,6 +81,18 @@ class Levels(Summed[T]):
     def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
         _, (before,) = ops.scan(_CHUNKS, state, prepared[1:], axis=2)
         return ops.reshape(ops.add(prepared[0], before), ops.shape(self.v))
+
+
+def _of_chunks(ops: Vocabulary[T], q: T, k: T, v: T, running: T, near: T) -> tuple[T, T, T, T]:
+    """Values of chunks' own pairs, queries of the states before, what a chunk adds to the state, and its decay."""
+    b, h, n, c, _ = ops.shape(running)
+    last = ops.slice(running, 3, c - 1, 1)
+    pairs = ops.mul(decayed_pairs(ops, q, k, Decay(running)), _of_pairs(ops, near))
+    within = ops.contract("bhnij,bhnje->bhnie", pairs, v, CAUSAL, "ij")
+    late = ops.mul(spread(ops, k, h), ops.map("exp", ops.map("sub", last, running)))
+    added = ops.cast(ops.contract("bhnid,bhnie->bhnde", late, v), "accumulate")
+    early = ops.mul(spread(ops, q, h), ops.map("exp", running))
+    return within, early, added, ops.reshape(ops.map("exp", last), (b, h, n, 1, 1))
 
 
 def _of_levels(ops: Vocabulary[T], decay: T) -> T:
@@ -180,6 +176,11 @@ def _advance(ops: Vocabulary[Any], state: Any, chunk: Any, _: Any) -> Any:
     return joined(ops, ops.mul(states, _of_levels(ops, decay)), full, added)
 
 
+_STATES = Recurrence(
+    "states of chunks",
+    lambda ops, state, chunk, _: (ops.add(ops.mul(state[0], chunk[1]), chunk[0]),),
+    lambda *_: (),
+)
 _CHUNKS = Recurrence(
     "levels of chunks",
     _advance,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
-from costmodel.dims import Dim, divide
+from costmodel.dims import Dim
 from costmodel.masks import Mask
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
@@ -25,7 +25,7 @@ class MatrixStates(State[T]):
     Attributes:
         chunk: tokens of a chunk.
         kernel: one of ``KERNELS``.
-        before_scan: how many of the tensors of ``chunks`` are not for the scan over chunks.
+        scanned: how many of the tensors of ``chunks`` the scan over chunks reads, which come first.
     """
 
     q: T
@@ -33,13 +33,18 @@ class MatrixStates(State[T]):
     v: T
     chunk: Dim
     kernel: str
-    before_scan: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def scanned(self) -> int: ...
 
     @abstractmethod
     def chunks(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """Of each chunk: scores of what the scan hands out, queries for the state before, values of its own pairs if
-        there are others; then what the scan reads.
-        """
+        """What the scan reads of each chunk, then what only ``values`` reads."""
+
+    @abstractmethod
+    def values(self, ops: Vocabulary[T], prepared: Tensors[T], befores: T, updates: T) -> T:
+        """Values [B, H, N, C, e] as one kernel, from states before chunks and updates, which the scan hands out."""
 
     @staticmethod
     @abstractmethod
@@ -63,7 +68,7 @@ class MatrixStates(State[T]):
         if self.kernel == "recurrent":
             (matrix, state), _ = ops.scan(self.over_tokens(read=False), start, self.streams(), axis=2)
         else:
-            chunks = prepared[self.before_scan :]
+            chunks = prepared[: self.scanned]
             (matrix, state), _ = ops.scan(self.over_chunks(read=False), start, chunks, axis=2)
         return Affine((matrix,), (state,))
 
@@ -76,18 +81,8 @@ class MatrixStates(State[T]):
     def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
         if self.kernel == "recurrent":
             return ops.scan(self.over_tokens(read=True), state, self.streams(), axis=2)[1][0]
-        scores, queries, *others = prepared[: self.before_scan]
-        _, (befores, updates) = ops.scan(self.over_chunks(read=True), state, prepared[self.before_scan :], axis=2)
-        within = ops.contract("bhnij,bhnje->bhnie", scores, updates, Mask(causal=True), "ij")
-        for more in others:
-            within = ops.add(more, within)
-        before = ops.contract("bhnid,bhnde->bhnie", queries, befores)
-        return ops.reshape(ops.add(within, before), ops.shape(self.v))
-
-    def cut(self, ops: Vocabulary[T], y: T) -> T:
-        """Chunks [B, H, N, C, ...] of tokens [B, H, n, ...]."""
-        b, h, n, d = ops.shape(y)
-        return ops.reshape(y, (b, h, divide(n, self.chunk), self.chunk, d))
+        _, handed = ops.scan(self.over_chunks(read=True), state, prepared[: self.scanned], axis=2)
+        return ops.reshape(self.values(ops, prepared, *handed), ops.shape(self.v))
 
 
 def identity(ops: Vocabulary[T], k: T) -> T:

@@ -13,16 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
-from costmodel.dims import Dim, divide
-from costmodel.masks import Mask
+from costmodel.dims import Dim
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.recurrences.chunk_pairs import Decay, decays_of_pairs
-from costmodel.recurrences.gated import states_of_chunks
+from costmodel.recurrences.chunk_pairs import CAUSAL, Decay, decays_of_pairs, in_chunks
 
 T = TypeVar("T")
-
-CAUSAL = Mask(causal=True)
 
 
 @dataclass(frozen=True)
@@ -54,25 +50,11 @@ class MultiInput(State[T]):
         return (ops.zeros((b, h, ops.shape(self.k)[4], e), "accumulate"),)
 
     def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """Of each chunk: values of its own pairs, queries for the state before, what it adds to that, its decay."""
+        """q, k, v in chunks, and sums of decay."""
         if self.kernel == "recurrent":
             return ()
-
-        def cut(y: T) -> T:
-            b, h, n, *others = ops.shape(y)
-            return ops.reshape(y, (b, h, divide(n, self.chunk), self.chunk, *others))
-
-        q, k, v, log_decay = (cut(y) for y in self.streams())
-        running = ops.cumsum(log_decay, 3)
-        b, h, n, c, _ = ops.shape(running)
-        last = ops.slice(running, 3, c - 1, 1)
-        late = ops.mul(k, _of_rows(ops, ops.map("exp", ops.map("sub", last, running))))
-        added = ops.cast(ops.contract("bhnird,bhnire->bhnde", late, v), "accumulate")
-        early = ops.mul(q, _of_rows(ops, ops.map("exp", running)))
-        scores = ops.contract("bhnisd,bhnjrd->bhnsrij", q, k, CAUSAL, "ij")
-        decays = ops.reshape(decays_of_pairs(ops, Decay(running)), (b, h, n, 1, 1, c, c))
-        within = ops.contract("bhnsrij,bhnjre->bhnise", ops.mul(scores, decays), v, CAUSAL, "ij")
-        return within, early, added, ops.reshape(ops.map("exp", last), (b, h, n, 1, 1))
+        q, k, v, log_decay = (in_chunks(ops, y, self.chunk) for y in self.streams())
+        return q, k, v, ops.cumsum(log_decay, 3)
 
     def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
         (state,), _ = self._scan(ops, prepared, self.initial(ops), read=False)
@@ -82,11 +64,9 @@ class MultiInput(State[T]):
     def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
         _, (handed,) = self._scan(ops, prepared, state, read=True)
         b, h, n, r, e = ops.shape(self.v)
-        if self.kernel == "recurrent":
-            return ops.reshape(handed, (b, h, n, r * e))
-        within, queries = prepared[:2]
-        before = ops.contract("bhnisd,bhnde->bhnise", queries, handed)
-        return ops.reshape(ops.add(within, before), (b, h, n, r * e))
+        if self.kernel != "recurrent":
+            handed = ops.fused("outputs of chunks", _values, *prepared, handed, family="scan")
+        return ops.reshape(handed, (b, h, n, r * e))
 
     def _scan(
         self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T], read: bool
@@ -94,12 +74,34 @@ class MultiInput(State[T]):
         """Through chunks, handing out the state before each; or through tokens, handing out their values."""
         if self.kernel == "recurrent":
             return ops.scan(_tokens(read), state, self.streams(), axis=2)
-        return ops.scan(states_of_chunks(read), state, prepared[2:], axis=2)
+        return ops.scan(_over_chunks(read), state, prepared[1:], axis=2)
 
 
-def _of_rows(ops: Vocabulary[T], x: T) -> T:
-    """A number of each token [B, H, N, C, 1] for its rows [B, H, N, C, 1, 1]."""
-    return ops.reshape(x, (*ops.shape(x), 1))
+def _values(ops: Vocabulary[T], q: T, k: T, v: T, running: T, befores: T) -> T:
+    """Values [B, H, N, C, R, e], of pairs within chunks and of the states before them [B, H, N, d, e]."""
+    scores = ops.contract("bhnisd,bhnjrd->bhnsrij", q, k, CAUSAL, "ij")
+    b, h, n, c, _ = ops.shape(running)
+    decays = ops.reshape(decays_of_pairs(ops, Decay(running)), (b, h, n, 1, 1, c, c))
+    within = ops.contract("bhnsrij,bhnjre->bhnise", ops.mul(scores, decays), v, CAUSAL, "ij")
+    early = ops.mul(q, ops.reshape(ops.map("exp", running), (b, h, n, c, 1, 1)))
+    return ops.add(within, ops.contract("bhnisd,bhnde->bhnise", early, befores))
+
+
+def _over_chunks(read: bool) -> Recurrence:
+    """Over keys and values of chunks, and sums of decay; hands out the state before each."""
+
+    def advance(ops: Vocabulary[Any], state: Any, chunk: Any, _: Any) -> Any:
+        k, v, running = chunk
+        b, h, c, _one = ops.shape(running)
+        last = ops.slice(running, 2, c - 1, 1)
+        left = ops.map("exp", ops.map("sub", last, running))
+        added = ops.contract("bhird,bhire->bhde", ops.mul(k, ops.reshape(left, (b, h, c, 1, 1))), v)
+        return (ops.add(ops.mul(state[0], ops.map("exp", last)), ops.cast(added, "accumulate")),)
+
+    def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
+        return (ops.cast(before[0], "model"),) if read else ()
+
+    return Recurrence("states of chunks", advance, emit)
 
 
 def _tokens(read: bool) -> Recurrence:

@@ -67,14 +67,14 @@ def short_convolution(ops: Vocabulary[T], x: T, taps: T, at: Site[T]) -> T:
     b, h, n, d = ops.shape(x)
     k = ops.shape(taps)[2]
     channels = ops.reshape(ops.permute(x, (0, 1, 3, 2)), (b, h * d, n))
-    mixed = _slide(ops, ops.halo(channels, 2, k - 1, 0, at.line), ops.reshape(taps, (h * d, k)))
+    mixed = slide(ops, ops.halo(channels, 2, k - 1, 0, at.line), ops.reshape(taps, (h * d, k)))
     return ops.permute(ops.reshape(mixed, (b, h, d, n)), (0, 1, 3, 2))
 
 
 def convolution_step(ops: Vocabulary[T], x: T, taps: T, cache: T) -> T:
     """The same for one new token; the cache [B, H d, K - 1] holds the inputs of the tokens before."""
     b, h, n, d = ops.shape(x)
-    mixed = _slide(ops, _seen(ops, x, cache), ops.reshape(taps, (h * d, ops.shape(taps)[2])))
+    mixed = slide(ops, _seen(ops, x, cache), ops.reshape(taps, (h * d, ops.shape(taps)[2])))
     return ops.permute(ops.reshape(mixed, (b, h, d, n)), (0, 1, 3, 2))
 
 
@@ -101,11 +101,13 @@ def _seen(ops: Vocabulary[T], x: T, cache: T) -> T:
     return seen
 
 
-def _slide(ops: Vocabulary[T], x: T, taps: T) -> T:
+def slide(ops: Vocabulary[T], x: T, taps: T) -> T:
+    """silu of a depthwise convolution [B, C, n], as one kernel: x [B, C, n + K - 1], taps [C, K]."""
+
     def body(ops: Vocabulary[Any], x: Any, taps: Any) -> Any:
         return ops.map("silu", ops.depthwise(x, taps))
 
-    result: T = ops.fused("short convolution", body, x, taps)
+    result: T = ops.fused("short convolution", body, x, taps, family="convolution")
     return result
 
 

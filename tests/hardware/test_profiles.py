@@ -11,24 +11,27 @@ from costmodel.errors import InputError, UnknownNameError
 from costmodel.hardware import Profile, Quantity, load_profile, profiles
 from costmodel.hardware.profile import STAND_INS, Kernels
 
-BUILT_IN = ["a100", "cpu", "h100", "h200", "rtx4090", "rtx4090_p2p"]
-GPUS = ["a100", "h100", "h200", "rtx4090"]
+BUILT_IN = ["a100", "b200", "cpu", "gb200", "h100", "h200", "l40s", "rtx4090", "rtx4090_p2p"]
+GPUS = ["a100", "b200", "h100", "h200", "l40s", "rtx4090"]
 
 # TFLOP/s, dense. RTX 4090: hmc-tech, rows fp16_acc32, bf16_acc32, tf32, fp8_acc32, fp32 (the rows that
-# accumulate in fp16 say twice as much). The others: ml-engineering TFLOPS table, rows A100, H100, H200 SXM.
+# accumulate in fp16 say twice as much). The others: ml-engineering TFLOPS table, rows A100, H100, H200, B200 SXM, L40S.
 DENSE = {
     "rtx4090": {"bf16": 165.2, "fp16": 165.2, "tf32": 82.58, "fp8": 330.3, "fp32": 82.58},
     "a100": {"bf16": 312, "fp16": 312, "tf32": 156, "fp32": 19.5},
     "h100": {"bf16": 989, "fp16": 989, "tf32": 494.5, "fp8": 1979, "fp32": 67},
     "h200": {"bf16": 989, "fp16": 989, "tf32": 494.5, "fp8": 1979, "fp32": 67},
+    "b200": {"bf16": 2250, "fp16": 2250, "tf32": 1125, "fp8": 4500, "fp32": 80},
+    "l40s": {"bf16": 362, "fp16": 362, "tf32": 183, "fp8": 733, "fp32": 91.6},
 }
-# GB/s: thefpsreview for the RTX 4090, ml-engineering memory table for the others.
-MEMORY_GB_PER_S = {"rtx4090": 1008, "a100": 2000, "h100": 3350, "h200": 4800}
-# GB/s one way, ml-engineering network README: PCIe 4 x16, NVLink 3, NVLink 4, NVLink 4.
-LINE_GB_PER_S = {"rtx4090": 31, "a100": 300, "h100": 450, "h200": 450}
+# GB/s: thefpsreview for the RTX 4090, ml-engineering memory table for the others (L40S: its note).
+MEMORY_GB_PER_S = {"rtx4090": 1008, "l40s": 864, "a100": 2000, "h100": 3350, "h200": 4800, "b200": 8000}
+# GB/s one way, ml-engineering network README: PCIe 4 x16, NVLink 3, NVLink 4; aiconfigurator: NVLink 5.
+LINE_GB_PER_S = {"rtx4090": 31, "l40s": 31, "a100": 300, "h100": 450, "h200": 450, "b200": 900}
 # TFLOP/s, the fastest bf16 or fp16 matrix product anybody published for the card (for H200, of the same die):
-# MAMF 178.8 at 14336x4096x4096; LLMCompass 293.0334 at 8192x16384x16384; MAMF 821.2 at 6144x17920x2816.
-FASTEST_GEMM = {"rtx4090": 178.8, "a100": 293.04, "h100": 821.2, "h200": 821.2}
+# MAMF 178.8 at 14336x4096x4096; LLMCompass 293.0334 at 8192x16384x16384; MAMF 821.2 at 6144x17920x2816, and of B200
+# 1745 at 1792x16128x3072; torch-performance-test-data 269.15 of L40S.
+FASTEST_GEMM = {"rtx4090": 178.8, "l40s": 269.15, "a100": 293.04, "h100": 821.2, "h200": 821.2, "b200": 1745.0}
 
 
 def quantities(noun: object, path: str = "") -> list[tuple[str, Quantity]]:
@@ -60,9 +63,11 @@ def test_name_in_file_is_file_name(name: str) -> None:
 
 
 def test_walk_finds_every_quantity() -> None:
-    # Device: 7 single numbers, 2 of the cache, 5 dense rates and 8 families of 2, of which 6 state their spread, matrix
-    # products a launch and a term, attention a term and decoding a launch; two links of 3, one shared, one spread and
-    # one uplink total; the host's 2; 2 each of merges, composition and tiles. 7 + 2 + 5 + 16 + 6 + 4 + 9 + 2 + 6 = 57.
+    # Device: 7 single numbers, 2 of the cache, 5 dense rates and 11 families of 2, of which 6 state their spread,
+    # matrix products a launch and a term, attention a term and decoding a launch; two links of 3, one shared, one
+    # spread and one uplink total; the host's 2; 2 each of merges, composition and tiles. 7 + 2 + 5 + 22 + 6 + 4 + 9 +
+    # 2 + 6 = 63.
+    assert len(quantities(load_profile("rtx4090"))) == 63
     assert len(quantities(load_profile("rtx4090"))) == 57
 
 
@@ -84,7 +89,7 @@ def test_a_profile_is_calibrated_if_it_has_fitted_numbers(profile: Profile) -> N
         path for path, quantity in quantities(profile) if "costmodel calibrate --from published/" in quantity.source
     ]
     assert profile.calibrated is bool(fitted)
-    assert profile.calibrated is (profile.name in ("a100", "h100", "rtx4090", "rtx4090_p2p"))
+    assert profile.calibrated is (profile.name != "cpu")
 
 
 def test_the_card_is_the_same_with_peer_to_peer_transfers() -> None:
@@ -148,9 +153,10 @@ def test_a_bf16_rate_of_geforce_accumulates_in_fp32() -> None:
 def test_each_family_is_reached_by_name() -> None:
     kernels = load_profile("h100").device.kernels
     families = ("gemm", "attention", "attention_backward", "elementwise", "reduction", "gather", "copy")
-    assert kernels.keys() == families == Kernels.__struct_fields__[: len(families)]
+    assert kernels.keys()[: len(families)] == families == Kernels.__struct_fields__[: len(families)]
     assert set(STAND_INS) == set(Kernels.__struct_fields__[len(families) :])
-    assert kernels.taken("scan") is kernels.elementwise
+    assert kernels.taken("scan") is kernels.scan
+    assert kernels.taken("recurrence") is kernels.elementwise
     assert kernels["gemm"] is kernels.gemm
     assert "gem" not in kernels
     with pytest.raises(UnknownNameError, match="Did you mean 'gemm'"):
