@@ -99,6 +99,12 @@ BLOCKS = (
     ),
     Block("long convolution", ("fft_convolution",), ("fft",), _kernel("fft", "memory")),
     Block(
+        "convolution by matrices",
+        ("monarch_convolution", "monarch_outer_convolution"),
+        ("device.single.Monarch_convolution",),
+        ("device.single.Monarch_convolution.compute",),
+    ),
+    Block(
         "link",
         ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ring_shift"),
         ("links[0]",),

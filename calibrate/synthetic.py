@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
+from msgspec import structs
 
 from calibrate.block import BLOCKS, Block
 from calibrate.fit import fit_keys
@@ -19,6 +20,7 @@ from calibrate.measurement import Measurement
 from calibrate.predictor import Predictor
 from calibrate.profile_numbers import HALF_90, started
 from costmodel.hardware import Profile, load_profile
+from costmodel.hardware.profile import look_up, placed
 from costmodel.uncertainty import moved
 
 Shape = Mapping[str, float]
@@ -65,8 +67,10 @@ class Form:
 
 
 def base() -> Profile:
-    """Where fits start: a profile without fitted numbers."""
-    return load_profile("h200")
+    """Where fits start: a profile without terms and correlations that a fit found."""
+    profile = structs.replace(load_profile("h200"), correlations=())
+    terms = (key for block in BLOCKS for term in block.terms for key in term)
+    return placed(profile, {key: None for key in terms if look_up(profile, key) is not None})
 
 
 def _block(name: str) -> Block:

@@ -67,10 +67,10 @@ class MonarchConvolution(LongConvolution[T]):
 
         result: T
         if not outside:
-            result = ops.fused("Monarch convolution", all_of_it, self.x, spectrum, *transform.constants)
+            result = ops.fused("Monarch convolution", all_of_it, self.x, spectrum, *transform.constants, family="fft")
             return result
-        z = ops.fused("outer factor", transform.outer_forward, self.x, *transform.constants)
-        z = ops.fused("Monarch convolution", inner, z, spectrum, *transform.constants)
+        z = ops.fused("outer factor", transform.outer_forward, self.x, *transform.constants, family="fft")
+        z = ops.fused("Monarch convolution", inner, z, spectrum, *transform.constants, family="fft")
         return self._outer_back(ops, z, transform)
 
     def _outer_back(self, ops: Vocabulary[T], z: T, transform: Monarch[T]) -> T:
@@ -80,7 +80,7 @@ class MonarchConvolution(LongConvolution[T]):
             own = transform.on(constants)
             return own.real(ops, own.step_back(ops, z, 0), n)
 
-        result: T = ops.fused("outer factor back", last, z, *transform.constants)
+        result: T = ops.fused("outer factor back", last, z, *transform.constants, family="fft")
         return result
 
 
