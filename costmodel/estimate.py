@@ -120,6 +120,8 @@ def estimate(subject: Subject, workload: Workload, cluster: Cluster, chosen: Cho
     ways = chosen.ways(subject.layers, workload.causal, mesh["tensor"] > 1)
     for way in ways:
         _check_axes(way, mesh)
+    if chosen.context_inside and min(mesh["context"], mesh["ulysses"]) == 1:
+        raise InputError("--context-inside", "given", "only a grid of context and Ulysses ranks has two placements")
     one = Meshes.one(mesh, chosen.context_inside)
     layers = list(zip(subject.layers, ways, strict=True))
     length = padded(workload.length, pieces(subject.layers, ways, workload, one))

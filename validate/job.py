@@ -37,6 +37,7 @@ class Job:
         mesh: ranks along each axis.
         length: tokens of the sequence; when decoding, of the cache with the new token.
         batch: sequences, over all ranks.
+        context_inside: of a grid, whether context ranks follow each other, within Ulysses ranks.
     """
 
     mixer: str
@@ -51,6 +52,7 @@ class Job:
     sizes: Mapping[str, int] = field(default_factory=dict)
     width: int | None = None
     seed: int = 0
+    context_inside: bool = False
 
     @property
     def ranks(self) -> int:
@@ -71,7 +73,7 @@ class Job:
     @property
     def expected(self) -> Expected:
         """The formulas of this run."""
-        return Expected(self.layer, self.way, self.workload, self.mesh, DTYPES[self.dtype])
+        return Expected(self.layer, self.way, self.workload, self.mesh, DTYPES[self.dtype], self.context_inside)
 
     def of(self, length: int) -> Job:
         """The same for the first tokens only."""
@@ -79,13 +81,13 @@ class Job:
 
     def alone(self) -> Job:
         """The same in one process, in float64."""
-        return replace(self, strategy="whole", mesh={}, dtype="fp64")
+        return replace(self, strategy="whole", mesh={}, dtype="fp64", context_inside=False)
 
     def on(self, rank: Rank) -> DistributedLayer:
         """The layer on a rank, on its GPU where the ranks talk over NCCL."""
         cuda = dist.is_initialized() and dist.get_backend() == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else "cpu"
-        mesh = Mesh.of(self.mesh, rank.index)
+        mesh = Mesh.of(self.mesh, rank.index, self.context_inside)
         ops = Executor(DTYPES[self.dtype], mesh, timeout_s=rank.timeout_s, device=device)
         return DistributedLayer(self.layer, Task(self.way, self.causal, self.phase, self.length), ops)
 

@@ -6,9 +6,11 @@ interface, or over NCCL where each has a GPU of its own. Under ``torchrun``, the
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +33,8 @@ from validate.communication import CommunicationError
 
 #: Seconds for all ranks to import torch and find each other.
 STARTUP_S = 120.0
+#: What Linux calls it that a process is sent a signal when its parent ends (prctl(2)).
+PR_SET_PDEATHSIG = 1
 #: Seconds in which other ranks may report, after the first failure: the first to report need not be the cause.
 GRACE_S = 1.0
 
@@ -193,9 +198,21 @@ class Launched:
     rank: Rank
 
     def run(self, function: Callable[..., Any], *arguments: Any, timeout_s: float = 60.0) -> list[Any]:
-        """``function(Rank, *arguments)`` on each rank: their results, by rank, on every rank."""
+        """``function(Rank, *arguments)`` on each rank: their results, by rank, on every rank.
+
+        Raises:
+            RankError: when it raises on this rank, or another does not answer; the launcher then ends all of them.
+        """
         results: list[Any] = [None] * self.rank.size
-        dist.all_gather_object(results, function(replace(self.rank, timeout_s=timeout_s), *arguments))
+        try:
+            own = function(replace(self.rank, timeout_s=timeout_s), *arguments)
+        except Exception as error:
+            raise RankError(f"rank {self.rank.index} raised {type(error).__name__}: {error}") from error
+        try:
+            dist.all_gather_object(results, own)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise RankError(f"rank {self.rank.index} waited for the results of others: {reason}") from error
         return results
 
 
@@ -254,7 +271,7 @@ def _context() -> Any:
 def _serve(index: int, size: int, device: Device, store: str, connection: Connection) -> None:
     """The life of a rank: join the others, then run what is asked until the pool goes away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes: the pool's owner ends the ranks
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _end_with_owner(Path(store).parent)
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     connection.send_bytes(_reply(index, pickle.dumps((_join, (device, store), size, STARTUP_S))))
@@ -289,11 +306,24 @@ def _reply(index: int, job: bytes) -> bytes:
         return pickle.dumps(_Failure(index, text, isinstance(error, CommunicationError)))
 
 
-def _end_with_parent() -> None:
+def _end_with_owner(folder: Path) -> None:
+    """Have this process end when the pool's owner does, however that ends, and the folder in which ranks met go.
+
+    A thread waits for the owner. It cannot where the process is stopped, or a kernel holds the interpreter: then Linux
+    kills it with the fork server, which ends once nobody holds the pipe that every rank has inherited of the owner.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def wait_and_end() -> None:
+        parent.join()
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=wait_and_end, daemon=True).start()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.close(forkserver._forkserver._forkserver_alive_fd)
 
 
 def _told(failures: Sequence[_Failure], silent: Sequence[int]) -> str:

@@ -37,7 +37,7 @@ def predict(job: Job, profile: str) -> Predicted:
     """
     subject = from_mixer(job.mixer, job.width, **job.sizes)
     workload = Workload(job.length, job.batch, job.phase, job.causal, job.dtype)
-    chosen = Chosen((job.strategy,), job.mesh, (job.kernel,))
+    chosen = Chosen((job.strategy,), job.mesh, (job.kernel,), context_inside=job.context_inside)
     ranking = estimate(subject, workload, parse_cluster(f"{job.ranks}x{profile}"), chosen)
     known = job.expected
     sent = [known.sent(rank) for rank in range(job.ranks)]

@@ -52,6 +52,9 @@ SPREAD = apply(
     ),
     click.option("--ranks", metavar="N", default="2", show_default=True, help="Processes; under torchrun, its own."),
     *(click.option(f"--{axis}", metavar="N", help=f"Ranks along the {axis} axis of the mesh.") for axis in AXES),
+    click.option(
+        "--context-inside", is_flag=True, help="In a grid, context ranks follow each other, not Ulysses ranks."
+    ),
 )
 
 
@@ -149,6 +152,7 @@ def _asked(options: Mapping[str, Any]) -> Asked:
         sizes,
         wide,
         0 if options["seed"] == "0" else parse_count(options["seed"], "--seed"),
+        options["context_inside"],
     )
     repetitions, timeout = (parse_count(options[name], f"--{name}") for name in ("repetitions", "timeout"))
     return Asked(job, _profile(options["profile"], job.ranks), repetitions, float(timeout), _file(options["save"]))

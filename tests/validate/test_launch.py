@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.fault_injection import Fault, inject
+from benchmarks.fault_injection import Fault, Upset, held, inject, listening, upset
 from costmodel.carries.pairs import Pairs
 from costmodel.masks import Mask
 from costmodel.strategies.zigzag import zigzag
@@ -195,6 +196,33 @@ def test_a_fault_amid_the_work_is_told_in_time(fault: Fault) -> None:
     with RankPool(4) as pool:
         found = inject(pool, fault)
     assert found.right, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Upset("ctrl-C", False),
+        Upset("rank killed", False),
+        Upset("rank stopped, command killed", False),
+        Upset("ctrl-C", True),
+        Upset("rank killed", True),
+    ],
+    ids=lambda fault: f"{fault.kind}, {'torchrun' if fault.launched else 'own ranks'}",
+)
+def test_a_command_leaves_no_process_and_no_port(fault: Upset) -> None:
+    found = upset(fault)
+    assert found.right, found
+    assert fault.launched or "Traceback" not in found.error
+
+
+def test_a_port_that_is_listened_on_is_seen_and_held() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert port in listening([os.getpid()])
+        assert held([port]) == [port]
+    assert port not in listening([os.getpid()])
+    assert held([port]) == []
 
 
 def not_finite(rank: Rank, culprit: int) -> float:

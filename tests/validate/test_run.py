@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -82,6 +78,19 @@ def test_other_passes_and_meshes(run, arguments: tuple[str, ...]) -> None:
     assert [own["sent"] for own in found["measured"]["ranks"]] == [own["sent"] for own in found["predicted"]["ranks"]]
 
 
+def test_either_axis_of_a_grid_may_be_the_inner_one(run) -> None:
+    grid = ("--strategy", "tile", "--context", "2", "--ulysses", "2", "--ranks", "4", "--seq", "64")
+    found = {inside: document(run(*SMALL, *grid, *inside, "--json")) for inside in ((), ("--context-inside",))}
+    sizes, mesh = {"heads": 1, "head_dim": 4}, {"context": 2, "ulysses": 2}
+    job = Job("attention", "tile", "fused", mesh, 64, sizes=sizes)
+    assert job.on(Rank(1, 4, 1.0)).mesh.line("context") == (1, 3)
+    assert replace(job, context_inside=True).on(Rank(1, 4, 1.0)).mesh.line("context") == (0, 1)
+    for inside, told in found.items():
+        assert told["job"]["context_inside"] == bool(inside)
+        assert [own["sent"] for own in told["measured"]["ranks"]] == [own["sent"] for own in told["predicted"]["ranks"]]
+        assert 0 < told["measured"]["relative_error"] < 1e-5
+
+
 WRONG = """
 from costmodel.strategies.ring import Ring
 
@@ -114,6 +123,7 @@ def test_a_wrong_result_is_an_error(run, tmp_path: Path) -> None:
         ((*RING, "--kernel", "fast"), "no kernel of attention named 'fast'"),
         ((*RING, "--repetitions", "none"), "--repetitions: 'none' is not valid"),
         ((*RING, "--save", "/nowhere/results.jsonl"), "--save: '/nowhere/results.jsonl' is not valid: cannot be"),
+        ((*RING, "--context-inside"), "only a grid of context and Ulysses ranks has two placements"),
         ((*RING, "--dtype", "fp8"), "'fp8' is not one of"),
     ],
 )
@@ -146,36 +156,3 @@ def test_tensors_do_not_depend_on_the_ranks() -> None:
     for rank in range(2):
         made = job.on(Rank(rank, 2, 1.0))
         assert made.shard(whole).float().equal(job.tokens(made, 0, "fp32"))
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_no_process() -> None:
-    command = [sys.executable, "-c", "from validate.run import run; run()", *RING[1:], "--repetitions", "100000"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stderr is not None
-        try:
-            while "run 2 of" not in (line := process.stderr.readline()):
-                assert line, "the command ended by itself"
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-            assert process.wait(20) != 0
-            assert "Traceback" not in process.stderr.read()
-            deadline = time.monotonic() + 10
-            while time.monotonic() < deadline and _members(process.pid):
-                time.sleep(0.1)
-            assert not _members(process.pid)
-        finally:
-            if _members(process.pid):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def _members(group: int) -> list[int]:
-    """Living processes of a process group."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            found.append(int(entry.name))
-    return found
