@@ -13,7 +13,7 @@ from calibrate.primitives import PRIMITIVES
 from costmodel.carries.pairs import Pairs
 from costmodel.composite import rms_norm, rope, swiglu
 from costmodel.errors import InputError, UnknownNameError
-from costmodel.masks import Mask
+from costmodel.masks import Mask, Tile
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Communication, ReduceScatter, RingShift
 from costmodel.ops.mesh import Axis
 from costmodel.ops.model_ends import Lookup
@@ -155,7 +155,7 @@ def case(measurement: Measurement) -> Case:
     return found
 
 
-def program(measurement: Measurement, tile: int) -> Program:
+def program(measurement: Measurement, tile: Tile) -> Program:
     """What was timed.
 
     Args:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import msgspec
 import numpy as np
 
+from calibrate.additive import amounts, costs, kernel, predicted, special_rate
 from calibrate.block import BLOCKS, Block
 from calibrate.cases import case, program
-from calibrate.fit import FOLDS, fit, fit_keys, fold
+from calibrate.fit import FOLDS, ROUNDS, fit, fit_keys, fold
 from calibrate.fitted import Fit, Variances
 from calibrate.held_out import Errors, checked
 from calibrate.least_squares import LEAST
@@ -22,10 +24,11 @@ from calibrate.measurement import Measurement
 from calibrate.profile_file import Changes, changes, read, rewritten
 from calibrate.profile_numbers import HALF_90
 from calibrate.store import Environment
-from costmodel.hardware.profile import STAND_INS, Family, Kernel, Profile, look_up, placed
-from costmodel.hardware.quantity import ALLOWED, Quantity
+from costmodel.hardware.profile import STAND_INS, Device, Family, Kernel, Profile, look_up, placed
+from costmodel.hardware.quantity import Quantity
+from costmodel.masks import Tile
 from costmodel.ops.primitive import Reading
-from costmodel.program import Fused, Operation, operations
+from costmodel.program import Operation, operations
 
 #: Shapes from which numbers of a single kernel are fitted; with fewer it has those of its family.
 ENOUGH = 6
@@ -33,8 +36,8 @@ ENOUGH = 6
 #: One machine, one source: nothing differs between sources, and runs by about a tenth.
 ONE_SOURCE = Variances(LEAST, 0.1)
 
-#: Where a fit starts: this much faster than the fastest run.
-FASTER = 1.1
+#: Parts of the last-level cache that are tried.
+CACHE_PARTS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 
 #: Operands of which so many bytes move come from memory, on any machine.
 FROM_MEMORY = 2.0**26
@@ -42,17 +45,7 @@ FROM_MEMORY = 2.0**26
 #: FLOP classes that the matrix unit does not do.
 OTHERS = ("elementwise", "special", "reduction", "fft", "sort", "gather")
 
-#: Families of one kernel, with the terms that they may have.
-TERMS: Mapping[str, tuple[str, ...]] = {
-    "gemm": ("exposed", "ramp"),
-    "attention": ("ramp",),
-    "attention_backward": ("ramp",),
-    "scan": ("exposed",),
-}
-
 FAMILIES = get_args(Family)
-
-START = "where the fit starts: the fastest of the measured runs"
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ class Part:
     bytes: float
 
     @classmethod
-    def of(cls, row: Measurement, tile: int) -> Part | None:
+    def of(cls, row: Measurement, tile: Tile) -> Part | None:
         """The one kernel of a run, or ``None`` where it is several or a collective."""
         known = [
             one for one, _ in operations(program(row, tile).forward) if one.family not in ("view", "communication")
@@ -83,7 +76,7 @@ class Part:
         return cls(row, known[0], float(flops.get("contraction", 0)), others, float(sum(known[0].traffic())))
 
 
-def parts(rows: Iterable[Measurement], tile: int) -> list[Part]:
+def parts(rows: Iterable[Measurement], tile: Tile) -> list[Part]:
     """The kernels of runs that are fitted."""
     found = (Part.of(row, tile) for row in rows if row.use == "fit" and case(row).family != "link")
     return [part for part in found if part is not None]
@@ -120,7 +113,7 @@ def _own(key: str, value: float, environment: Environment) -> Quantity:
 
 def _peaks(base: Profile, environment: Environment, rows: Sequence[Measurement]) -> dict[str, float]:
     """Peaks by their keys, of those that were measured."""
-    found = parts(rows, base.device.kernels.attention.tile or 1)
+    found = parts(rows, base.device.attention_tile)
     devices = base.links[0].devices if environment.kind == "cpu" and base.links else 1
     peaks = {"device.memory_bytes": environment.memory_bytes / max(devices, 1)}
     for dtype in sorted({part.row.dtype for part in found}):
@@ -135,7 +128,26 @@ def _peaks(base: Profile, environment: Environment, rows: Sequence[Measurement])
         peaks |= {"device.vector_flop_per_s": peaks.get("device.peak_flop_per_s.fp32_dense", 0.0)}
     moved = [part for part in found if part.bytes >= max(FROM_MEMORY, 2.0 * environment.cache_bytes)]
     peaks |= _best("device.memory_bytes_per_s", moved, lambda part: part.bytes)
+    if environment.kind == "cpu":
+        own = [part for part in found if part.row.dtype == "fp32"]
+        peaks |= {"device.cache_bytes": _held_bytes(own, environment.cache_bytes)}
     return {key: value for key, value in peaks.items() if value > 0}
+
+
+def _held_bytes(found: Sequence[Part], cache_bytes: int) -> float:
+    """How much of the last-level cache kernels find their operands in: of some sizes, the one by which the sums of
+    their costs explain the runs best.
+    """
+
+    def error(size: float) -> float:
+        every = []
+        for own in singles(found).values():
+            each = [amounts(part.operation, size, True) for part in own]
+            seconds = np.array([part.row.seconds for part in own])
+            every.append(np.abs(np.log(predicted(each, costs(each, seconds)) / seconds)))
+        return float(np.mean(np.concatenate(every))) if every else 0.0
+
+    return min((cache_bytes * part for part in CACHE_PARTS), key=error)
 
 
 def _best(key: str, found: Sequence[Part], amount: Callable[[Part], float]) -> dict[str, float]:
@@ -144,21 +156,6 @@ def _best(key: str, found: Sequence[Part], amount: Callable[[Part], float]) -> d
 
 
 # Blocks of numbers ----------------------------------------------------------------------------------------------------
-
-
-def family_blocks(found: Sequence[Part]) -> list[Block]:
-    """One for each family that was measured."""
-    blocks = []
-    for family in dict.fromkeys(part.operation.family for part in found):
-        names = tuple(dict.fromkeys(part.row.kernel for part in found if part.operation.family == family))
-        path = f"device.kernels.{family}"
-        keys = [f"{path}.launch_s", f"{path}.compute", f"{path}.memory"]
-        keys += ["device.special_op_per_s"] * (family == "elementwise") + ["device.step_s"] * (family == "scan")
-        terms = [(f"{path}.{term}",) for term in TERMS.get(family, ())]
-        if family == "elementwise":
-            terms.append(("device.cache_bytes", "device.cache_bytes_per_s"))
-        blocks.append(Block(family, names, (family,), tuple(keys), tuple(terms)))
-    return blocks
 
 
 def singles(found: Sequence[Part]) -> dict[str, list[Part]]:
@@ -172,23 +169,6 @@ def singles(found: Sequence[Part]) -> dict[str, list[Part]]:
     return {
         name: own for name, own in by_name.items() if len(own) >= ENOUGH and len(in_family[own[0].operation.family]) > 1
     }
-
-
-def _start(profile: Profile, own: Sequence[Part]) -> Kernel:
-    """A kernel a little faster than the fastest of its runs."""
-    device = profile.device
-    arithmetic = max(part.others / part.row.seconds for part in own) / device.vector_flop_per_s.value
-    memory = max(part.bytes / part.row.seconds for part in own) / device.memory_bytes_per_s.value
-    launch = min(part.row.seconds for part in own) / FASTER
-    numbers = {"compute": FASTER * arithmetic, "memory": FASTER * memory, "launch_s": launch}
-    if isinstance(own[0].operation, Fused):  # a scan
-        numbers["exposed"] = 0.5
-    return Kernel(**{key: _within(key, value) for key, value in numbers.items()})
-
-
-def _within(key: str, value: float) -> Quantity:
-    allowed = ALLOWED[key]
-    return Quantity(float(np.clip(value, allowed.low, allowed.high)), START, "measured")
 
 
 # Fitting --------------------------------------------------------------------------------------------------------------
@@ -218,7 +198,7 @@ class Machine:
             key: number
             for fit in self.fits
             for key in fit.unidentified
-            if key.startswith("device.single.") and isinstance(number := look_up(fit.profile, key), Quantity)
+            if key.startswith("device.") and isinstance(number := look_up(fit.profile, key), Quantity)
         }
         return rewritten(self.text, replace(made, numbers={**made.numbers, **kept}))
 
@@ -238,57 +218,115 @@ def fit_machine(text: str, file: str, rows: Sequence[Measurement], tell: Tell) -
     """
     profile = read(text, file)
     own = [row for row in rows if row.dtype == "fp32" or case(row).family == "link"]
-    found = parts(own, profile.device.kernels.attention.tile or 1)
-    alone, blocks = singles(found), [*family_blocks(found), *(block for block in BLOCKS if block.name == "link")]
-    fits, errors, kernels, done = list[Fit](), dict[str, list[Errors]](), dict[str, Kernel](), 0
-    for block in blocks:
-        tell(block.name, done / (len(blocks) + len(alone)))
-        done += 1
-        made = fit(block, own, profile, ONE_SOURCE)
-        if made is None:
-            continue
+    found = parts(own, profile.device.attention_tile)
+    alone = singles(found)
+    among = {id(part.row) for mine in alone.values() for part in mine}
+    groups = [*by_family(found), *(Group(f"device.single.{name}", name, mine) for name, mine in alone.items())]
+    fits, errors = list[Fit](), dict[str, list[Errors]]()
+    for done, group in enumerate(groups):
+        tell(group.name, done / (len(groups) + 1))
+        made = group.fit(profile)
         profile = made.profile
         fits.append(made)
-        rest = [row for row in made.measurements if not _among(row, alone)]
+        rest = [part for part in group.parts if group.alone or id(part.row) not in among]
         if rest:
-            errors.setdefault("link" if block.name == "link" else block.name, []).append(_only(held_out(made), rest))
-    for name, mine in alone.items():
-        tell(name, done / (len(blocks) + len(alone)))
-        done += 1
-        made = _single(name, mine, profile)
-        kernels[name] = made.profile.device.single[name]
-        fits.append(made)
-        errors.setdefault(mine[0].operation.family, []).append(held_out(made))
+            found_errors = _only(group.held_out(made), [part.row for part in rest])
+            errors.setdefault(group.parts[0].operation.family, []).append(found_errors)
+    tell("link", len(groups) / (len(groups) + 1))
+    link = fit(next(block for block in BLOCKS if block.name == "link"), own, profile, ONE_SOURCE)
+    if link is not None:
+        profile = link.profile
+        fits.append(link)
+        errors["link"] = [held_out(link)]
     return Machine(
         profile, text, fits, {family: joined(each) for family, each in errors.items()}, checked(profile, own)
     )
 
 
-def _single(name: str, own: Sequence[Part], profile: Profile) -> Fit:
-    path = f"device.single.{name}"
-    start = _start(profile, own)
-    keys = tuple(f"{path}.{key}" for key in start.__struct_fields__ if isinstance(getattr(start, key), Quantity))
-    profile = placed(profile, {path: start})
-    block = Block(name, tuple(dict.fromkeys(part.row.kernel for part in own)), (path,), keys)
-    return fit_keys(block, [part.row for part in own], profile, keys, ONE_SOURCE)
+def by_family(found: Sequence[Part]) -> list[Group]:
+    """Everything that was measured of each family."""
+    families: dict[str, list[Part]] = {}
+    for part in found:
+        families.setdefault(part.operation.family, []).append(part)
+    return [Group(f"device.kernels.{family}", family, own) for family, own in families.items()]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that have their numbers in common: of one kernel, or of all of a family.
+
+    Attributes:
+        path: of the kernel in the profile.
+    """
+
+    path: str
+    name: str
+    parts: Sequence[Part]
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is one kernel."""
+        return self.path.startswith("device.single.")
+
+    def fit(self, profile: Profile, variances: Variances = ONE_SOURCE, rounds: int = ROUNDS) -> Fit:
+        """The costs that explain the runs best, and from there the numbers of the profile."""
+        start, special = self._start(profile.device)
+        before: dict[str, Quantity | Kernel] = {self.path: start}
+        keys = [f"{self.path}.{key}" for key in sorted(_numbers(start)) if key != "exposed"]
+        held = look_up(profile, self.path)
+        gone = _numbers(held) - _numbers(start) - {"spread"} if isinstance(held, Kernel) else set()
+        if special is not None:
+            before["device.special_op_per_s"] = special
+            keys.append("device.special_op_per_s")
+        names = tuple(dict.fromkeys(part.row.kernel for part in self.parts))
+        block = Block(self.name, names, (self.path if self.alone else self.name,), tuple(keys))
+        rows = [part.row for part in self.parts]
+        made = fit_keys(block, rows, placed(profile, before), tuple(keys), variances, rounds)
+        return replace(made, rejected=tuple(f"{self.path}.{key}" for key in sorted(gone)))
+
+    def _start(self, device: Device) -> tuple[Kernel, Quantity | None]:
+        """The kernel, and the rate of special functions where it tells one."""
+        cache = device.cache_bytes.value if device.cache_bytes else 1.0
+        each = [amounts(part.operation, cache, self.alone) for part in self.parts]
+        found = costs(each, np.array([part.row.seconds for part in self.parts]))
+        family = self.parts[0].operation.family
+        made = kernel(found, device, family)
+        if not self.alone:  # how the kernel works stays
+            held = device.kernels.taken(family)
+            made = msgspec.structs.replace(made, tile=held.tile, columns=held.columns, flop_per_s=held.flop_per_s)
+        return made, special_rate(found)
+
+    def held_out(self, made: Fit) -> Errors:
+        """Each part of the shapes predicted by a fit to the others; their variances are those of all."""
+        errors = []
+        for number in range(FOLDS):
+            kept = [part for part in self.parts if fold(part.row) != number]
+            left = [part.row for part in self.parts if fold(part.row) == number]
+            if kept and left:
+                other = replace(self, parts=kept).fit(made.profile, made.variances, rounds=2)
+                errors.append(_errors(other, left))
+        return joined(errors)
+
+
+def _numbers(kernel: Kernel) -> set[str]:
+    """Keys of the numbers that a kernel has."""
+    return {key for key in kernel.__struct_fields__ if isinstance(getattr(kernel, key), Quantity)}
 
 
 def held_out(made: Fit) -> Errors:
-    """Each part of the shapes predicted by a fit to the others; their variances are those of all."""
+    """Each part of the shapes predicted by a fit of the same numbers to the others."""
     errors = []
     for number in range(FOLDS):
         kept = [row for row in made.measurements if fold(row) != number]
         left = [row for row in made.measurements if fold(row) == number]
         if kept and left:
-            other = fit_keys(made.block, kept, made.profile, made.keys, made.variances, rounds=2)
-            mean, deviation = other.predict(left)
-            measured = np.log([row.seconds for row in left])
-            errors.append(Errors(mean - measured, HALF_90 * deviation, tuple(left)))
+            errors.append(_errors(fit_keys(made.block, kept, made.profile, made.keys, made.variances, rounds=2), left))
     return joined(errors)
 
 
-def _among(row: Measurement, alone: Mapping[str, Sequence[Part]]) -> bool:
-    return any(part.row is row for own in alone.values() for part in own)
+def _errors(made: Fit, left: Sequence[Measurement]) -> Errors:
+    mean, deviation = made.predict(left)
+    return Errors(mean - np.log([row.seconds for row in left]), HALF_90 * deviation, tuple(left))
 
 
 def _only(errors: Errors, rows: Sequence[Measurement]) -> Errors:

@@ -15,6 +15,7 @@ from costmodel.compiled import Compiled
 from costmodel.expression import Expression, lift
 from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.profile import Profile
+from costmodel.masks import Tile
 from costmodel.rates import Rates
 from costmodel.timing import times
 from costmodel.uncertainty import moved
@@ -23,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 @lru_cache(maxsize=8192)
-def _seconds(row: Measurement, tile: int) -> Expression:
+def _seconds(row: Measurement, tile: Tile) -> Expression:
     """The formula of a run's time; a fit asks for it many times."""
     run = program(row, tile)
     return lift(times(run.forward).total + times(run.backward).total)
@@ -34,7 +35,7 @@ class Predictor:
 
     def __init__(self, measurements: Sequence[Measurement], profile: Profile) -> None:
         self.measurements = tuple(measurements)
-        tile = profile.device.kernels.attention.tile or 1
+        tile = profile.device.attention_tile
         by_dtype: dict[str, dict[str, Expression]] = {}
         for number, row in enumerate(self.measurements):
             by_dtype.setdefault(row.dtype, {})[str(number)] = _seconds(row, tile)

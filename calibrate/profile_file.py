@@ -97,7 +97,7 @@ def _spread(fit: Fit, source: str, kind: Kind) -> dict[str, Written]:
 def _measured(rows: Sequence[Measurement], profile: Profile, family: str) -> Measured:
     flop, moved = [], []
     for row in rows:
-        run = program(row, profile.device.kernels.attention.tile or 1)
+        run = program(row, profile.device.attention_tile)
         for operation, _ in (*operations(run.forward), *operations(run.backward)):
             if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
                 moved.append(float(operation.primitive.wire_bytes(operation.inputs)))

@@ -102,7 +102,7 @@ def _work(layer: DistributedLayer, length: int) -> Work:
 
 def predicted_s(profile: Profile, subject: Subject, way: Way, workload: Workload) -> float:
     """Seconds of a layer, each primitive as a kernel of its own."""
-    ops = Tracer(Widths(4, 4, 4), profile.device.kernels.attention.tile or 1)
+    ops = Tracer(Widths(4, 4, 4), profile.device.attention_tile)
     pieces = Pieces(subject, workload, way.strategy.axes, way.tensor, ops)
     program = pieces.layer(subject.layers[0], way).program
     formula = lift(total(_unfused(program.whole)))

@@ -20,6 +20,7 @@ from costmodel.dims import Dim
 from costmodel.expression import lift, total
 from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.quantity import Quantity
+from costmodel.masks import Tile
 from costmodel.moved_rates import moved_rates
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
@@ -80,13 +81,12 @@ class Evaluator:
         return other
 
     @cached_property
-    def tile(self) -> int:
+    def tile(self) -> Tile:
         """Edge of the fused kernel's tile.
 
         A decoding kernel packs the queries of a group and is bound by reading the cache: its tile is one query.
         """
-        tile = self.cluster.profile.device.kernels["attention"].tile or 1
-        return 1 if self.workload.phase == "decode" else tile
+        return 1 if self.workload.phase == "decode" else self.cluster.profile.device.attention_tile
 
     @cached_property
     def update(self) -> Compiled:

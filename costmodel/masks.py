@@ -12,6 +12,23 @@ from costmodel.dims import Dim, ceil_div, clip, divide, floor_div, is_number, ma
 
 
 @dataclass(frozen=True)
+class Columns:
+    """How a fused kernel that cuts nothing into squares goes through scores: blocks of queries by columns of keys.
+
+    Attributes:
+        keys: of a column; under a causal mask, each up to the one that the diagonal goes through is computed in whole.
+        edge: of the squares that stand for what it does under any other mask.
+    """
+
+    keys: int
+    edge: int
+
+
+#: Edge of a kernel's squares, or its columns.
+Tile = Dim | Columns
+
+
+@dataclass(frozen=True)
 class Mask:
     """Which keys a query sees: all, or those up to itself (causal), or the last ``window`` of these.
 
@@ -53,12 +70,17 @@ class Mask:
         ramp = clip(self.window - 1 - before, 0, n_q)
         return ramp * (before + 1) + _triangle(ramp - 1) + (n_q - ramp) * self.window
 
-    def executed_pairs(self, n_q: Dim, n_k: Dim, tile: Dim) -> Dim:
+    def executed_pairs(self, n_q: Dim, n_k: Dim, tile: Tile) -> Dim:
         """Pairs that a kernel working in ``tile`` x ``tile`` squares computes: every square with an unmasked pair.
 
         >>> Mask(causal=True).executed_pairs(4, 4, 2), Mask(causal=True).executed_pairs(4, 4, 1)
         (12, 10)
+        >>> Mask(causal=True).executed_pairs(5, 6, Columns(2, 1)), Mask().executed_pairs(3, 3, Columns(2, 2))
+        (22, 9)
         """
+        if isinstance(tile, Columns):
+            plain = self.window is None and is_number(self.stride, 1)
+            return self._in_columns(n_q, n_k, tile.keys) if plain else self.executed_pairs(n_q, n_k, tile.edge)
         rows, columns = ceil_div(n_q, tile), ceil_div(n_k, tile)
         if not is_number(self.stride, 1):
             shift = self.stride - ceil_div(n_q + self.stride * (1 - n_k), tile)
@@ -78,6 +100,16 @@ class Mask:
             first = floor_div(before - self.window + 1, tile)
             skipped = _triangle(maximum(rows + first, 0) - 1) - _triangle(maximum(first, 0) - 1)
         return (end - skipped) * tile * tile
+
+    def _in_columns(self, n_q: Dim, n_k: Dim, keys: int) -> Dim:
+        """Queries up to the end of column c see c columns; those of the last, which may be cut off, all keys.
+
+        Keys before the first query's own are a piece of their own, which the mask does not touch.
+        """
+        if not self.causal:
+            return n_q * n_k
+        whole = floor_div(n_q, keys)
+        return keys * keys * _triangle(whole) + (n_q - keys * whole) * n_q + n_q * (n_k - n_q)
 
 
 def _floors(n: Dim, size: Dim) -> Dim:

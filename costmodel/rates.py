@@ -15,27 +15,25 @@ from costmodel.hardware.quantity import Quantity
 from costmodel.timing import IN_TURN
 from costmodel.workload import WIDTHS
 
-#: Numbers of a kernel family that a profile may leave out, which are then 0.
-TERMS = ("exposed", "ramp", "uneven", "fill")
-
 #: Symbols of rates that are one number for a whole cluster.
 SCALARS = (
-    "launch",
-    "step",
-    "matrix",
-    "vector",
-    "special",
-    "memory",
-    "exposed",
-    "ramp",
-    "uneven",
-    "fill",
-    "cache",
-    "saved",
-)
+    "launch", "step", "matrix", "vector", "special", "memory", "exposed", "ramp", "uneven", "fill", "cache", "saved",
+    "filled", "kept", "line", "left", "right", "again",
+)  # fmt: skip
 
 #: Numbers of a kernel family that a profile may leave out, which are then 0.
 TERMS = ("exposed", "ramp", "uneven", "fill")
+
+#: Symbols of seconds of a kernel that are not an overhead's.
+TIMES = ("launch", "kept", "saved")
+
+#: What is besides FLOP and traffic, and the number that says its seconds, or how many of it are done in a second.
+OVERHEADS = {
+    "line": "line_s",
+    "left": "left_bytes_per_s",
+    "right": "right_bytes_per_s",
+    "again": "again_bytes_per_s",
+}
 
 #: Symbols of rates of a link, which depend on the ranks that communicate.
 LINKS = ("start", "latency", "sooner", "dearer", "own", "switched", "contention", "seconds_per_byte")
@@ -124,28 +122,51 @@ def _kernel(device: Device, where: str) -> Kernel:
 
 def _device_rate(device: Device, dtype: str, symbol: str) -> float:
     kind, _, where = symbol.partition(":")
-    if kind == "step":
-        return device.step_s.value
-    if kind == "cache":
-        return _value(device.cache_bytes, 0.0)
-    kernel, alone = _kernel(device, where), where.partition(":")[2] in device.single
-    bandwidth = device.memory_bytes_per_s.value * kernel.memory.value
-    if kind == "saved":
-        return max(0.0, 1 / bandwidth - 1 / _value(device.cache_bytes_per_s, bandwidth)) * _spread(kernel)
+    if kind in ("cache", "filled"):
+        held = _value(device.cache_bytes, 0.0)
+        return held if kind == "cache" or not held else 1 / held
+    kernel = _kernel(device, where)
     if kind in TERMS:
         return _value(getattr(kernel, kind), 0.0)
+    if kind == "step":
+        return _value(kernel.line_s, device.step_s.value)
+    if kind in TIMES or kind in OVERHEADS:
+        return _time(device, kernel, kind) * _spread(kernel)
+    return _rate(device, kernel, dtype, symbol) / _spread(kernel)
+
+
+def _time(device: Device, kernel: Kernel, kind: str) -> float:
+    """Seconds of a launch, of a line, or of a byte: that a cache saves, or that is moved besides."""
     if kind == "launch":
-        return _value(kernel.launch_s, device.launch_s.value) * _spread(kernel)
-    waits = where.partition(":")[0] in IN_TURN and kernel.exposed is not None
+        return _value(kernel.launch_s, device.launch_s.value)
+    if kind in OVERHEADS:
+        return _overhead(kernel, kind)
+    bandwidth = device.memory_bytes_per_s.value * kernel.memory.value
+    if kind == "kept":
+        return (1 - 1 / _value(kernel.cached, 1.0)) / bandwidth
+    faster = bandwidth if kernel.cached else _value(device.cache_bytes_per_s, bandwidth)
+    return max(0.0, 1 / bandwidth - 1 / faster)
+
+
+def _rate(device: Device, kernel: Kernel, dtype: str, symbol: str) -> float:
+    """Bytes, FLOP or special functions in a second."""
+    kind, _, where = symbol.partition(":")
+    family, _, name = where.partition(":")
+    if kind == "memory":
+        return device.memory_bytes_per_s.value * kernel.memory.value
+    if kind == "matrix":
+        return _matrix_rate(device, kernel, dtype)
+    waits = family in IN_TURN and kernel.exposed is not None
     plain = device.kernels.elementwise if waits else kernel  # what waits for products runs as if alone
     vector = device.vector_flop_per_s.value * plain.compute.value
-    rates: dict[str, Callable[[], float]] = {
-        "memory": lambda: bandwidth,
-        "matrix": lambda: _matrix_rate(device, kernel, dtype),
-        "vector": lambda: vector,
-        "special": lambda: vector if alone else device.special_op_per_s.value,
-    }
-    return rates[kind]() / _spread(kernel)
+    return vector if kind == "vector" or name in device.single else device.special_op_per_s.value
+
+
+def _overhead(kernel: Kernel, kind: str) -> float:
+    number: Quantity | None = getattr(kernel, OVERHEADS[kind])
+    if number is None:
+        return 0.0
+    return number.value if kind == "line" else 1 / number.value
 
 
 def _matrix_rate(device: Device, kernel: Kernel, dtype: str) -> float:
@@ -160,6 +181,9 @@ def absent(profile: Profile, symbols: Iterable[str]) -> frozenset[str]:
     device = profile.device
     known: dict[str, Callable[[str], bool]] = {
         **{term: partial(_has_term, device, term) for term in TERMS},
+        **{name: partial(_has_term, device, number) for name, number in OVERHEADS.items()},
+        "kept": partial(_has_term, device, "cached"),
+        "filled": lambda _: device.cache_bytes is not None,
         "cache": lambda _: device.cache_bytes is not None,
         "saved": lambda _: device.cache_bytes_per_s is not None,
         "start": lambda _: any(link.start_s for link in profile.links),

@@ -1,9 +1,11 @@
 """The time of a program, in closed form over its tree.
 
 A kernel takes its launch and then the longer of its arithmetic and its traffic (the roofline; Williams et al. 2009),
-with what a profile has to add to it: tiles of attention that reach their full rate after some keys, the part of a
-matrix product's shorter side that the longer one does not hide, the part of attention's softmax that its products do
-not hide, bytes that are still in the last-level cache.
+with what a profile has to add to it: tiles of attention that reach their full rate after some keys, the part of the
+shorter side that the longer one does not hide, the part of attention's softmax that its products do not hide, bytes
+that are still in the last-level cache, lines that a kernel goes through one by one, operands that it copies first.
+On one core of a CPU the two sides add up (the execution-cache-memory model; Hofmann et al., Performance Engineering for
+Tall & Skinny and Streaming Kernels, arXiv 1511.03639).
 Communication takes its start, its steps' latency and its bytes at the link's rate, by the protocol that is faster: one
 for large messages, or one for small ones, which takes steps sooner and sends more bytes. A collective also copies the
 part of its result that is a rank's own; an all-reduce runs through a switch that sums where that is faster.
@@ -19,7 +21,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 
-from costmodel.dims import Dim, is_number, maximum, minimum
+from costmodel.dims import Dim, clip, is_number, maximum, minimum
 from costmodel.expression import Expression, factor, symbol_named, total
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, Communication, ReduceScatter, RingShift
 from costmodel.ops.halo import Halo, HaloReturn
@@ -49,6 +51,9 @@ UNITS = {
 
 #: Families whose operands a kernel wrote just before, and which find them in the last-level cache if they fit.
 CACHED = ("elementwise", "reduction", "gather", "copy")
+
+#: Families that have their own way to say what they read again.
+UNCACHED = ("gemm", "attention", "attention_backward", "attention_decode")
 
 #: Fused families whose other units wait for the matrix units and these for them, as softmax and products of attention.
 IN_TURN = ("attention", "attention_backward", "attention_decode")
@@ -164,16 +169,23 @@ def _operation_times(operation: Operation) -> Times:
     arithmetic, traffic = _arithmetic_seconds(operation), _traffic_seconds(operation)
     busy = traffic if is_number(arithmetic, 0) else _both(operation, arithmetic, traffic)
     if isinstance(operation, Fused) and not is_number(operation.repeat, 1):
-        steps = operation.repeat * rate("step")
+        steps = operation.repeat * rate("step", *operation.kernel)
         busy = maximum(busy, steps) + rate("exposed", *operation.kernel) * minimum(busy, steps)
-    seconds = factor(rate("launch", *operation.kernel) + busy)
+    seconds = factor(rate("launch", *operation.kernel) + busy + _overhead_seconds(operation))
     return Times(seconds, seconds, 0)
 
 
+def _overhead_seconds(operation: Operation) -> Dim:
+    if isinstance(operation, Fused):
+        return 0
+    counts = operation.primitive.overheads(operation.inputs, operation.outputs)
+    return total(count * rate(name, *operation.kernel) for name, count in counts.items())
+
+
 def _both(operation: Operation, arithmetic: Dim, traffic: Dim) -> Dim:
-    """Arithmetic beside traffic: the longer of both, and in a matrix product what the shorter one does not hide."""
+    """Arithmetic beside traffic: the longer of both, and what the shorter one does not hide."""
     longer = maximum(arithmetic, traffic)
-    if operation.family != "gemm":
+    if operation.family in IN_TURN:
         return longer
     return longer + rate("exposed", *operation.kernel) * minimum(arithmetic, traffic)
 
@@ -229,9 +241,15 @@ def _ramp(leaf: Leaf) -> Dim:
 
 
 def _traffic_seconds(operation: Operation) -> Dim:
-    """Each byte at the memory's rate, except those that a kernel before this one left in the cache."""
+    """Each byte at the memory's rate, except those that a kernel before this one left in the cache.
+
+    Operands that all fit there are found and results written there; of more, fewer, and of twice as many none, as each
+    line is put out before it is needed again.
+    """
     moved = sum(operation.traffic())
     seconds = moved / rate("memory", *operation.kernel)
+    if operation.family not in UNCACHED and not is_number(moved, 0):
+        seconds -= clip(2 - moved * rate("filled"), 0, 1) * moved * rate("kept", *operation.kernel)
     if operation.family not in CACHED or is_number(moved, 0):
         return seconds
     return seconds - minimum(moved, rate("cache")) * rate("saved", *operation.kernel)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodel.dims import Dim, Shape, same
+from costmodel.masks import Tile
 from costmodel.ops.communication import RingShift
 from costmodel.ops.mesh import Axis
 from costmodel.ops.primitive import Primitive
@@ -44,10 +45,10 @@ class Tracer(Vocabulary[Tensor]):
 
     Args:
         widths: bytes of one element at each precision.
-        tile: edge of the fused attention kernel's tile, in queries and keys.
+        tile: edge of the fused attention kernel's tile, in queries and keys, or its columns.
     """
 
-    def __init__(self, widths: Widths, tile: Dim) -> None:
+    def __init__(self, widths: Widths, tile: Tile) -> None:
         self.widths, self.tile = widths, tile
         self._sink: list[Node] = []
         self._tape: list[_Taped] | None = None

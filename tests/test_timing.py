@@ -12,9 +12,13 @@ from costmodel.masks import Mask
 from costmodel.ops.communication import AllReduce
 from costmodel.ops.mesh import Axis
 from costmodel.ops.scan import Recurrence
+from costmodel.rates import OVERHEADS
 from costmodel.tensor import Tensor
 from costmodel.timing import times
 from costmodel.trace import Tracer, Widths, trace
+
+#: What a profile need not say of a kernel, and is then 0.
+UNSAID = ("exposed", "filled", "kept", *OVERHEADS)
 
 
 def seconds(run: Callable[..., Any], rates: Mapping[str, float], *shapes: tuple[int, ...]) -> float:
@@ -23,7 +27,9 @@ def seconds(run: Callable[..., Any], rates: Mapping[str, float], *shapes: tuple[
     program = trace(Tracer(Widths(2, 4, 4), 64), lambda ops, *xs: run(ops, *xs[:-1]), inputs, {})
     formula = lift(times(program.forward).total)
     families = {symbol: ":".join(symbol.split(":")[:2]) for symbol in formula.symbols()}
-    return formula.approximate({symbol: rates.get(symbol, rates.get(family)) for symbol, family in families.items()})
+    unsaid = dict.fromkeys((symbol for symbol in families if symbol.split(":")[0] in UNSAID), 0.0)
+    said = {symbol: rates.get(symbol, rates.get(family)) for symbol, family in families.items()}
+    return formula.approximate(unsaid | {symbol: rate for symbol, rate in said.items() if rate is not None})
 
 
 GEMM = {"ramp:gemm": 0.0, "launch:gemm": 1e-6, "matrix:gemm": 1e12, "memory:gemm": 1e9}
@@ -36,6 +42,39 @@ def test_a_product_hides_part_of_its_shorter_side(exposed: float) -> None:
         lambda ops, a, b: ops.contract("mk,kn->mn", a, b), GEMM | {"exposed:gemm": exposed}, (100, 200), (200, 300)
     )
     assert found == pytest.approx(1e-6 + 220e-6 + exposed * 12e-6)
+
+
+@pytest.mark.parametrize(("rows", "copied"), [(100, 1), (1, 0)])
+def test_a_product_copies_its_operands_unless_one_is_a_vector(rows: int, copied: int) -> None:
+    # rows x 200 and 200 x 300 elements of 2 bytes, at 1e8 and 1e9 bytes a second.
+    rates = GEMM | {"matrix:gemm": 1e18, "memory:gemm": 1e18, "left:gemm": 1e-8, "right:gemm": 1e-9}
+    found = seconds(lambda ops, a, b: ops.contract("mk,kn->mn", a, b), rates, (rows, 200), (200, 300))
+    assert found == pytest.approx(1e-6 + copied * (rows * 200 * 2e-8 + 200 * 300 * 2e-9))
+
+
+@pytest.mark.parametrize(("elements", "kept"), [(250, 1.0), (375, 0.5), (500, 0.0), (1000, 0.0)])
+def test_bytes_that_fit_a_cache_move_faster_and_of_twice_as_many_none_do(elements: int, kept: float) -> None:
+    # In and out 4 bytes an element at 1e9 bytes a second; what is kept of 1000 bytes saves 0.6 ns each; 1 FLOP a ns.
+    rates = {"launch": 0.0, "memory": 1e9, "vector": 1e9, "exposed": 1.0, "filled": 1e-3, "kept": 0.6e-9}
+    rates |= {"cache": 0.0, "saved": 0.0}
+    named = {f"{name}:elementwise" if name not in ("filled", "cache") else name: rate for name, rate in rates.items()}
+    found = seconds(lambda ops, x: ops.scale(x, 2), named, (elements,))
+    assert found == pytest.approx(elements * (4e-9 - kept * 4 * 0.6e-9 + 1e-9))
+
+
+def test_lines_are_gone_through_one_by_one() -> None:
+    rates = {"launch": 1e-6, "memory": 1e18, "vector": 1e18, "saved": 0.0, "line": 2e-8}
+    named = {f"{name}:reduction": rate for name, rate in rates.items()} | {"cache": 0.0}
+    assert seconds(lambda ops, x: ops.sum(x, (1,)), named, (50, 30)) == pytest.approx(1e-6 + 50 * 2e-8)
+
+
+def test_blocks_of_queries_read_keys_again() -> None:
+    # 2 heads x 256 queries in blocks of 64 read 512 keys and values of 32 x 2 bytes each, at 1 ns a byte.
+    rates = {"launch": 0.0, "matrix": 1e18, "vector": 1e18, "special": 1e18, "memory": 1e18, "ramp": 0.0}
+    named = {f"{name}:attention": rate for name, rate in (rates | {"again": 1e-9}).items()}
+    operands = ((1, 2, 256, 32), (1, 2, 512, 32), (1, 2, 512, 32))
+    found = seconds(lambda ops, q, k, v: ops.attention(q, k, v, Mask(), 1)[0], named, *operands)
+    assert found == pytest.approx(2 * 4 * 2 * 512 * 32 * 2 * 1e-9, rel=1e-3)
 
 
 def test_a_product_takes_as_long_as_one_with_some_rows_columns_and_summands_more() -> None:
@@ -111,7 +150,7 @@ def test_the_faster_protocol_is_used(elements: int, expected: float) -> None:
 def test_a_scan_hides_part_of_its_work_behind_its_steps(exposed: float) -> None:
     # 8 steps of 3 us; 8 x 100 sums at 1e9 a second take 0.8 us.
     loop = Recurrence("sums", lambda ops, state, x, _: (ops.add(state[0], x[0]),), lambda ops, before, *_: (before[0],))
-    rates = {"launch:scan": 1e-6, "step": 3e-6, "vector:scan": 1e9, "memory:scan": 1e15, "exposed:scan": exposed}
+    rates = {"launch:scan": 1e-6, "step:scan": 3e-6, "vector:scan": 1e9, "memory:scan": 1e15, "exposed:scan": exposed}
     found = seconds(lambda ops, state, xs: ops.scan(loop, (state,), (xs,))[1], rates, (100,), (8, 100))
     assert found == pytest.approx(1e-6 + 24e-6 + exposed * 0.8e-6)
 

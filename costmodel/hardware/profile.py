@@ -18,6 +18,7 @@ import numpy as np
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.hardware.decode import decode, read_bytes
 from costmodel.hardware.quantity import ALLOWED, Plain, Quantity
+from costmodel.masks import Columns, Tile
 
 Family = Literal[
     "gemm",
@@ -98,15 +99,23 @@ class Kernel(Noun, frozen=True):
     ``compute`` is the fraction of the dense peak (of ``vector_flop_per_s`` for a family that does not use the
     matrix units), ``memory`` the fraction of the memory bandwidth, ``tile`` the edge in tokens of the square
     tile in which a fused attention kernel works (it executes whole tiles, masked or not).
+    ``columns``: keys that it takes at once, if it works in blocks of queries by so many keys, cut off at the ends; of a
+    causal mask it then does all up to the diagonal's (``tile`` is for windows).
     ``launch_s``: time of one that does nothing, where it differs from the device's.
-    ``exposed``: part of the shorter of arithmetic and traffic that the longer does not hide (matrix products); of a
-    scan's work and its steps; part of the softmax that the products do not hide (fused attention, whose softmax runs at
-    the device's elementwise rate).
+    ``exposed``: part of the shorter of arithmetic and traffic that the longer does not hide, and of a scan's work and
+    its steps; part of the softmax that the products do not hide (fused attention, whose softmax runs at the device's
+    elementwise rate). On a core 1: the two add up.
     ``ramp``: keys that a tile of queries could fold in the time until it runs at full rate (fused attention); rows,
     columns and summands more that a product takes as long as (``Primitive.front``).
     ``uneven``: part of its time that a causal kernel takes longer than its work, of which some tiles of queries have
     more than others (fused attention).
     ``fill``: tiles of queries that the device works on at a time; with fewer, a part of it is idle (fused attention).
+    ``cached``: how many times as fast bytes move where all of a kernel's fit the device's ``cache_bytes``.
+    ``line_s``: time of a line, of those that a kernel goes through one by one: rows of a reduction, rows that are
+    gathered, transforms, steps of a scan (``Primitive.overheads``).
+    ``left_bytes_per_s``, ``right_bytes_per_s``: how fast a product copies its operands into the order in which tiles
+    are multiplied; one with a single row or column does not.
+    ``again_bytes_per_s``: how fast fused attention reads keys and values again for each block of queries.
     ``spread``: factor, usually 1, on all times of the family; its range is what remains between machines and kernels.
     ``measured``: sizes between which these numbers were fitted; other sizes are extrapolated.
     ``flop_per_s``: rates of its products for dtypes in which they are not at ``compute`` of the device's peak, as of a
@@ -116,11 +125,17 @@ class Kernel(Noun, frozen=True):
     compute: Quantity
     memory: Quantity
     tile: int | None = None
+    columns: int | None = None
     launch_s: Quantity | None = None
     exposed: Quantity | None = None
     ramp: Quantity | None = None
     uneven: Quantity | None = None
     fill: Quantity | None = None
+    cached: Quantity | None = None
+    line_s: Quantity | None = None
+    left_bytes_per_s: Quantity | None = None
+    right_bytes_per_s: Quantity | None = None
+    again_bytes_per_s: Quantity | None = None
     spread: Quantity | None = None
     measured: Measured | None = None
     flop_per_s: Peaks | None = None
@@ -169,7 +184,8 @@ class Device(Noun, frozen=True):
     tensors; ``memory_bytes_per_s`` bandwidth to it; ``vector_flop_per_s`` fp32 rate outside the matrix units;
     ``special_op_per_s`` rate of exp, log, sin and the like; ``launch_s`` time of a kernel that does nothing;
     ``step_s`` time of one step of a loop inside a kernel whose next step waits for it (a scan).
-    ``cache_bytes`` of what a kernel just before wrote are read again at ``cache_bytes_per_s`` (the last-level cache).
+    ``cache_bytes`` of what a kernel just before wrote are read again at ``cache_bytes_per_s`` (the last-level cache);
+    a kernel with a ``cached`` of its own has that instead.
     ``single``: kernels that were measured by themselves, by ``Primitive.kernel``; others have their family's numbers.
     ``compute`` of these is of ``vector_flop_per_s`` for special functions as well.
     """
@@ -190,6 +206,12 @@ class Device(Noun, frozen=True):
 
     def __hash__(self) -> int:
         return hash((self.name, self.kernels, tuple(self.single.items())))
+
+    @property
+    def attention_tile(self) -> Tile:
+        """How the fused attention kernel goes through scores."""
+        kernel = self.kernels.attention
+        return Columns(kernel.columns, kernel.tile or 1) if kernel.columns else kernel.tile or 1
 
     def kernel(self, family: str, name: str = "") -> Kernel:
         """The numbers of a kernel: its own where it has some, or its family's."""
@@ -326,8 +348,10 @@ class Profile(Noun, frozen=True):
         if not self.device.peak_flop_per_s.keys():
             raise InputError("device.peak_flop_per_s", {}, "must hold at least one rate, e.g. fp32_dense")
         for family, kernel in self.device.kernels.items():
-            if kernel.tile is not None and not 1 <= kernel.tile <= 4096:
-                raise InputError(f"device.kernels.{family}.tile", kernel.tile, "must be 1 to 4096 tokens")
+            for key in ("tile", "columns"):
+                tokens = getattr(kernel, key)
+                if tokens is not None and not 1 <= tokens <= 4096:
+                    raise InputError(f"device.kernels.{family}.{key}", tokens, "must be 1 to 4096 tokens")
         _check_links(self.links)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, product, same
-from costmodel.masks import Mask
+from costmodel.dims import Dim, minimum, product, same
+from costmodel.masks import Mask, Tile
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
 
@@ -32,7 +32,7 @@ class Contract(Primitive):
     equation: str
     mask: Mask | None = None
     pairs: str = ""
-    tile: Dim | None = None
+    tile: Tile | None = None
 
     family = "gemm"
 
@@ -78,6 +78,14 @@ class Contract(Primitive):
         left, right, result = self.terms()
         sides = (product(sizes[index] for index in term) for term in (left, right, result))
         return 2 * sum(sides)
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        left, right, result = self.terms()
+        sizes = self.sizes(*inputs)
+        rows = product(sizes[index] for index in result if index not in right)
+        columns = product(sizes[index] for index in result if index not in left)
+        copied = minimum(rows - 1, 1) * minimum(columns - 1, 1)  # a matrix times a vector reads it as it is
+        return {"left": copied * inputs[0].bytes, "right": copied * inputs[1].bytes}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]

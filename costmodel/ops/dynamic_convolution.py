@@ -6,11 +6,11 @@ of a head. 2 K elementwise FLOP an output, as for taps that stay the same: no wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, same
+from costmodel.dims import Dim, product, same
 from costmodel.ops.layout import replace
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
@@ -34,6 +34,9 @@ class DynamicDepthwise(Primitive):
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"elementwise": 2 * inputs[1].shape[3] * outputs[0].elements}
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": product(outputs[0].shape[:-1])}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]

@@ -10,7 +10,7 @@ wants an exact spectrum casts first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,9 @@ class FFT(Primitive):
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"fft": 5 * divide(inputs[0].elements, 2) * log2(inputs[0].shape[self.axis])}
 
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": divide(inputs[0].elements, 2 * inputs[0].shape[self.axis])}
+
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
@@ -79,6 +82,9 @@ class RealFFT(Primitive):
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"fft": divide(5 * inputs[0].elements, 2) * log2(inputs[0].shape[self.axis])}
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": divide(inputs[0].elements, inputs[0].shape[self.axis])}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -106,6 +112,9 @@ class InverseRealFFT(Primitive):
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"fft": divide(5 * outputs[0].elements, 2) * log2(outputs[0].shape[self.axis])}
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": divide(outputs[0].elements, outputs[0].shape[self.axis])}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, maximum, product, same
+from costmodel.dims import Dim, divide, floor_div, maximum, minimum, product, same
 from costmodel.expression import lift
-from costmodel.masks import Mask
+from costmodel.masks import Mask, Tile
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from costmodel.ops.vocabulary import Vocabulary
 
 
-def scored_pairs(mask: Mask, q: Tensor, k: Tensor, reading: Reading, tile: Dim) -> Dim:
+def scored_pairs(mask: Mask, q: Tensor, k: Tensor, reading: Reading, tile: Tile) -> Dim:
     """Query-key pairs over batch and heads, as the reading counts them. q is [B, H, n_q, d], k [B, H_kv, n_k, d]."""
     n_q, n_k = q.shape[2], k.shape[2]
     if reading is Reading.USEFUL:
@@ -58,6 +58,17 @@ def with_delta(flops: Flops, out: Tensor) -> Flops:
     return {**flops, "elementwise": flops["elementwise"] + out.elements, "reduction": out.elements}
 
 
+def reread(mask: Mask, qkv: Sequence[Tensor], tile: Tile) -> Dim:
+    """Bytes of keys and values that blocks of queries read, each its own: as many queries as torch's kernel for a CPU
+    takes at once, 32, from 192 on 64, and from 768 on 256 (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp).
+    """
+    q, k, v = qkv
+    n = q.shape[2]
+    at_once = 32 + 32 * minimum(floor_div(n, 192), 1) + 192 * minimum(floor_div(n, 768), 1)
+    pairs = scored_pairs(mask, q, k, Reading.EXECUTED, tile)
+    return divide(pairs * (k.shape[3] * k.width + v.shape[3] * v.width), at_once)
+
+
 @dataclass(frozen=True)
 class Attention(Primitive):
     """softmax(scale q k^T + mask) v and its log-sum-exp.
@@ -69,7 +80,7 @@ class Attention(Primitive):
 
     mask: Mask
     scale: Dim
-    tile: Dim
+    tile: Tile
     lse_width: Dim
 
     family = "attention"
@@ -94,6 +105,9 @@ class Attention(Primitive):
     def front(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dim:
         q, _, v = inputs
         return 2 * outputs[1].elements * (q.shape[3] + v.shape[3])
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"again": reread(self.mask, inputs, self.tile)}
 
     @property
     def uneven(self) -> bool:
@@ -131,7 +145,7 @@ class AttentionBackward(Primitive):
 
     mask: Mask
     scale: Dim
-    tile: Dim
+    tile: Tile
 
     family = "attention_backward"
 
@@ -146,6 +160,9 @@ class AttentionBackward(Primitive):
     def front(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dim:
         q, _, v = inputs[:3]
         return product(q.shape[:3]) * (6 * q.shape[3] + 4 * v.shape[3])
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"again": reread(self.mask, inputs[:3], self.tile)}
 
     @property
     def uneven(self) -> bool:

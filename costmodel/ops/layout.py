@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, Shape
+from costmodel.dims import Dim, Shape, product
 from costmodel.ops.mesh import Axis
 from costmodel.ops.pointwise import elements_match
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec, View
@@ -134,6 +134,9 @@ class Concat(Primitive):
     def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
         size = sum(t.shape[self.axis] for t in inputs)
         return (Spec(replace(inputs[0].shape, self.axis, size), inputs[0].width),)
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": len(inputs) * product(inputs[0].shape[: self.axis])}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -182,6 +182,9 @@ class Sum(Primitive):
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"reduction": inputs[0].elements}
 
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": outputs[0].elements}
+
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
@@ -225,6 +228,9 @@ class Max(Primitive):
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"reduction": inputs[0].elements}
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": outputs[0].elements}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -311,6 +317,9 @@ class Softmax(Primitive):
         pairs = self.mask.useful_pairs(n_q, n_k) if reading is Reading.USEFUL else n_q * n_k
         return product(outer) * pairs
 
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": product(inputs[0].shape[:-1])}
+
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
@@ -332,6 +341,9 @@ class SoftmaxBackward(Primitive):
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         n = Softmax(self.scale, self.mask)._scores(inputs[0].shape, reading)
         return {"elementwise": 4 * n, "reduction": n}
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": product(inputs[0].shape[:-1])}
 
 
 @dataclass(frozen=True)

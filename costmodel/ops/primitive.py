@@ -72,6 +72,12 @@ class Primitive(ABC):
         """FLOP to which a kernel's fixed work is in proportion: in fused attention one key of every query; or none."""
         return 0
 
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        """What a kernel does besides its FLOP and its traffic: how many ``line`` (rows that it goes through one by
+        one), bytes of ``left`` and ``right`` operands that are copied first, or bytes that are read ``again``.
+        """
+        return {}
+
     @property
     def uneven(self) -> bool:
         """Whether a fused attention has tiles of queries with more work than others."""

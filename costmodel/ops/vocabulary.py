@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from costmodel.dims import Dim, Shape, divide, is_number
-from costmodel.masks import Mask
+from costmodel.masks import Mask, Tile
 from costmodel.ops.affine_scan import AffineScan
 from costmodel.ops.chosen_blocks import ChosenAttention, ChosenAttentionBackward, Placed, VisibleBlocks
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter
@@ -63,7 +63,7 @@ class Travelling(Protocol[T]):
 class Vocabulary(ABC, Generic[T]):
     """Primitives and control flow. Subclasses say what a tensor is; the ops on it are the same for all."""
 
-    tile: Dim
+    tile: Tile
 
     # What a reader must say -------------------------------------------------------------------------------------
 

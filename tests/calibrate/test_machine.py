@@ -28,6 +28,9 @@ from costmodel.subject import at_width
 from costmodel.workload import Workload
 from tests.calibrate.test_store import ENVIRONMENT
 
+#: Of the last-level cache, what kernels find their operands in: a half of the environment's.
+CACHE = 2.0**24
+
 TRUTH = {
     "exp": (9e-6, 0.01, 0.6),
     "add": (6e-6, 0.9, 0.5),
@@ -42,11 +45,15 @@ def number(value: float) -> Quantity:
 
 def truth() -> Profile:
     own = {
-        f"device.single.{name}": Kernel(number(compute), number(memory), launch_s=number(launch))
+        f"device.single.{name}": Kernel(
+            number(compute), number(memory), launch_s=number(launch), exposed=number(1.0), cached=number(3.0)
+        )
         for name, (launch, compute, memory) in TRUTH.items()
     }
     gemm = {"device.kernels.gemm.compute": number(0.8), "device.kernels.gemm.launch_s": number(12e-6)}
-    return placed(load_profile("cpu"), {**own, **gemm})
+    gemm["device.kernels.gemm.exposed"] = number(1.0)
+    copies = {f"device.kernels.gemm.{side}_bytes_per_s": number(1e10) for side in ("left", "right")}
+    return placed(load_profile("cpu"), {**own, **gemm, **copies, "device.cache_bytes": number(CACHE)})
 
 
 def made_up(noise: float = 0.02) -> list[Measurement]:
@@ -82,6 +89,8 @@ def test_peaks_are_the_fastest_runs(runs: Path) -> None:
     fastest = max(2 * math.prod(row.sizes.values()) / row.seconds for row in products)
     assert profile.device.peak("fp32").value == pytest.approx(fastest, rel=1e-3)
     assert profile.device.memory_bytes.value == pytest.approx(ENVIRONMENT.memory_bytes / 2, rel=1e-3)
+    assert profile.device.cache_bytes is not None
+    assert profile.device.cache_bytes.value == pytest.approx(CACHE, rel=1e-3)
     assert (profile.name, profile.device.name) == ("mine", "a CPU")
     assert {"scan", "recurrence", "fft", "sort", "convolution"} <= set(profile.device.kernels.keys())
 
