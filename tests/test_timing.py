@@ -18,7 +18,7 @@ from costmodel.timing import times
 from costmodel.trace import Tracer, Widths, trace
 
 #: What a profile need not say of a kernel, and is then 0.
-UNSAID = ("exposed", "filled", "kept", *OVERHEADS)
+UNSAID = ("exposed", "fill", "filled", "kept", *OVERHEADS)
 
 
 def seconds(run: Callable[..., Any], rates: Mapping[str, float], *shapes: tuple[int, ...]) -> float:

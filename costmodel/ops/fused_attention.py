@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.dims import Dim, divide, floor_div, maximum, minimum, product, same
 from costmodel.expression import lift
-from costmodel.masks import Mask, Tile
+from costmodel.masks import Columns, Mask, Tile
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
 
@@ -28,8 +28,10 @@ def scored_pairs(mask: Mask, q: Tensor, k: Tensor, reading: Reading, tile: Tile)
     return product(q.shape[:2]) * pairs
 
 
-def tiles_of(rows: Tensor, tile: Dim) -> Dim:
-    """Tiles along the rows of [B, H, n, d], of which each head has at least one."""
+def tiles_of(rows: Tensor, tile: Tile) -> Dim:
+    """Tiles along the rows of [B, H, n, d], of which each head has at least one; none of a kernel without."""
+    if isinstance(tile, Columns):
+        return 0
     return lift(product(rows.shape[:2]) * maximum(rows.shape[2], tile)) / tile
 
 
