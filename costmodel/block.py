@@ -15,6 +15,7 @@ from costmodel.arrangement import Way
 from costmodel.carry import Carry
 from costmodel.composite import rms_norm, swiglu
 from costmodel.dims import Dim, Shape, divide, is_number
+from costmodel.documents import Documents
 from costmodel.masks import Mask
 from costmodel.mixer import INPUT, OWN, Mixer, Site, Sizes, Weights
 from costmodel.mixture import applied
@@ -238,12 +239,14 @@ class Share:
         length: tokens of the whole sequence, or ``None`` where it does not matter.
         ranks: ranks that the sequence is spread over.
         inner: those of the Ulysses axis among them.
+        documents: that are packed into the sequence, if any.
     """
 
     tensor: Dim
     length: Dim | None
     ranks: Dim
     inner: Dim
+    documents: Documents | None = None
 
     def sizes(self, layer: Layer, strategy: Strategy) -> dict[str, Dim]:
         """The mixer's sizes, with the tokens of the sequence: ``L``, and ``rows``, those whose weights are here.
@@ -271,7 +274,7 @@ class Share:
 
     def block(self, layer: Layer, way: Way, axes: Mapping[str, Axis], phase: str, causal: bool) -> Block:
         """The layer as a method."""
-        mask = Mask() if phase == "decode" else Mask(causal, layer.window)
+        mask = Mask() if phase == "decode" else Mask(causal, layer.window, documents=self.documents)
         site = Site[Any](self.sizes(layer, way.strategy), mask, way.kernel, ())  # type: ignore[arg-type]
         feed = None if layer.mlp is None else self.feed_forward(layer.mlp)
         shared = bool(layer.shared)

@@ -16,6 +16,7 @@ from costmodel.arrangement import Arrangement, Way
 from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
 from costmodel.dims import Dim
+from costmodel.documents import MOST
 from costmodel.mixture import JOIN, Mixture, alike, each, together
 from costmodel.strategy import Requirement, Situation, Strategy, divides, strategies, takes, whole_pieces
 from costmodel.subject import Layer, Subject
@@ -230,12 +231,11 @@ def requirements(
 
 
 def _requirements(layer: Layer, way: Way, workload: Workload, at: Situation) -> Iterator[tuple[Requirement, Situation]]:
-    for requirement in (takes(way.strategy, at), *way.strategy.requirements(at)):
-        yield requirement, at
-    for requirement in _padding(layer, at):
-        yield requirement, at
     decodes = at.phase != "decode" or at.causal
-    yield Requirement(decodes, "a token is decoded after those it sees: decoding is causal"), at
+    causal = Requirement(decodes, "a token is decoded after those it sees: decoding is causal")
+    strategy = takes(way.strategy, at), *way.strategy.requirements(at)
+    for requirement in (*strategy, *_documents(layer, way.strategy, at), *_padding(layer, at), causal):
+        yield requirement, at
     if layer.mixer.undecoded:
         yield Requirement(at.phase != "decode", layer.mixer.undecoded), at
     memory = layer.mixer.memory(layer.sizes)
@@ -257,6 +257,17 @@ def _requirements(layer: Layer, way: Way, workload: Workload, at: Situation) -> 
         yield divides(at.kv_heads, at.tensor, reason), at
 
 
+def _documents(layer: Layer, strategy: Strategy, at: Situation) -> Iterator[Requirement]:
+    """Packed documents are kept apart."""
+    packed = at.documents > 0
+    yield Requirement(not packed or layer.mixer.documents, f"{layer.mixer.name} does not keep documents apart")
+    yield Requirement(not packed or strategy.documents, "it does not keep documents apart")
+    yield Requirement(
+        at.different <= MOST,
+        f"{{different}} documents of different lengths are more than the {MOST} that formulas take: give their number",
+    )
+
+
 def _padding(layer: Layer, at: Situation) -> Iterator[Requirement]:
     """Tokens that a sequence is padded with at its end change nothing of the others."""
     whole, told = np.equal(at.length, at.tokens), "{tokens} tokens would be padded to {length} at their end"
@@ -264,7 +275,9 @@ def _padding(layer: Layer, at: Situation) -> Iterator[Requirement]:
         yield Requirement(whole, f"{told}, and {layer.mixer.name} has weights for every token")
     if layer.mixer.unpadded:
         yield Requirement(whole, f"{told}: {layer.mixer.unpadded}")
-    yield Requirement(whole | at.causal, f"{told}, which every token would see: there is no causal mask")
+    apart = at.causal or at.documents > 0
+    seen = "which every token would see: there is no causal mask, and the sequence is not packed as --documents 1"
+    yield Requirement(whole | apart, f"{told}, {seen}")
 
 
 def _enough_tokens(layer: Layer, at: Situation) -> Iterator[Requirement]:
@@ -324,6 +337,8 @@ def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes, length:
         reach=layer.mixer.reach(layer.sizes),
         lanes=layer.mixer.lanes(layer.sizes),
         cached=workload.cached,
+        documents=len(workload.documents),
+        different=len(workload.documents) if len(set(workload.documents)) > 1 else 0,
         phase=workload.phase,
         **{name: mesh.sizes[name] for name in MESH},
     )

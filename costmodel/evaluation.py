@@ -39,6 +39,12 @@ TIME = ("seconds", "compute", "communication")
 #: Candidates evaluated at a time.
 CHUNK = 16384
 
+#: Less than this part of the least that was measured is rounding: a kernel that has nothing to do.
+NOTHING = 1e-9
+
+#: Ranks of which the one with most work is looked for, where documents decide it.
+LOOKED_AT = 64
+
 #: Lengths tried at once when the longest that fits is looked for.
 TRIED = 64
 
@@ -117,7 +123,7 @@ class Evaluator:
     def values(self, mesh: Meshes, symbols: frozenset[str]) -> dict[str, Value]:
         """Values of some symbols, but for L, which depends on the strategy as well.
 
-        Work that depends on the rank is the last rank's, which has most.
+        Work that depends on the rank is the last rank's, which has most where there are no documents.
         """
         found: dict[str, Value] = {AXES[name]: size for name, size in mesh.sizes.items()}
         found |= {f"rank_{AXES[name][-1]}": size - 1 for name, size in mesh.sizes.items()}
@@ -213,6 +219,39 @@ class Group:
         return pieces(evaluator.subject.layers, self.arrangement.ways, evaluator.workload, self.choices.base)
 
     @cached_property
+    def busiest(self) -> tuple[Value, Value]:
+        """The context rank that computes longest, and how many times the mean of all, for each of the meshes.
+
+        Without documents it is the last one; with them it depends on where they lie, and ``LOOKED_AT`` ranks are looked
+        at, spread over the axis.
+        """
+        base = self.choices.base
+        ranks = base.sizes["context"]
+        if not self.evaluator.workload.documents:
+            return ranks - 1, 1.0
+        symbols = frozenset().union(*(formulas.times.symbols for formulas in self.layers))
+        known = self.evaluator.values(base, symbols) | {"L": self.length}
+        tried = [np.floor(place * np.maximum(1, ranks / LOOKED_AT)) for place in range(LOOKED_AT)]
+        there = np.array([rank < ranks for rank in tried])
+        seconds = np.array([self._computing(known | {"rank_c": rank}) for rank in tried]) * there
+        most = np.argmax(seconds, axis=0)
+        mean = seconds.sum(axis=0) / there.sum(axis=0)
+        return np.array(tried)[most, np.arange(len(base))], seconds.max(axis=0) / mean
+
+    def _computing(self, values: Mapping[str, Value]) -> Array:
+        """Seconds that all layers compute forward, for each of the arrangement's meshes."""
+        found = np.zeros(len(self.choices.base))
+        for layer, formulas in zip(self.evaluator.subject.layers, self.layers, strict=True):
+            given = {name: values[name] for name in formulas.times.symbols}
+            found = found + layer.count * formulas.times(given)["forward compute"]
+        return found
+
+    @property
+    def imbalance(self) -> float:
+        """Of one candidate, how many times the mean rank's time to compute forward the busiest one takes."""
+        return float(np.broadcast_to(self.busiest[1], len(self.choices.base))[self.choices.row[0]])
+
+    @cached_property
     def length(self) -> Value:
         """Tokens of a sequence with its padding, for each of the arrangement's meshes; one number if alike."""
         found = padded(self.evaluator.workload.length, self.pieces)
@@ -299,7 +338,7 @@ class Group:
         sizes = list(self._parts.sizes(self.evaluator.cluster.profile))
         numbers = self._evaluated({str(place): amount for place, (_, amount, _) in enumerate(sizes)})
         for (label, _, (least, most)), number in zip(sizes, numbers.values(), strict=True):
-            factor = max(number / most, least / number) if number > 0 else 1.0
+            factor = max(number / most, least / number) if number > least * NOTHING else 1.0
             if factor > 1:
                 found[label] = max(found.get(label, 1.0), factor)
         return found
@@ -348,8 +387,7 @@ class Group:
         new = symbols - self.known.keys()
         if new:
             self.known.update(self.evaluator.values(self.choices.base, new))
-            if "L" in new:
-                self.known["L"] = self.length
+            self.known.update({"L": self.length, "rank_c": self.busiest[0]})
         values = {name: self.known[name] for name in symbols if name in self.known}
         row = self.choices.row
         return {name: value[row] if isinstance(value, np.ndarray) else value for name, value in values.items()}

@@ -6,9 +6,25 @@ as the mask says. With n_q queries and n_k >= n_q keys, query i stands at key po
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
-from costmodel.dims import Dim, ceil_div, clip, divide, floor_div, is_number, maximum
+from costmodel.dims import Dim, ceil_div, clip, divide, floor_div, is_number, maximum, minimum
+from costmodel.documents import Documents, Span
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where queries and keys are in a sequence of documents, stretch by stretch in their order.
+
+    Attributes:
+        calls: of a formula, for how many calls the stretches of keys are, each of which has a like share of them.
+    """
+
+    queries: tuple[Span, ...]
+    keys: tuple[Span, ...]
+    calls: Dim = 1
 
 
 @dataclass(frozen=True)
@@ -38,13 +54,62 @@ class Mask:
         ahead: keys after the last query's own, of a stretch of queries with a window on both sides; fewer than
             ``window``.
         stride: tokens that a key stands for, all of which a query must have reached to see it; of causal masks without
-            a window, over whole strides of queries of which the last stands at the last token of the last key.
+            window, over whole strides of queries of which the last stands at the last token of the last key.
+        documents: packed into the sequence; a query sees no key of another.
+        place: of queries and keys among the documents, where it is not all keys and the last queries. Under a causal
+            mask the last stretch of queries ends where the last stretch of keys does, and so on for those before.
     """
 
     causal: bool = False
     window: Dim | None = None
     ahead: Dim = 0
     stride: Dim = 1
+    documents: Documents | None = None
+    place: Place | None = None
+
+    def at(self, queries: tuple[Span, ...], keys: tuple[Span, ...], calls: Dim = 1) -> Mask:
+        """The mask between stretches of the sequence; where there are no documents, the same anywhere."""
+        return self if self.documents is None else replace(self, place=Place(queries, keys, calls))
+
+    @property
+    def within(self) -> Mask:
+        """The mask inside one document."""
+        return replace(self, documents=None, place=None)
+
+    def stretches(self, n_q: Dim, n_k: Dim) -> Iterator[tuple[Span, Span, Mask]]:
+        """Each stretch of queries with each of keys that it may see, and what holds inside a document of both."""
+        place = self.place or Place(((n_k - n_q, n_k),), ((0, n_k),))
+        for i, queries in enumerate(place.queries):
+            own = i + len(place.keys) - len(place.queries)
+            for j, keys in enumerate(place.keys):
+                if not self.causal or j <= own:
+                    yield queries, keys, self.within if j == own else replace(self.within, causal=False)
+
+    def dense_pairs(self, n_q: Dim, n_k: Dim) -> Dim:
+        """Pairs without regard to order: all of them, or all of one document."""
+        if self.documents is None:
+            return n_q * n_k
+        return self._in_documents(n_q, n_k, Mask().corner)
+
+    def _in_documents(self, n_q: Dim, n_k: Dim, corner: Callable[[Dim, Dim], Dim]) -> Dim:
+        """Pairs in one document, counted by a rule for its beginning."""
+        assert self.documents is not None
+        spans = self.stretches(n_q, n_k)
+        found = sum((self.documents.pairs(corner, queries, keys) for queries, keys, _ in spans), 0)
+        return found if self.place is None else divide(found, self.place.calls)
+
+    def corner(self, x: Dim, y: Dim) -> Dim:
+        """Pairs of the first x queries and the first y keys of a sequence, or of a document.
+
+        >>> Mask().corner(2, 3), Mask(causal=True).corner(4, 2), Mask(causal=True, window=2).corner(4, 4)
+        (6, 7, 7)
+        """
+        if self.window is None:
+            return _staircase(x, y) if self.causal else x * y
+        behind = _staircase(x, y) - _staircase(maximum(x - self.window, 0), y)
+        if self.causal:
+            return behind
+        return behind + _staircase(y, x) - _staircase(maximum(y - self.window, 0), x) - minimum(x, y)
 
     def useful_pairs(self, n_q: Dim, n_k: Dim) -> Dim:
         """Query-key pairs that the mask leaves.
@@ -56,6 +121,8 @@ class Mask:
         >>> Mask(causal=True, stride=2).useful_pairs(4, 2), Mask(causal=True, stride=2).useful_pairs(2, 2)
         (4, 3)
         """
+        if self.documents is not None:
+            return self._in_documents(n_q, n_k, self.corner)
         if not is_number(self.stride, 1):
             pieces = divide(n_q, self.stride)
             return self.stride * (pieces * (n_k - pieces) + _triangle(pieces - 1)) + pieces
@@ -63,6 +130,13 @@ class Mask:
             return n_q * n_k - (_triangle(n_q - 1) if self.causal else 0)
         seen = self._one_sided(n_k - self.ahead - n_q, n_q)
         return seen if self.causal else seen + self._one_sided(self.ahead, n_q) - n_q
+
+    def _tiled(self, tile: Tile) -> Dim:
+        """Executed pairs over useful ones, of whole documents each on its own: taken for the same in parts of them."""
+        assert self.documents is not None
+        lengths, rule = self.documents.counted.items(), self.within
+        executed = sum(count * rule.executed_pairs(n, n, tile) for n, count in lengths)
+        return executed * Fraction(1, sum(count * rule.useful_pairs(n, n) for n, count in lengths))
 
     def _one_sided(self, before: Dim, n_q: Dim) -> Dim:
         """Pairs of each query with its own key and those of its window to one side, where so many keys go before."""
@@ -78,6 +152,8 @@ class Mask:
         >>> Mask(causal=True).executed_pairs(5, 6, Columns(2, 1)), Mask().executed_pairs(3, 3, Columns(2, 2))
         (22, 9)
         """
+        if self.documents is not None:
+            return self.useful_pairs(n_q, n_k) * self._tiled(tile)
         if isinstance(tile, Columns):
             plain = self.window is None and is_number(self.stride, 1)
             return self._in_columns(n_q, n_k, tile.keys) if plain else self.executed_pairs(n_q, n_k, tile.edge)
@@ -110,6 +186,12 @@ class Mask:
             return n_q * n_k
         whole = floor_div(n_q, keys)
         return keys * keys * _triangle(whole) + (n_q - keys * whole) * n_q + n_q * (n_k - n_q)
+
+
+def _staircase(x: Dim, y: Dim) -> Dim:
+    """Pairs of the first x queries with those of the first y keys that are not after them."""
+    both = minimum(x, y)
+    return _triangle(both) + (x - both) * both
 
 
 def _floors(n: Dim, size: Dim) -> Dim:

@@ -147,6 +147,7 @@ class Mixer(ABC):
         undecoded: why it is not decoded although it is causal; empty where it is.
         unpadded: why tokens after its end would change what it makes of a sequence although it is causal; empty where
             they would not.
+        documents: whether its mask keeps documents apart that are packed into one sequence.
         extends: whether ``decode`` takes any number of new tokens, so that a prefill may follow on cached ones.
         fixed: weights that are not trained, such as random projections.
         doubled: whether the whole pieces of each rank must be 1, 2, 4, ..., where the sequence is cut.
@@ -166,6 +167,7 @@ class Mixer(ABC):
     indivisible: ClassVar[str] = ""
     undecoded: ClassVar[str] = ""
     unpadded: ClassVar[str] = ""
+    documents: ClassVar[bool] = False
     extends: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ()
     doubled: ClassVar[bool] = False

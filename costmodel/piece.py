@@ -139,7 +139,8 @@ class Pieces:
 
     def layer(self, layer: Layer, way: Way) -> Piece:
         """One kind of layer."""
-        share = Share(self.cut, symbol("L"), self.spread, symbol(AXES["ulysses"]) if "ulysses" in self.axes else 1)
+        inner = symbol(AXES["ulysses"]) if "ulysses" in self.axes else 1
+        share = Share(self.cut, symbol("L"), self.spread, inner, self.workload.packed)
         block = share.block(layer, way, way.axes, self.workload.phase, self.workload.causal)
         sizes = block.sizes
         weights = {

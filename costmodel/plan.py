@@ -49,6 +49,11 @@ class Plan:
         """Tokens of a sequence with those that it is padded with."""
         return int(np.reshape(self.alone.length, -1)[0])
 
+    @property
+    def imbalance(self) -> float:
+        """Of packed documents, how many times as long as the mean context rank the busiest one computes forward."""
+        return self.alone.imbalance
+
     @cached_property
     def interval(self) -> tuple[float, float]:
         """90 % interval of the seconds, from the ranges and correlations of the numbers that they depend on."""

@@ -34,6 +34,8 @@ class Situation:
         lanes: sequences of their own into which a strided pattern parts the tokens; 0 where there is none.
         phase: ``forward``, ``train``, ``prefill`` or ``decode``.
         cached: tokens that came before those of a prefill.
+        documents: that are packed into each sequence; 0 where it is one.
+        different: those of them that a formula names each by itself, because their lengths are not one.
     """
 
     carry: type[Carry[Any]]
@@ -48,6 +50,8 @@ class Situation:
     reach: Dim = 0
     lanes: Dim = 0
     cached: Dim = 0
+    documents: int = 0
+    different: int = 0
     batch: Dim = 1
     data: Dim = 1
     tensor: Dim = 1
@@ -86,6 +90,7 @@ class Strategy(ABC):
         cuts_columns: whether a matrix over all tokens is cut like a grid of ranks, its rows along the context axis, and
             along the Ulysses axis the columns that belong to what each of the former has.
         extends: whether the keys that it spreads may begin with cached ones, of which every rank has an equal share.
+        documents: whether it keeps packed documents apart.
         deals: whether sequences that are decoded are dealt out along the context axis: a rank has the tokens of some,
             and keeps their new keys and values, beside its part of the cache of all.
     """
@@ -104,6 +109,7 @@ class Strategy(ABC):
     windowed: ClassVar[bool] = False
     cuts_columns: ClassVar[bool] = False
     extends: ClassVar[bool] = False
+    documents: ClassVar[bool] = False
     deals: ClassVar[bool] = False
 
     @abstractmethod

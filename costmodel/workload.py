@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from costmodel.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from costmodel.documents import Documents
 
 Phase = Literal["forward", "train", "prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("forward", "train", "prefill", "decode")
@@ -29,9 +32,10 @@ class Workload:
         dtype: of weights, activations and what is sent.
         cache_bytes: bytes of one element of the key-value cache.
         cached: tokens of each sequence that were taken in before, and whose cache is at hand; only for ``prefill``.
-
         whole_logits: of a training step, whether the loss is taken of all tokens at once, instead of some at a time
             whose logits are dropped.
+        documents: lengths of the documents that each sequence is packed with, in their order; none where a sequence is
+            one.
 
     Raises:
         InputError: for a number out of range.
@@ -46,6 +50,7 @@ class Workload:
     cache_bytes: float | None = None
     cached: int = 0
     whole_logits: bool = False
+    documents: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field, value, limit in (("--seq", self.length, LONGEST), ("--batch", self.batch, 2**30)):
@@ -65,6 +70,25 @@ class Workload:
             raise InputError("--whole-logits", True, rule, "add --pass train")
         if self.dtype not in WIDTHS:
             raise UnknownNameError("dtype", self.dtype, WIDTHS)
+        self._check_documents()
+
+    def _check_documents(self) -> None:
+        if not self.documents:
+            return
+        if self.phase == "decode" or self.cached:
+            rule = "documents are packed for passes over whole sequences: no decoding, and no cached tokens"
+            raise InputError("--documents", len(self.documents), rule)
+        if min(self.documents) < 1 or sum(self.documents) != self.length:
+            told = f"{len(self.documents)} documents of {sum(self.documents)} tokens"
+            rule = f"each has tokens, and together they have the {self.length} of the sequence"
+            raise InputError("--documents", told, rule)
+
+    @property
+    def packed(self) -> Documents | None:
+        """The documents, if there are any."""
+        from costmodel.documents import Documents
+
+        return Documents(self.documents) if self.documents else None
 
     @property
     def width(self) -> int:

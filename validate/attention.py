@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from costmodel.masks import Mask
+from costmodel.masks import Mask, Place
 
 _aten: Any = torch.ops.aten
 
@@ -62,6 +62,8 @@ class Piece:
 
 def forward(qkv: Triple, mask: Mask, scale: float, flash: bool) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp; k and v may have fewer heads, each for a group of query heads."""
+    if mask.documents is not None:
+        return _forward_documents(qkv, mask, scale, flash)
     work = _Work.of(qkv, mask, scale, flash)
     q, k, v = qkv
     if work.pieces[0].is_all(q, k):
@@ -83,6 +85,8 @@ def backward(qkv: Triple, known: Triple, mask: Mask, scale: float, flash: bool) 
     Args:
         known: the output, its log-sum-exp and its gradient, all of which may be over more keys than these.
     """
+    if mask.documents is not None:
+        return _backward_documents(qkv, known, mask, scale, flash)
     work = _Work.of(qkv, mask, scale, flash)
     q, k, v = qkv
     if work.pieces[0].is_all(q, k):
@@ -120,6 +124,8 @@ def kept(
     Args:
         rows, columns: of queries and keys, where only some are asked for: the first, and the one after the last.
     """
+    if mask.documents is not None:
+        return _kept_in_documents(mask, n_q, n_k)
     rows, columns = rows or (0, n_q), columns or (0, n_k)
     query = torch.arange(*rows, device=device)[:, None] + n_k * mask.stride - n_q - mask.ahead
     key = (torch.arange(*columns, device=device)[None, :] + 1) * mask.stride - 1
@@ -129,6 +135,65 @@ def kept(
     if mask.window is not None:
         keep &= (query - key < mask.window) & (key - query < mask.window)
     return keep
+
+
+# Documents ------------------------------------------------------------------------------------------------------------
+
+
+def _own_of_documents(mask: Mask, n_q: int, n_k: int) -> Iterator[tuple[slice, slice, Mask]]:
+    """Queries and keys of one document each, and the mask inside it; whatever has no pair is left out."""
+    assert mask.documents is not None
+    begins: tuple[dict[Any, int], dict[Any, int]] = {}, {}  # where stretches begin among the tensors' rows
+    for queries, keys, inside in mask.stretches(n_q, n_k):
+        first, second = (
+            found.setdefault(span, sum(end - start for start, end in found))
+            for found, span in zip(begins, (queries, keys), strict=True)
+        )
+        for start, end in mask.documents.spans(max(queries[1], keys[1])):
+            rows, columns = ((max(start, span[0]), min(end, span[1])) for span in (queries, keys))
+            if rows[0] < rows[1] and columns[0] < columns[1]:
+                yield (
+                    slice(rows[0] - queries[0] + first, rows[1] - queries[0] + first),
+                    slice(columns[0] - keys[0] + second, columns[1] - keys[0] + second),
+                    inside,
+                )
+
+
+def _forward_documents(qkv: Triple, mask: Mask, scale: float, flash: bool) -> tuple[Tensor, Tensor]:
+    q, k, v = qkv
+    out = q.new_zeros(*q.shape[:3], v.shape[3], dtype=_wide_dtype(q))
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=_wide_dtype(q))
+    for rows, columns, inside in _own_of_documents(mask, q.shape[2], k.shape[2]):
+        own = q[:, :, rows], k[:, :, columns], v[:, :, columns]
+        merge(out[:, :, rows], lse[:, :, rows], *forward(own, inside, scale, flash))
+    return out.to(q.dtype), lse
+
+
+def _backward_documents(qkv: Triple, known: Triple, mask: Mask, scale: float, flash: bool) -> Triple:
+    q, k, v = qkv
+    totals = tuple(torch.zeros_like(x, dtype=_wide_dtype(x)) for x in qkv)
+    for rows, columns, inside in _own_of_documents(mask, q.shape[2], k.shape[2]):
+        own = q[:, :, rows], k[:, :, columns], v[:, :, columns]
+        out, lse, gradient = (x[:, :, rows] for x in known)
+        found = backward(own, (out, lse, gradient), inside, scale, flash)
+        for total, part, places in zip(totals, found, (rows, columns, columns), strict=True):
+            total[:, :, places].add_(part)
+    dq, dk, dv = (total.to(x.dtype) for total, x in zip(totals, qkv, strict=True))
+    return dq, dk, dv
+
+
+def _kept_in_documents(mask: Mask, n_q: int, n_k: int) -> Tensor:
+    """As ``kept``, from the number of each query and key and of the document that it is in."""
+    assert mask.documents is not None
+    place = mask.place or Place(((n_k - n_q, n_k),), ((0, n_k),))
+    query, key = (torch.cat([torch.arange(*span) for span in spans]) for spans in (place.queries, place.keys))
+    documents = list(mask.documents.spans(1 + int(max(query.max(), key.max()))))
+    ends = torch.tensor([end for _, end in documents])
+    inside = torch.bucketize(query, ends, right=True)[:, None] == torch.bucketize(key, ends, right=True)[None, :]
+    apart = query[:, None] - key[None, :]
+    if mask.causal:
+        inside &= apart >= 0
+    return inside if mask.window is None else inside & (apart.abs() < mask.window)
 
 
 # Pieces ---------------------------------------------------------------------------------------------------------------

@@ -157,6 +157,9 @@ class Executor(Vocabulary[Tensor]):
         place: int = (axis.rank - step) % axis.size
         return place
 
+    def visitors(self, axis: Axis, step: int, earlier: bool | None) -> tuple[tuple[int, int], ...]:
+        return ((self.visiting(axis, step), 1),)
+
     def relay(
         self,
         axis: Axis,

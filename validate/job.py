@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 
 import torch
 import torch.distributed as dist
@@ -38,6 +39,7 @@ class Job:
         length: tokens of the sequence; when decoding, of the cache with the new token.
         batch: sequences, over all ranks.
         context_inside: of a grid, whether context ranks follow each other, within Ulysses ranks.
+        documents: lengths of those that each sequence is packed with.
     """
 
     mixer: str
@@ -53,6 +55,7 @@ class Job:
     width: int | None = None
     seed: int = 0
     context_inside: bool = False
+    documents: tuple[int, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -68,7 +71,7 @@ class Job:
 
     @property
     def workload(self) -> Workload:
-        return Workload(self.length, self.batch, self.phase, self.causal)
+        return Workload(self.length, self.batch, self.phase, self.causal, documents=self.documents)
 
     @property
     def expected(self) -> Expected:
@@ -77,7 +80,9 @@ class Job:
 
     def of(self, length: int) -> Job:
         """The same for the first tokens only."""
-        return replace(self, length=length)
+        ends = [min(end, length) for end in accumulate(self.documents)]
+        lengths = (end - begin for begin, end in pairwise([0, *ends]))
+        return replace(self, length=length, documents=tuple(n for n in lengths if n))
 
     def alone(self) -> Job:
         """The same in one process, in float64."""
@@ -89,7 +94,7 @@ class Job:
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else "cpu"
         mesh = Mesh.of(self.mesh, rank.index, self.context_inside)
         ops = Executor(DTYPES[self.dtype], mesh, timeout_s=rank.timeout_s, device=device)
-        return DistributedLayer(self.layer, Task(self.way, self.causal, self.phase, self.length), ops)
+        return DistributedLayer(self.layer, Task(self.way, self.causal, self.phase, self.length, self.documents), ops)
 
     # Tensors ------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from costmodel.arrangement import Way
 from costmodel.block import Block, Share
 from costmodel.candidates import Meshes, fitting, padded_length, refusals
 from costmodel.dims import Shape
+from costmodel.documents import Documents
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.estimate import check_way
 from costmodel.mixer import Kept
@@ -45,12 +46,24 @@ class Task:
 
     Attributes:
         length: tokens of the sequence, for mixers that have weights for each of them; others take any length.
+        documents: lengths of those that each sequence is packed with; none where a sequence is one.
     """
 
     way: Way
     causal: bool = True
     phase: Phase = "train"
     length: int | None = None
+    documents: tuple[int, ...] = ()
+
+    def workload(self, length: int, batch: int, cached: int = 0) -> Workload:
+        """The task over sequences of so many tokens, their padding included.
+
+        Raises:
+            InputError: for documents with more tokens, or a pass that does not take them.
+        """
+        room = length - sum(self.documents)
+        whole = (*self.documents, *([room] if room and self.documents else []))
+        return Workload(length, batch, self.phase, self.causal, cached=cached, documents=whole)
 
 
 class DistributedLayer(nn.Module):
@@ -183,7 +196,7 @@ class DistributedLayer(nn.Module):
         Raises:
             InputError: where it would have to be padded, and may not be.
         """
-        workload = Workload(length, _size(self.mesh, ["data"]), self.task.phase, self.task.causal)
+        workload = self.task.workload(length, _size(self.mesh, ["data"]))
         found = padded_length(self.layer, self.task.way, workload, dict(self.mesh.sizes))
         if found != length:
             self._check_strategy(workload)
@@ -397,7 +410,7 @@ class DistributedLayer(nn.Module):
             raise InputError("shape of x", tuple(x.shape), f"it is [B, n, {self.layer.sizes['D']}]")
         self._check_alike(", ".join(str(tuple(t.shape)) for t in (x, *second, *cache)))
         batch = x.shape[0] * _size(self.mesh, self._dealt)
-        self._check_strategy(Workload(length, batch, self.task.phase, self.task.causal, cached=cached))
+        self._check_strategy(self.task.workload(length, batch, cached))
 
     def _check_strategy(self, workload: Workload) -> None:
         _, reasons = refusals(self.layer, self.task.way, workload, Meshes.one(dict(self.mesh.sizes)))
@@ -428,6 +441,7 @@ def distributed(  # noqa: PLR0913 - most have defaults, and go by their names
     phase: Phase = "train",
     kernel: str | None = None,
     length: int | None = None,
+    documents: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
     gradient: torch.dtype | None = None,
     **sizes: int,
@@ -448,6 +462,8 @@ def distributed(  # noqa: PLR0913 - most have defaults, and go by their names
         kernel: the implementation of the mixer, such as ``fused`` or ``vanilla`` (scores in memory); its first if not
             given.
         length: tokens of the whole sequence, for mixers that have weights for each of them.
+        documents: lengths of the documents that each sequence is packed with, in their order, for attention; tokens see
+            only those of their own, and of the padding after them.
         dtype: of weights and activations. What one rank accumulates is in float32 at least.
         gradient: of gradients that several ranks add to, on their way between them: those of keys and values in a ring,
             and in reduce-scatters. ``dtype`` halves the bytes of half precision, and rounds once for every rank;
@@ -472,7 +488,7 @@ def distributed(  # noqa: PLR0913 - most have defaults, and go by their names
     chosen = layer.mixer.kernels[0] if kernel is None else kernel
     way = Way(strategies.get(strategy), chosen, sizes_of_mesh.get("tensor", 1) > 1)
     check_way(layer, way, causal)
-    return DistributedLayer(layer, Task(way, causal, phase, length), ops)
+    return DistributedLayer(layer, Task(way, causal, phase, length, tuple(documents)), ops)
 
 
 def _sizes_of(mesh: Mapping[str, int] | DeviceMesh) -> tuple[dict[str, int], bool]:
@@ -518,7 +534,8 @@ def _rank_of(mesh: Mapping[str, int]) -> Rank | None:
 
 def _block(layer: Layer, task: Task, mesh: Mesh, length: int | None) -> Block:
     """The layer as a method, with the sizes of one rank."""
-    share = Share(_size(mesh, ["tensor"]), length, _size(mesh, SEQUENCE[:2]), _size(mesh, ["ulysses"]))
+    packed = Documents(task.documents) if task.documents else None
+    share = Share(_size(mesh, ["tensor"]), length, _size(mesh, SEQUENCE[:2]), _size(mesh, ["ulysses"]), packed)
     return share.block(layer, task.way, mesh.axes, task.phase, task.causal)
 
 

@@ -36,7 +36,7 @@ def predict(job: Job, profile: str) -> Predicted:
         InputError: where the layer cannot be run so.
     """
     subject = from_mixer(job.mixer, job.width, **job.sizes)
-    workload = Workload(job.length, job.batch, job.phase, job.causal, job.dtype)
+    workload = Workload(job.length, job.batch, job.phase, job.causal, job.dtype, documents=job.documents)
     chosen = Chosen((job.strategy,), job.mesh, (job.kernel,), context_inside=job.context_inside)
     ranking = estimate(subject, workload, parse_cluster(f"{job.ranks}x{profile}"), chosen)
     known = job.expected

@@ -13,11 +13,13 @@ import click
 
 from costmodel.cli.options import (
     CAUSAL,
+    DOCUMENTS,
     JSON,
     PASSES,
     apply,
     complete_mixer,
     complete_strategy,
+    parse_documents,
     parse_sizes,
 )
 from costmodel.errors import InputError
@@ -65,6 +67,7 @@ SPREAD = apply(
 @click.option("--batch", metavar="N", default="1", show_default=True, help="Sequences, over all ranks.")
 @click.option("--pass", "phase", type=PASSES, default="forward", show_default=True, help="Which pass.")
 @CAUSAL
+@DOCUMENTS
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="fp32", show_default=True)
 @click.option("--repetitions", metavar="N", default="3", show_default=True, help="Timed runs, after one that is not.")
 @click.option("--profile", metavar="NAME", help="Device that is predicted for.  [default: cpu, where it runs there]")
@@ -139,12 +142,13 @@ def _asked(options: Mapping[str, Any]) -> Asked:
     (layer,) = subject.layers
     ranks = {axis: parse_count(options[axis], f"--{axis}") for axis in AXES if options[axis] is not None}
     mesh = Chosen((options["strategy"],), ranks).mesh(_ranks(options["ranks"]))
+    length = parse_count(options["seq"], "--seq")
     job = Job(
         options["mixer"],
         options["strategy"],
         options["kernel"] or layer.mixer.kernels[0],
         {axis: size for axis, size in mesh.items() if size > 1},
-        parse_count(options["seq"], "--seq"),
+        length,
         parse_count(options["batch"], "--batch"),
         options["phase"],
         subject.causal if options["causal"] is None else options["causal"],
@@ -153,6 +157,7 @@ def _asked(options: Mapping[str, Any]) -> Asked:
         wide,
         0 if options["seed"] == "0" else parse_count(options["seed"], "--seed"),
         options["context_inside"],
+        parse_documents(options["documents"], length),
     )
     repetitions, timeout = (parse_count(options[name], f"--{name}") for name in ("repetitions", "timeout"))
     return Asked(job, _profile(options["profile"], job.ranks), repetitions, float(timeout), _file(options["save"]))

@@ -119,7 +119,7 @@ def _vanilla(ops: Vocabulary[T], pairs: Pairs[T]) -> T:
     h_kv = ops.shape(pairs.k)[1]
     grouped = ops.reshape(pairs.q, (b, h_kv, divide(h, h_kv), n, d))
     scores = ops.contract("bkgid,bkjd->bkgij", grouped, pairs.k, pairs.mask, "ij")
-    if pairs.mask.causal or pairs.mask.window is not None:
+    if pairs.mask.causal or pairs.mask.window is not None or pairs.mask.documents is not None:
         scores = ops.masked(scores, pairs.mask, "-inf")
     weights = ops.softmax(scores, pairs.scale, pairs.mask)
     out = ops.contract("bkgij,bkje->bkgie", weights, pairs.v, pairs.mask, "ij")

@@ -84,12 +84,18 @@ CAUSAL = click.option(
     default=None,
     help="Whether a token sees only earlier ones.  [default: causal, where the mixer can be]",
 )
+DOCUMENTS = click.option(
+    "--documents",
+    metavar="N|L,...",
+    help="Documents packed into each sequence, for attention: how many equal ones, or their lengths: 4Ki,60Ki.",
+)
 WORKLOAD = apply(
     click.option("--batch", metavar="N", default="1", show_default=True, help="Sequences, over all devices."),
     click.option(
         "--dtype", type=click.Choice(list(WIDTHS)), help="Of weights and activations.  [default: the model's]"
     ),
     CAUSAL,
+    DOCUMENTS,
     click.option("--cached", metavar="N", help="Tokens that a prefill follows on: each sequence's, in its cache."),
     click.option("--whole-logits", is_flag=True, help="Train with the logits of all tokens held at once."),
     click.option("--cache-bytes", metavar="X", help="Bytes of one element of the KV cache; 1 for an 8-bit cache."),
@@ -123,6 +129,24 @@ def parse_sizes(given: tuple[str, ...]) -> dict[str, int]:
             raise InputError("--set", text, f"{key} is given twice")
         sizes[key] = 0 if number == "0" else parse_count(number, f"--set {key}")
     return sizes
+
+
+def parse_documents(text: str | None, length: int) -> tuple[int, ...]:
+    """Lengths of the documents that a sequence is packed with: of so many equal ones, or as given; none for ``None``.
+
+    Raises:
+        InputError: for what is neither, and for a number that does not divide the tokens.
+    """
+    if text is None:
+        return ()
+    if "," in text:
+        return tuple(parse_count(part, "--documents") for part in text.split(","))
+    number = parse_count(text, "--documents")
+    size, rest = divmod(length, number)
+    if rest:
+        rule = f"{length} tokens are not so many equal documents"
+        raise InputError("--documents", text, rule, "give a number that divides them, or lengths: 4Ki,60Ki")
+    return (size,) * number
 
 
 def parse_cache_bytes(text: str | None) -> float | None:
@@ -201,7 +225,9 @@ class Question:
         asked = self.options["causal"]
         causal = self.subject.causal if asked is None else asked
         cached = parse_count(self.options["cached"], "--cached") if self.options["cached"] else 0
-        return Workload(length, batch, phase, causal, self.dtype, cache, cached, self.options["whole_logits"])
+        documents = parse_documents(self.options["documents"], length)
+        logits = self.options["whole_logits"]
+        return Workload(length, batch, phase, causal, self.dtype, cache, cached, logits, documents)
 
 
 #: What a dtype is called in a config and here.

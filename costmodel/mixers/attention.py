@@ -36,6 +36,7 @@ class Attention(Mixer):
     )
     structure: ClassVar[Structure] = Structure.DENSE
     carry: ClassVar[type[Carry[Any]]] = Pairs
+    documents: ClassVar[bool] = True
     extends: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 32, "query heads", cut=True),

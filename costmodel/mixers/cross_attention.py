@@ -30,6 +30,7 @@ class CrossAttention(Attention):
     source: ClassVar[str] = (
         "Vaswani et al. 2017, arXiv 1706.03762, section 3.2.3; sizes of Llama 3.2 Vision 11B (transformers, mllama)"
     )
+    documents: ClassVar[bool] = False
     extends: ClassVar[bool] = False
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 32, "query heads", cut=True),

@@ -120,6 +120,7 @@ class Dsa(Mla):
     structure: ClassVar[Structure] = Structure.SPARSE
     carry: ClassVar[type[Carry[Any]]] = Selection
     causality: ClassVar[str] = "causal"
+    documents: ClassVar[bool] = False
     extends: ClassVar[bool] = False
     kernels: ClassVar[tuple[str, ...]] = ("fused",)
     fixed: ClassVar[tuple[str, ...]] = ("w_iq", "w_ik", "w_ig", "i_norm", "i_shift")

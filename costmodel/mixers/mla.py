@@ -31,6 +31,7 @@ class Mla(Mixer):
     source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1; DeepSeek-V3.2-Exp inference/model.py"
     structure: ClassVar[Structure] = Structure.DENSE
     carry: ClassVar[type[Carry[Any]]] = LatentPairs
+    documents: ClassVar[bool] = True
     extends: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 128, "query heads", cut=True),

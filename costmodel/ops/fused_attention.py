@@ -24,7 +24,7 @@ def scored_pairs(mask: Mask, q: Tensor, k: Tensor, reading: Reading, tile: Tile)
     elif reading is Reading.EXECUTED:
         pairs = mask.executed_pairs(n_q, n_k, tile)
     else:
-        pairs = n_q * n_k
+        pairs = mask.dense_pairs(n_q, n_k)
     return product(q.shape[:2]) * pairs
 
 

@@ -122,6 +122,13 @@ class Vocabulary(ABC, Generic[T]):
         """The rank whose blocks are at hand at a step of ``rotate``; only for where a slice starts."""
 
     @abstractmethod
+    def visitors(self, axis: Axis, step: Any, earlier: bool | None) -> tuple[tuple[Dim, Dim], ...]:
+        """Ranks whose blocks are at hand at a step of ``rotate``: the first of a row of them, and how many.
+
+        One when running. For a formula, all that a step stands for: those before this rank, those after it, or both.
+        """
+
+    @abstractmethod
     def relay(
         self,
         axis: Axis,

@@ -26,6 +26,11 @@ PASS = {
     "decode": "Decoding: one new token for every sequence",
 }
 REFUSALS_SHOWN = 3
+DOCUMENTS_NOTE = (
+    "Documents are kept apart by the mask: kernels leave out what lies between two, but no rank leaves out messages. "
+    "FLOPs and time are of the rank that computes longest; a ring's steps before its own block, and after it, are each "
+    "taken at their mean, and tiles as those of whole documents."
+)
 
 
 def print_answers(answers: Sequence[Answer], model: Model | None, verbose: bool) -> None:
@@ -52,12 +57,21 @@ def print_question(
     page.title(subject.name, f"{cluster.devices} x {cluster.profile.device.name}")
     sequences = words.counted(workload.batch, "sequence")
     mask = "causal" if workload.causal else "every token sees every other"
+    if workload.documents:
+        mask = f"{_documents(workload.documents)}, {mask}"
     length = f" of {_tokens(workload.length)}" if one_length else ""
     after = f" after {_tokens(workload.cached)} in the cache" if workload.cached else ""
     whole = ", logits of all tokens at once" if workload.whole_logits else ""
     page.line(f"{sequences}{length}{after}, {mask}, {workload.dtype}{whole}")
     page.line(f"{sizes(subject)}", "dim")
     page.line(f"{cluster.profile.title}; {format_bytes(capacity)} usable on each device", "dim")
+
+
+def _documents(lengths: Sequence[int]) -> str:
+    """Packed documents in words."""
+    least, most = min(lengths), max(lengths)
+    spread = _tokens(most) if least == most else f"{format_count(least)} to {_tokens(most)}"
+    return f"packed with {words.counted(len(lengths), 'document')} of {spread}"
 
 
 def sizes(subject: Subject) -> str:
@@ -85,6 +99,8 @@ def print_notes(page: Page, cluster: Cluster, workload: Workload, model: Model |
     fitted = "has numbers fitted to published runs" if profile.calibrated else "is not calibrated"
     page.note(f"{profile.name} {fitted}: {sum(counted.values())} numbers, {number}. Each with its source:")
     page.indented(f"costmodel list profiles {profile.name}", 2)
+    if workload.documents:
+        page.note(DOCUMENTS_NOTE)
     if model and model.max_positions and workload.length + workload.cached > model.max_positions:
         page.note(f"{model.name} was made for {format_count(model.max_positions)} positions.")
 

@@ -30,6 +30,7 @@ class AllGatherKV(Strategy):
     source: ClassVar[str] = "Grattafiori et al. 2024 (Llama 3), arXiv 2407.21783, section 3.3.2"
     axes: ClassVar[tuple[str, ...]] = ("context",)
     layout: ClassVar[str] = "zigzag"
+    documents: ClassVar[bool] = True
     extends: ClassVar[bool] = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
@@ -66,17 +67,19 @@ class Gathered:
 
     def __init__(self, axis: Axis, pairs: Pairs[Any], cached: Dim) -> None:
         self.axis, self.mask, self.scale, self.cached = axis, pairs.mask, pairs.scale, cached
-        self.order = "zigzag" if pairs.mask.causal else "rank"  # without a mask any order of the keys serves
+        # Without a mask any order of the keys serves.
+        self.order = "zigzag" if pairs.mask.causal or pairs.mask.documents is not None else "rank"
 
     def pieces(self, n: Dim, keys: Dim) -> list[Piece]:
         """The two zigzag pieces of n local queries under a causal mask; all of them without one, against all keys."""
-        if not self.mask.causal:
-            return [Piece(0, n, 0, keys, self.mask)]
         half, r, cached = divide(n, 2), self.axis.rank, self.axis.size * self.cached
         ends = cached + (r + 1) * half, cached + (2 * self.axis.size - r) * half
+        own = tuple((end - half, end) for end in ends)
+        if not self.mask.causal:
+            return [Piece(0, n, 0, keys, self.mask.at(own, ((0, keys),)))]
         lengths = [end if self.mask.window is None else minimum(end, half + self.mask.window - 1) for end in ends]
         return [
-            Piece(place * half, half, end - length, length, self.mask)
+            Piece(place * half, half, end - length, length, self.mask.at((own[place],), ((end - length, end),)))
             for place, (end, length) in enumerate(zip(ends, lengths, strict=True))
         ]
 

@@ -31,6 +31,8 @@ class DoubleRing(Zigzag):
     axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
     inner_layout: ClassVar[str] = "zigzag"
 
+    documents: ClassVar[bool] = False
+
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "forward", "train", "prefill")
         yield only_fused(at)
@@ -90,6 +92,10 @@ class _AbsorbGroup:
     rings: _Rings
     start: Absorb
 
+    @property
+    def tokens(self) -> Dim:
+        return self.start.tokens
+
     def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any]:
         found = self.start.out, self.start.lse
         for _, block, _ in self.start.ops.rotate(self.rings.inner, self.start.block):
@@ -103,6 +109,10 @@ class _SpreadGroup:
 
     rings: _Rings
     start: Spread
+
+    @property
+    def tokens(self) -> Dim:
+        return self.start.tokens
 
     def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any, Any]:
         dq = self.start.dq

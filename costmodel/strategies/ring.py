@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from costmodel.carries.pairs import Pairs
-from costmodel.dims import Dim, divide, is_number
+from costmodel.dims import Dim, divide, is_number, maximum
+from costmodel.documents import Span
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Travelling, Vocabulary
@@ -85,6 +86,7 @@ class Ring(Strategy):
     )
     axes: ClassVar[tuple[str, ...]] = ("context",)
     extends: ClassVar[bool] = True
+    documents: ClassVar[bool] = True
 
     #: What is done with a block of an earlier rank, and of a later one, under a causal mask.
     earlier: ClassVar[tuple[Part, ...]] = (Part(),)
@@ -125,7 +127,8 @@ class Ring(Strategy):
         lse: Any = None
         for step, block, _ in ops.rotate(axis, keys):
             if step == 0:
-                first, lse = ops.attention(q, block[0], block[1], mask, scale)
+                own = self._own(axis, mask, ops.shape(q)[2])
+                first, lse = ops.attention(q, block[0], block[1], own, scale)
                 out = ops.cast(first, "accumulate")
             else:
                 out, lse = self.branch(ops, axis, mask, step, Absorb(ops, q, block, scale, out, lse))
@@ -153,18 +156,66 @@ class Ring(Strategy):
         dq, *travelling = running
         for step, block, home in ops.rotate(axis, keys, tuple(travelling)):
             spread = Spread(ops, queries, block, scale, dq, home)
-            dq, dk, dv = spread((Part(mask=mask),)) if step == 0 else self.branch(ops, axis, mask, step, spread)
+            own = Part(mask=self._own(axis, mask, spread.tokens))
+            dq, dk, dv = spread((own,)) if step == 0 else self.branch(ops, axis, mask, step, spread)
             home.depart(dk, dv)
         dk, dv = home.home()
         return dq, dk, dv
 
-    def branch(
-        self, ops: Vocabulary[T], axis: Axis, mask: Mask, step: Any, work: Callable[[tuple[Part, ...]], Any]
-    ) -> Any:
+    def branch(self, ops: Vocabulary[T], axis: Axis, mask: Mask, step: Any, work: Work) -> Any:
         """The work that the mask leaves of a visiting block."""
+
+        def of(parts: tuple[Part, ...], earlier: bool | None) -> Any:
+            return work(parts if mask.documents is None else self._placed(ops, axis, mask, step, work, parts, earlier))
+
         if not mask.causal:
-            return work((Part(),))
-        return ops.when(step <= axis.rank, lambda: work(self.earlier), lambda: work(self.later))
+            return of((Part(),), None)
+        return ops.when(step <= axis.rank, lambda: of(self.earlier, True), lambda: of(self.later, False))
+
+    def spans(self, first: Dim, count: Dim, axis: Axis, n: Dim) -> tuple[Span, ...]:
+        """Where the blocks of n tokens of ranks that follow each other are, stretch by stretch."""
+        return ((first * n, (first + count) * n),)
+
+    def _own(self, axis: Axis, mask: Mask, n: Dim) -> Mask:
+        """The mask between a rank's own queries and keys."""
+        spans = self.spans(axis.rank, 1, axis, n)
+        return mask.at(spans, spans)
+
+    def _placed(
+        self,
+        ops: Vocabulary[T],
+        axis: Axis,
+        mask: Mask,
+        step: Any,
+        work: Work,
+        parts: tuple[Part, ...],
+        earlier: bool | None,
+    ) -> tuple[Part, ...]:
+        """Parts of a visiting block with the documents that they lie in; no keys are cached."""
+        rows, n = ops.visitors(axis, step, earlier), work.tokens
+        queries = self.spans(axis.rank, 1, axis, n)
+        keys = [self.spans(first, count, axis, n) for first, count in rows]
+        calls = maximum(sum(count for _, count in rows), 1)  # of a loop that is never run, too
+
+        def place(part: Part) -> Mask:
+            seen = tuple(span for spans in keys for span in (spans[:1] if part.keys == "early" else spans))
+            whole = Mask(documents=mask.documents)
+            return whole.at(queries[1:] if part.queries == "late" else queries, seen, calls)
+
+        return tuple(replace(part, mask=place(part)) for part in parts if part.keys != "cached")
+
+
+class Work(Protocol):
+    """What is done with parts of a visiting block.
+
+    Attributes:
+        tokens: a rank's queries.
+    """
+
+    @property
+    def tokens(self) -> Dim: ...
+
+    def __call__(self, parts: tuple[Part, ...]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -177,6 +228,10 @@ class Absorb:
     scale: Dim
     out: Any
     lse: Any
+
+    @property
+    def tokens(self) -> Dim:
+        return self.ops.shape(self.q)[2]
 
     def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any]:
         out, lse = self.out, self.lse
@@ -197,6 +252,10 @@ class Spread:
     scale: Dim
     dq: Any
     home: Travelling[Any]
+
+    @property
+    def tokens(self) -> Dim:
+        return self.ops.shape(self.queries[0])[2]
 
     def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any, Any]:
         ops, found = self.ops, []

@@ -24,6 +24,8 @@ class Striped(Ring):
     earlier: ClassVar[tuple[Part, ...]] = (Part(mask=Mask(causal=True)),)
     later: ClassVar[tuple[Part, ...]] = (Part("rest", "rest", Mask(causal=True)), Part("first", "cached"))
 
+    documents: ClassVar[bool] = False
+
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield Requirement(at.causal, "it balances causal masks; without one every rank works alike: use ring")
         yield from super().requirements(at)

@@ -34,6 +34,7 @@ class Ulysses(Strategy):
     axes: ClassVar[tuple[str, ...]] = ("ulysses",)
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Carry,)
     cuts_heads: ClassVar[bool] = True
+    documents: ClassVar[bool] = True
     extends: ClassVar[bool] = True
     inner: ClassVar[Strategy] = whole
 

@@ -22,6 +22,7 @@ class Whole(Strategy):
     carries = (Carry,)
     axes = ()
     extends = True
+    documents = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         if at.phase != "decode":

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from costmodel.dims import Dim, divide
+from costmodel.documents import Span
+from costmodel.ops.mesh import Axis
 from costmodel.strategies.ring import Part, Ring
 from costmodel.strategy import Requirement, Situation, equal_halves
 
@@ -22,6 +25,10 @@ class Zigzag(Ring):
     layout: ClassVar[str] = "zigzag"
     earlier: ClassVar[tuple[Part, ...]] = (Part(keys="early"),)
     later: ClassVar[tuple[Part, ...]] = (Part(queries="late"), Part("early", "cached"))
+
+    def spans(self, first: Dim, count: Dim, axis: Axis, n: Dim) -> tuple[Span, ...]:
+        half, mirrored = divide(n, 2), 2 * axis.size - first
+        return (first * half, (first + count) * half), ((mirrored - count) * half, mirrored * half)
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield Requirement(at.causal, "it balances causal masks; without one every rank works alike: use ring")

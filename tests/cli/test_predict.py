@@ -88,3 +88,41 @@ def test_padding_is_told(run, ask) -> None:
     (found,) = ask(*question)["predictions"]
     assert (found["length_tokens"], found["padded_length_tokens"]) == (100001, 100008)
     assert "100,001 tokens padded to 100,008 (+0.01%)" in " ".join(run(*question).output.split())
+
+
+def test_documents_are_counted_alone(ask, run) -> None:
+    """l (l + 1) / 2 pairs of each; heads are cut, so that every rank has a quarter of all."""
+    width, ranks, question = 4096, 4, (*QUESTION, "--seq", "6Ki", "--strategy", "ulysses")
+    (found,) = ask(*question, "--documents", "2Ki,4Ki")["predictions"]
+    pairs = sum(n * (n + 1) / 2 for n in (2048, 4096))
+    useful = found["flop_by_reading_and_class"]["useful"]["contraction"]
+    assert useful == (4 * pairs + 8 * 6144 * width) * width / ranks
+    assert found["documents_tokens"] == [2048, 4096]
+    (equal,) = ask(*question, "--documents", "3")["predictions"]
+    assert equal["documents_tokens"] == [2048] * 3
+    assert equal["seconds"] < found["seconds"]
+    assert "packed with 2 documents of 2Ki to 4Ki tokens" in " ".join(
+        run(*question, "--documents", "2Ki,4Ki").output.split()
+    )
+
+
+def test_the_busiest_rank_of_packed_documents_sets_the_time(ask) -> None:
+    """The first document fills the first half: its second rank, of four, has most."""
+    question = *QUESTION, "--seq", "64Ki", "--strategy", "ring"
+    (half,) = ask(*question, "--documents", "32Ki,16Ki,16Ki")["predictions"]
+    (other,) = ask(*question, "--documents", "16Ki,16Ki,32Ki")["predictions"]
+    width, block = 4096, 2**14
+    pairs = block * block + block * (block + 1) / 2
+    for found in (half, other):
+        useful = found["flop_by_reading_and_class"]["useful"]["contraction"]
+        assert useful == pytest.approx((4 * pairs + 8 * block * width) * width)
+        assert found["busiest_over_mean_rank_seconds"] > 1.2
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [("5", "are not so many equal documents"), ("1Ki,2Ki", "they have the 65536")]
+)
+def test_documents_that_do_not_fit(run, given: str, told: str) -> None:
+    result = run(*QUESTION, "--seq", "64Ki", "--strategy", "ring", "--documents", given)
+    assert result.exit_code == 2
+    assert told in " ".join(result.stderr.split())

@@ -45,6 +45,7 @@ class Case:
     cached: int = 0
     context_inside: bool = False
     gradient: str | None = None
+    documents: tuple[int, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -56,13 +57,14 @@ class Case:
 
     @property
     def workload(self) -> Workload:
-        return Workload(self.length, self.batch, self.phase, self.causal, cached=self.cached)
+        workload = Workload(self.length, self.batch, self.phase, self.causal, cached=self.cached)
+        return replace(workload, documents=self.documents)
 
     def on(self, rank: int) -> DistributedLayer:
         """The layer on a rank, with the case's weights."""
         mesh, gradient = Mesh.of(self.mesh, rank, self.context_inside), self.gradient and DTYPES[self.gradient]
         ops = Watched(DTYPES[self.dtype], mesh, flash=self.flash, timeout_s=20, gradient=gradient)
-        made = DistributedLayer(self.layer, Task(self.way, self.causal, self.phase, self.length), ops)
+        made = DistributedLayer(self.layer, Task(self.way, self.causal, self.phase, self.length, self.documents), ops)
         made.load(self.weights(made.whole_shapes))
         return made
 
@@ -236,7 +238,11 @@ def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
     second = [t.requires_grad_() for t in (*case.memory(), *case.embedded())]
     given = [pad(t, (0, 0, 0, room)) for t in (x.requires_grad_(), *(second if case.layer.shared else []))]
     memory = [] if case.layer.shared else second
-    wanted = whole_layer(case.layer, given[0], weights, case.causal, *memory, *given[1:])[:, :end]
+    lengths = case.documents or (given[0].shape[1],)
+    parts = zip(*(t.split(lengths, 1) for t in given), strict=True)  # each document is what it is alone
+    wanted = torch.cat([whole_layer(case.layer, t, weights, case.causal, *memory, *more) for t, *more in parts], 1)[
+        :, :end
+    ]
     last = wanted[:, -1:] if case.phase == "decode" else wanted[:, case.cached :]
     for made, outcome in zip(on_ranks, outcomes, strict=True):
         tokens = made.places(case.batch, case.length)[1] < case.length
