@@ -26,8 +26,9 @@ from typing import Any, NoReturn
 import click
 
 from costmodel.mixer import Mixer, mixers
+from costmodel.model import MlpSpec
 from costmodel.strategies.whole import Whole
-from costmodel.subject import from_mixer
+from costmodel.subject import Layer, from_mixer
 from tests.validate.cases import Case, check_values, run_case
 from tests.validate.drawing import OPTIONS
 from validate.launch import Rank
@@ -121,29 +122,50 @@ def imported(name: str, tree: ast.Module) -> Iterator[None]:
 
 def cases(mixer: Any) -> Iterator[Case]:
     """Small layers of a mixer: training and decoding, each kernel."""
-    sizes = {key: 2 if size.cut else 4 if key.endswith("dim") else 3 for key, size in mixer.sizes.items() if size.usual}
-    sizes |= {key: value for key, value in SIZES.get(mixer.name, {}).items() if key in mixer.sizes}
-    (layer,) = from_mixer(mixer.name, 5, **sizes).layers
-    layer = replace(layer, mixer=mixer, sizes={**layer.sizes, **OPTIONS.get(mixer.name, {})})
     causal = mixer.causality != "full"
+    for layer in layers(mixer):
+        yield from _of(layer, causal)
+
+
+def layers(mixer: Any) -> Iterator[Layer]:
+    """Small ones of a mixer, with and without what it has only where a size or a model says so."""
+    sizes = {key: 2 if size.cut else 4 if key.endswith("dim") else 3 for key, size in mixer.sizes.items() if size.usual}
+    sizes |= {"kv_heads": 1} if "kv_heads" in sizes else {}
+    sizes |= {key: value for key, value in SIZES.get(mixer.name, {}).items() if key in mixer.sizes}
+    without = {key: 0 for key in sizes if mixer.sizes[key].optional}
+    for given in (sizes, sizes | without) if without else (sizes,):
+        (layer,) = from_mixer(mixer.name, 5, **given).layers
+        yield replace(layer, mixer=mixer, sizes={**layer.sizes, **OPTIONS.get(mixer.name, {})})
+    if mixer.name == "attention":
+        shared = {**layer.sizes, "doubled": 1, "adapter": 2}
+        yield replace(layer, mixer=mixer, sizes=shared, mlp=MlpSpec(3, adapter=2), norms=2, shared=1)
+
+
+def _of(layer: Layer, causal: bool) -> Iterator[Case]:
+    mixer: Any = layer.mixer
     for kernel in mixer.kernels:
         for mask in (True, False) if mixer.causality == "either" else (causal,):
             grain = mixer.grain(layer.sizes)
-            length = grain * max(2 if grain > 2 else 6, -(-mixer.shortest(layer.sizes) // grain))
+            pieces = 6 if grain < 3 else 5 if grain < LONG else 2
+            length = grain * max(pieces, -(-mixer.shortest(layer.sizes) // grain))
             case = Case(layer, Handed(), {}, length, 2, mask, kernel)
             yield case
             if mask and not mixer.undecoded:
                 yield replace(case, phase="decode")
 
 
-#: Sizes that a mixer needs besides.
+#: Tokens of a chunk of which two are enough.
+LONG = 32
+
+#: Sizes that a mixer needs besides; of decays by channel, chunks of two pieces.
 SIZES: dict[str, dict[str, int]] = {
+    **{name: {"chunk": LONG} for name in ("gla", "hgrn2", "kda", "rwkv5", "rwkv6", "rwkv7")},
     "cosformer": {"longest": 1000},
     "hyena": {"longest": 1000},
     "longformer": {"side": 1},
     "longnet": {"head_dim": 6, "kept": 2, "dilation": 2, "growth": 2},
     "moba": {"block": 2, "chosen": 2},
-    "nsa": {"heads": 4, "kv_heads": 1, "block": 2, "chosen": 4},
+    "nsa": {"heads": 4, "kv_heads": 1, "block": 2, "chosen": 4, "near": 3},
 }
 
 

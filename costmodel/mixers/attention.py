@@ -90,7 +90,7 @@ class Attention(Mixer):
         return ops.contract("bhle,hed->bld", mixed, w["w_o"])
 
     def written(self, xp: Any, x: Any, w: Weights, at: Site[Any]) -> Written:
-        q, k, v = (xp.einsum("bld,dhe->bhle", x, self._projection(xp, name, w, at)) for name in ADAPTED)
+        q, k, v = (xp.einsum("bld,dhe->bhle", x, self._written_projection(xp, name, w, at)) for name in ADAPTED)
         if at.sizes.get("qk_norm"):
             q, k = (y * (y.square().mean(-1, True) + 1e-5) ** -0.5 * w[g] for y, g in ((q, "q_norm"), (k, "k_norm")))
         q, k = (turned(xp, y, *at.tables) for y in (q, k))
@@ -99,7 +99,7 @@ class Attention(Mixer):
         matrix = softmax_matrix(xp, xp.einsum("bhid,bhjd->bhij", q, k) * q.shape[-1] ** -0.5, at.mask)
         return Written(matrix, v, self._output(xp, x, matrix @ v, w, at))
 
-    def _projection(self, xp: Any, name: str, w: Weights, at: Site[Any]) -> Any:
+    def _written_projection(self, xp: Any, name: str, w: Weights, at: Site[Any]) -> Any:
         """The matrix [D, H, d] of queries, keys or values, with its adapter."""
         whole = w[f"w_{name}"]
         if at.sizes.get("adapter"):
