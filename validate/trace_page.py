@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from costmodel.formulas import Formula
-from costmodel.notation import as_latex as latex
-from costmodel.notation import as_text, symbol_as_latex
 from costmodel.report import data
-from costmodel.report.formula_page import escaped, formula_data
+from costmodel.report.formula_page import aligned, described, formula_data, print_parts, symbol_table, table
 from costmodel.report.page import Page
 from validate.module_trace import ModuleFormulas
 
@@ -24,34 +20,20 @@ def print_trace(found: ModuleFormulas) -> None:
     with Page() as page:
         page.title(found.question.name, "forward and backward" if found.question.backward else "forward")
         page.line("; ".join(f"{name} {shape}" for name, shape in found.inputs.items()), "dim")
-        for part, formulas in groupby(found.formulas, key=lambda formula: formula.part):
-            page.heading(PART[part])
-            for formula in formulas:
-                page.line(_label(formula), "cyan")
-                page.indented(as_text(formula.value), 4)
-        if found.legend:
-            page.heading("Symbols")
-            page.facts(found.legend.items())
-        page.gap()
+        print_parts(page, found.formulas, found.legend, PART, _label)
         page.note(_note(found))
 
 
 def as_markdown(found: ModuleFormulas) -> str:
     """A table of formulas and one of symbols."""
-    lines = [f"**{found.question.name}**", "", "| one call | formula |", "|---|---|"]
-    lines += [f"| {_full(formula)} | ${latex(formula.value)}$ |" for formula in found.formulas]
-    lines += ["", "| symbol | meaning |", "|---|---|"]
-    lines += [f"| ${symbol_as_latex(name)}$ | {meaning} |" for name, meaning in found.legend.items()]
-    return "\n".join([*lines, "", _note(found)])
+    known = table("| one call | formula |", found.formulas, _full)
+    return f"**{found.question.name}**\n\n{known}\n\n{symbol_table(found.legend)}\n\n{_note(found)}"
 
 
 def as_latex(found: ModuleFormulas) -> str:
     """Equations, and the symbols as a description."""
-    lines = [f"% {found.question.name}. {_note(found)}", r"\begin{align*}"]
-    lines.append(" \\\\\n".join(rf"  \text{{{escaped(_full(x))}}} &= {latex(x.value)}" for x in found.formulas))
-    lines += [r"\end{align*}", r"\begin{description}"]
-    lines += [rf"  \item[${symbol_as_latex(name)}$] {escaped(text)}" for name, text in found.legend.items()]
-    return "\n".join([*lines, r"\end{description}"])
+    known = aligned(found.formulas, _full)
+    return f"% {found.question.name}. {_note(found)}\n{known}\n{described(found.legend)}"
 
 
 def as_json(found: ModuleFormulas) -> str:

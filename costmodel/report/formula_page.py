@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 
 from costmodel.formulas import Formula, LayerFormulas
@@ -10,6 +10,10 @@ from costmodel.notation import as_latex as latex
 from costmodel.notation import as_python, as_text, symbol_as_latex
 from costmodel.report import data
 from costmodel.report.page import Page
+
+#: What the symbols mean, and how a formula is called on a page.
+Legend = Mapping[str, str]
+Label = Callable[[Formula], str]
 
 PART = {
     "flop": "FLOP by class and reading (a multiply-add is 2)",
@@ -26,34 +30,20 @@ def print_formulas(found: LayerFormulas) -> None:
         page.line(found.mixer.template, "dim")
         numbers = "".join(f"; {name} = {number}" for name, number in found.numbers.items())
         page.line(f"{found.way.strategy.title}; {found.way.kernel} kernel; one rank{numbers}", "dim")
-        for part, formulas in groupby(found.formulas, key=lambda formula: formula.part):
-            page.heading(PART[part])
-            for formula in formulas:
-                page.line(_label(formula), "cyan")
-                page.indented(as_text(formula.value), 4)
-        page.heading("Symbols")
-        page.facts(found.legend.items())
-        page.gap()
+        print_parts(page, found.formulas, found.legend, PART, _label)
         page.note(_note(found))
 
 
 def as_markdown(found: LayerFormulas) -> str:
     """A table of formulas and one of symbols."""
-    lines = [f"**{_title(found)}**, {found.workload.phase}", "", "| one rank | formula |", "|---|---|"]
-    lines += [f"| {_label(formula)} | ${latex(formula.value)}$ |" for formula in found.formulas]
-    lines += ["", "| symbol | meaning |", "|---|---|"]
-    lines += [f"| ${symbol_as_latex(name)}$ | {meaning} |" for name, meaning in found.legend.items()]
-    return "\n".join(lines)
+    known = table("| one rank | formula |", found.formulas, _label)
+    return f"**{_title(found)}**, {found.workload.phase}\n\n{known}\n\n{symbol_table(found.legend)}"
 
 
 def as_latex(found: LayerFormulas) -> str:
     """Equations, and the symbols as a description."""
-    lines = [f"% {_title(found)}, {found.workload.phase}", r"\begin{align*}"]
-    equations = [rf"  \text{{{escaped(_label(formula))}}} &= {latex(formula.value)}" for formula in found.formulas]
-    lines.append(" \\\\\n".join(equations))
-    lines += [r"\end{align*}", r"\begin{description}"]
-    lines += [rf"  \item[${symbol_as_latex(name)}$] {escaped(text)}" for name, text in found.legend.items()]
-    return "\n".join([*lines, r"\end{description}"])
+    known = aligned(found.formulas, _label)
+    return f"% {_title(found)}, {found.workload.phase}\n{known}\n{described(found.legend)}"
 
 
 def as_json(found: LayerFormulas) -> str:
@@ -70,6 +60,44 @@ def as_json(found: LayerFormulas) -> str:
         "symbols": found.legend,
     }
     return data.dump("formulas", content)
+
+
+def print_parts(
+    page: Page, formulas: Iterable[Formula], legend: Legend, headings: Mapping[str, str], label: Label
+) -> None:
+    """Formulas under the headings of their parts, and the symbols."""
+    for part, own in groupby(formulas, key=lambda formula: formula.part):
+        page.heading(headings[part])
+        for formula in own:
+            page.line(label(formula), "cyan")
+            page.indented(as_text(formula.value), 4)
+    if legend:
+        page.heading("Symbols")
+        page.facts(legend.items())
+    page.gap()
+
+
+def table(heading: str, formulas: Iterable[Formula], label: Label) -> str:
+    """Formulas in Markdown."""
+    return "\n".join([heading, "|---|---|", *(f"| {label(each)} | ${latex(each.value)}$ |" for each in formulas)])
+
+
+def symbol_table(legend: Legend) -> str:
+    """The symbols in Markdown."""
+    rows = (f"| ${symbol_as_latex(name)}$ | {_cell(text)} |" for name, text in legend.items())
+    return "\n".join(["| symbol | meaning |", "|---|---|", *rows])
+
+
+def aligned(formulas: Iterable[Formula], label: Label) -> str:
+    """Formulas in LaTeX."""
+    rows = (rf"  \text{{{escaped(label(each))}}} &= {latex(each.value)}" for each in formulas)
+    return "\n".join([r"\begin{align*}", " \\\\\n".join(rows), r"\end{align*}"])
+
+
+def described(legend: Legend) -> str:
+    """The symbols in LaTeX."""
+    rows = (rf"  \item[${symbol_as_latex(name)}$] {escaped(text)}" for name, text in legend.items())
+    return "\n".join([r"\begin{description}", *rows, r"\end{description}"])
 
 
 def formula_data(formula: Formula) -> dict[str, str]:
@@ -107,3 +135,7 @@ def _note(found: LayerFormulas) -> str:
 def escaped(text: str) -> str:
     """Text for LaTeX."""
     return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")

@@ -10,7 +10,7 @@ from costmodel.mixer import Mixer
 from costmodel.notation import as_latex as latex
 from costmodel.notation import as_text, symbol_as_latex
 from costmodel.report import data
-from costmodel.report.formula_page import escaped, formula_data
+from costmodel.report.formula_page import aligned, described, escaped, formula_data, symbol_table, table
 from costmodel.report.page import Page
 from costmodel.subject import MASKED
 from costmodel.survey import Entry, common_symbols
@@ -51,8 +51,7 @@ def as_markdown(entries: Sequence[Entry]) -> str:
         name = entry.mixer.name
         cells = [f"[{name}](#{name})", entry.mixer.structure.value, entry.mixer.carry_for(entry.causal).kind]
         lines.append(f"| {' | '.join([*cells, flop, state])} |")
-    lines += ["", "| symbol | meaning |", "|---|---|"]
-    lines += [f"| ${symbol_as_latex(name)}$ | {_cell(text)} |" for name, text in common_symbols(tuple(entries)).items()]
+    lines += ["", symbol_table(common_symbols(tuple(entries)))]
     for entry in entries:
         lines += ["", *_section(entry)]
     return "\n".join(lines)
@@ -71,9 +70,7 @@ def _section(entry: Entry) -> Iterator[str]:
     yield f"Sizes: {'; '.join(_sizes(mixer, entry.numbers))}."
     for heading, formulas in _parts(entry):
         yield ""
-        yield f"| {heading} | |"
-        yield "|---|---|"
-        yield from (f"| {_label(formula)} | {_math(formula)} |" for formula in formulas)
+        yield table(f"| {heading} | |", formulas, _label)
 
 
 def as_latex(entries: Sequence[Entry]) -> str:
@@ -82,14 +79,10 @@ def as_latex(entries: Sequence[Entry]) -> str:
     for entry in entries:
         lines += [rf"\subsection*{{{escaped(entry.mixer.title)}}}", rf"{escaped(_nature(entry))}."]
         for heading, formulas in _parts(entry):
-            equations = [rf"  \text{{{escaped(_label(one))}}} &= {latex(one.value)}" for one in formulas]
-            lines += [rf"\paragraph{{{escaped(heading)}}}", r"\begin{align*}", " \\\\\n".join(equations)]
-            lines.append(r"\end{align*}")
-    lines.append(r"\begin{description}")
+            lines += [rf"\paragraph{{{escaped(heading)}}}", aligned(formulas, _label)]
     legend = {size.symbol: size.meaning for entry in entries for size in entry.mixer.sizes.values()}
     legend |= common_symbols(tuple(entries))
-    lines += [rf"  \item[${symbol_as_latex(name)}$] {escaped(text)}" for name, text in legend.items()]
-    return "\n".join([*lines, r"\end{description}"])
+    return "\n".join([*lines, described(legend)])
 
 
 def as_json(entries: Sequence[Entry]) -> str:
@@ -153,7 +146,3 @@ def _label(formula: Formula) -> str:
 
 def _math(formula: Formula) -> str:
     return f"${latex(formula.value)}$"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
