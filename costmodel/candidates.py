@@ -359,6 +359,8 @@ def refusals(
     if length is None:
         length = padded(workload.length, pieces([layer], [way], workload, mesh))
     for requirement, at in requirements(layer, way, workload, mesh, length):
+        if np.all(requirement.holds):
+            continue
         holds = np.broadcast_to(np.asarray(requirement.holds, bool), valid.shape)
         failing = np.flatnonzero(valid & ~holds)
         if len(failing):

@@ -7,7 +7,7 @@ there once. It is made once for a method and run for one workload or a million.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, reduce
 from typing import Any, TypeAlias
 
@@ -136,15 +136,16 @@ class Tape:
             self._factors[number] = place
         return place
 
-    def needed(self, places: Sequence[int]) -> list[int]:
-        """The places whose results these need, and they themselves, in order."""
-        found, stack = set[int](), list(places)
+    def needed(self, places: Iterable[int]) -> list[int]:
+        """The places whose results these need, and they themselves, each after those that need it."""
+        found, stack, operations = set[int](), list(places), self.operations
         while stack:
             place = stack.pop()
             if place not in found:
                 found.add(place)
-                stack += self.operations[place][1:] if place in self.operations else ()
-        return sorted(found)
+                if place in operations:
+                    stack += operations[place][1:]
+        return sorted(found, reverse=True)
 
 
 class Compiled:
@@ -158,16 +159,21 @@ class Compiled:
     def __init__(self, formulas: Mapping[str, Expression | Number], tape: Tape | None = None) -> None:
         tape = Tape() if tape is None else tape
         self._results = {name: tape.expression(lift(formula)) for name, formula in formulas.items()}
-        needed = tape.needed(list(self._results.values()))
-        self._constants = {place: tape.constants[place] for place in needed if place in tape.constants}
-        self._inputs = {place: tape.symbols[place] for place in needed if place in tape.symbols}
-        operations = [(place, *tape.operations[place]) for place in needed if place in tape.operations]
-        last = {place: user for user, _, *used in operations for place in used}
-        last |= dict.fromkeys(self._results.values(), -1)
-        self._operations = [
-            (place, function, left, right, tuple(old for old in {left, right} if last[old] == place))
-            for place, function, left, right in operations
-        ]
+        self._constants: dict[int, float] = {}
+        self._inputs: dict[int, str] = {}
+        self._operations: list[tuple[int, _Function, int, int, tuple[int, ...]]] = []
+        used = set(self._results.values())
+        for place in tape.needed(used):
+            if place in tape.operations:
+                function, left, right = tape.operations[place]
+                dead = tuple({left, right} - used)
+                used.update(dead)
+                self._operations.append((place, function, left, right, dead))
+            elif place in tape.symbols:
+                self._inputs[place] = tape.symbols[place]
+            else:
+                self._constants[place] = tape.constants[place]
+        self._operations.reverse()
         self.symbols = frozenset(self._inputs.values())
 
     def __call__(self, values: Mapping[str, Value]) -> dict[str, Array]:

@@ -298,29 +298,34 @@ class Group:
         """Bytes of every candidate, by kind of memory; ``length`` as for ``costs``, but with the padding."""
         return self._step(times=False, given={} if length is None else {"L": length}).bytes()
 
-    def longest(self, capacity: float) -> Array:
+    def longest(self, capacity: float, beyond: float = 0) -> Array:
         """The longest sequence that fits in so many bytes, for every candidate, in whole pieces of its mesh.
 
-        None is longer than a kernel takes.
+        0 where it is not longer than ``beyond``; none is longer than a kernel takes.
         Memory grows with length: the range in which it outgrows the capacity is cut into ``TRIED`` parts, again and
         again, for all candidates at once.
         """
         sizes = self.choices.mesh.sizes
         piece = 2 * sizes["context"] * sizes["ulysses"] * sizes["tensor"]
         layers = zip(self.evaluator.subject.layers, self.arrangement.ways, strict=True)
-        most = min(layer.mixer.longest(way.kernel) or LONGEST for layer, way in layers)
-        fits, fails = np.zeros(len(self)), np.floor(most / piece) + 1
-        every = np.repeat(np.arange(len(self)), TRIED)
-        many = self.where(every)
+        most = np.floor(min(layer.mixer.longest(way.kernel) or LONGEST for layer, way in layers) / piece)
+        least = np.floor(beyond / piece)
+        longer = (least < most) & (self._held((least + 1) * piece) <= capacity)
+        fits, fails = least, np.where(longer, most, least) + 1
+        many = self.where(np.repeat(np.arange(len(self)), TRIED))
         while np.any(fails - fits > 1):
             steps = np.arange(1, TRIED + 1) / (TRIED + 1)
             tried = np.floor(fits[:, None] + (fails - fits)[:, None] * steps)
-            used = many.bytes((tried * piece[:, None]).ravel())
-            held = np.sum([used[kind] for kind in MEMORY], axis=0).reshape(tried.shape) <= capacity
+            held = many._held((tried * piece[:, None]).ravel()).reshape(tried.shape) <= capacity
             fits = np.maximum(fits, np.max(np.where(held, tried, 0), axis=1))
             fails = np.minimum(fails, np.min(np.where(held, LONGEST, tried), axis=1))
             fails = np.maximum(fails, fits + 1)
-        return fits * piece
+        return np.where(longer, np.maximum(fits, least + 1), 0) * piece
+
+    def _held(self, length: Array) -> Array:
+        """Bytes of every candidate, with sequences of these lengths."""
+        used = self.bytes(length)
+        return np.asarray(np.sum([used[kind] for kind in MEMORY], axis=0))
 
     def breakdown(self) -> dict[str, float]:
         """Seconds of one candidate by what is kept busy, as if nothing overlapped."""
@@ -416,4 +421,4 @@ class Group:
     def _run(self, formulas: Compiled, given: Mapping[str, Value]) -> dict[str, Array]:
         known = self._values(formulas.symbols - given.keys())
         found = formulas(known | {name: given[name] for name in formulas.symbols & given.keys()})
-        return {name: np.broadcast_to(value, len(self)) for name, value in found.items()}
+        return {name: value if len(value) == len(self) else value.repeat(len(self)) for name, value in found.items()}

@@ -71,6 +71,7 @@ def _of_atom(made: Atom) -> Expression:
     return Expression({((number, 1),): 1})
 
 
+@cache
 def symbol_named(name: str) -> Expression:
     """A symbol: a positive integer, or a rank's index."""
     return _of_atom(Atom(name))
@@ -124,6 +125,8 @@ class Expression:
             for left, coefficient in self.terms.items():
                 monomial = _times(left, right)
                 total = terms.get(monomial, 0) + coefficient * factor
+                if type(total) is Fraction:
+                    total = _whole(total)
                 if total:
                     terms[monomial] = total
                 else:

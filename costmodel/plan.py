@@ -227,8 +227,13 @@ class Ranking:
     @cached_property
     def longest_of_all(self) -> tuple[int, int]:
         """The longest sequence that some valid plan would hold, and which candidate holds it."""
-        lengths = np.concatenate([group.longest(self.capacity) for group in self.groups])
-        return int(lengths.max()), int(lengths.argmax())
+        most, candidate, before = 0, 0, 0
+        for group in self.groups:
+            lengths = group.longest(self.capacity, beyond=most)
+            if lengths.max() > most:
+                most, candidate = int(lengths.max()), before + int(lengths.argmax())
+            before += len(group)
+        return most, candidate
 
 
 def rank(

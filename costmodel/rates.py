@@ -9,7 +9,7 @@ import numpy as np
 
 from costmodel.compiled import Array, Value
 from costmodel.errors import UnknownNameError
-from costmodel.hardware.cluster import Cluster
+from costmodel.hardware.cluster import Cluster, Ints
 from costmodel.hardware.profile import Device, Kernel, Link, Profile
 from costmodel.hardware.quantity import Quantity
 from costmodel.timing import IN_TURN
@@ -73,25 +73,26 @@ class Rates:
     def links(self, symbols: Iterable[str], sizes: dict[str, Array], strides: dict[str, Array]) -> dict[str, Value]:
         """Rates of links among some symbols, for candidates with these axes."""
         found: dict[str, Value] = {}
+        levels: dict[str, Ints] = {}
         for symbol in symbols:
             if not is_link_rate(symbol):
                 continue
             kind, axis, *where = symbol.split(":")
             size, stride = sizes[axis], strides[axis]
-            spread = self._at_level(_spread, size, stride)
+            if axis not in levels:
+                levels[axis] = self.cluster.level_of(size, stride)
+            spread = self._at(levels[axis], _spread)
             if kind == "seconds_per_byte":
                 found[symbol] = spread / self.cluster.bandwidth(where[0], size, stride)
             else:
-                number = self._at_level(_NUMBERS[kind], size, stride)
+                number = self._at(levels[axis], _NUMBERS[kind])
                 # A rank alone starts no collective and copies nothing.
                 found[symbol] = np.where(size == 1, 0.0, number if kind in FACTORS else number * spread)
         return found
 
-    def _at_level(self, number: _LinkNumber, size: Array, stride: Array) -> Array:
-        """A number of the link that each group of ranks communicates over."""
-        links = self.cluster.profile.links
-        every = np.array([number(link) for link in links] or [0.0])
-        return np.asarray(every[self.cluster.level_of(size, stride)])
+    def _at(self, level: Ints, number: _LinkNumber) -> Array:
+        """A number of the links of those levels."""
+        return np.array([number(link) for link in self.cluster.profile.links] or [0.0])[level]
 
 
 def _value(quantity: Quantity | None, otherwise: float) -> float:

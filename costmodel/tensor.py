@@ -15,9 +15,12 @@ Kind = Literal["activation", "parameter", "gradient", "cache", "table"]
 class Storage:
     """A piece of memory: what it is for, and as many bytes as the first tensor made in it."""
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-        self.bytes: Dim = 0
+    def __init__(self, kind: Kind, shape: Shape, width: Dim) -> None:
+        self.kind, self.shape, self.width = kind, shape, width
+
+    @cached_property
+    def bytes(self) -> Dim:
+        return product(self.shape) * self.width
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +34,7 @@ class Tensor:
     @classmethod
     def new(cls, shape: Shape, width: Dim, kind: Kind = "activation") -> Tensor:
         """A tensor in memory of its own."""
-        tensor = cls(shape, width, Storage(kind))
-        tensor.storage.bytes = tensor.bytes
-        return tensor
+        return cls(shape, width, Storage(kind, shape, width))
 
     @cached_property
     def elements(self) -> Dim:
@@ -41,4 +42,5 @@ class Tensor:
 
     @cached_property
     def bytes(self) -> Dim:
-        return self.elements * self.width
+        stored = self.storage
+        return stored.bytes if self.shape is stored.shape and self.width is stored.width else self.elements * self.width

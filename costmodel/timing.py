@@ -17,7 +17,7 @@ is what the tree of a ring adds up to. Rates are symbols, so that the time itsel
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 
@@ -116,8 +116,8 @@ def rate(quantity: str, *where: str) -> Expression:
 def times(node: Node, taken: Mapping[Condition, bool] | None = None) -> Times:
     """Seconds of a tree, as formulas of its dimensions and of hardware rates."""
     match node:
-        case Seq(nodes):
-            return in_series([times(child, taken) for child in nodes])
+        case Seq():
+            return in_series([times(child, taken) for child in _costly(node)])
         case Overlap(communication, computation):
             return times(computation, taken).beside(times(communication, taken))
         case Loop():
@@ -131,6 +131,15 @@ def times(node: Node, taken: Mapping[Condition, bool] | None = None) -> Times:
             return times(then if taken and taken[condition] else otherwise, taken)
         case _:
             return operation_times(node)
+
+
+def _costly(series: Seq) -> Iterator[Node]:
+    """What takes time of nodes one after the other, those of inner series among them."""
+    for node in series.nodes:
+        if isinstance(node, Seq):
+            yield from _costly(node)
+        elif not isinstance(node, Leaf) or node.family != "view":
+            yield node
 
 
 def _loop(loop: Loop) -> Times:
