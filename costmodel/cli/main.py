@@ -116,6 +116,6 @@ def main() -> None:
     Completion:  eval "$(_COSTMODEL_COMPLETE=bash_source costmodel)"
                  (zsh_source, fish_source likewise)
     """
-    gc.set_threshold(100_000)  # formulas are many small objects and no cycles; looking for some takes a tenth of a plan
+    gc.set_threshold(1_000_000)  # formulas are many small objects and no cycles: looking for some takes a while
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character still gets its answer
