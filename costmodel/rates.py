@@ -36,7 +36,7 @@ OVERHEADS = {
 }
 
 #: Symbols of rates of a link, which depend on the ranks that communicate.
-LINKS = ("start", "latency", "sooner", "dearer", "own", "switched", "contention", "seconds_per_byte")
+LINKS = ("start", "latency", "tree", "sooner", "dearer", "own", "switched", "contention", "seconds_per_byte")
 
 #: Those of them that are no times.
 FACTORS = ("dearer", "contention")
@@ -84,6 +84,10 @@ class Rates:
             spread = self._at(levels[axis], _spread)
             if kind == "seconds_per_byte":
                 found[symbol] = spread / self.cluster.bandwidth(where[0], size, stride)
+            elif kind == "latency":
+                found[symbol] = np.where(size == 1, 0.0, self.cluster.latency(where[0], size, stride) * spread)
+            elif kind == "tree":
+                found[symbol] = self.cluster.tree_latency(size, stride) * spread
             else:
                 number = self._at(levels[axis], _NUMBERS[kind])
                 # A rank alone starts no collective and copies nothing.
@@ -106,7 +110,6 @@ def _spread(noun: Kernel | Link) -> float:
 _LinkNumber = Callable[[Link], float]
 _NUMBERS: dict[str, _LinkNumber] = {
     "start": lambda link: _value(link.start_s, 0.0),
-    "latency": lambda link: link.latency_s.value,
     "sooner": lambda link: link.latency_s.value - _value(link.small_latency_s, link.latency_s.value),
     "dearer": lambda link: _value(link.small_cost, 1.0) - 1,
     "own": lambda link: 1 / link.own_bytes_per_s.value if link.own_bytes_per_s else 0.0,

@@ -8,7 +8,8 @@ On one core of a CPU the two sides add up (the execution-cache-memory model; Hof
 Tall & Skinny and Streaming Kernels, arXiv 1511.03639).
 Communication takes its start, its steps' latency and its bytes at the link's rate, by the protocol that is faster: one
 for large messages, or one for small ones, which takes steps sooner and sends more bytes. A collective also copies the
-part of its result that is a rank's own; an all-reduce runs through a switch that sums where that is faster.
+part of its result that is a rank's own; an all-reduce runs through a switch that sums where that is faster, and along a
+tree between nodes instead of a ring where fewer steps are worth less bandwidth.
 
 In series times add; communication beside computation takes the longer of both, where computation is slower while
 messages use the device's units and memory; a ring runs at fill + (n - 1) x the slower of its resources + drain, which
@@ -57,6 +58,9 @@ UNCACHED = ("gemm", "attention", "attention_backward", "attention_decode")
 
 #: Fused families whose other units wait for the matrix units and these for them, as softmax and products of attention.
 IN_TURN = ("attention", "attention_backward", "attention_decode")
+
+#: Part of a ring's bandwidth that a tree reaches in an all-reduce over several nodes (NCCL src/graph/tuning.cc).
+TREE = 0.92
 
 #: Families whose products are of single rows, which matrix units do not take.
 WITHOUT_MATRIX = ("recurrence", "convolution")
@@ -208,7 +212,10 @@ def _wire_seconds(leaf: Leaf, primitive: Communication) -> Dim:
     if not is_number(summed, 0):
         sending = minimum(sending, summed * rate("switched", where[0]))
     saved = maximum(steps * rate("sooner", where[0]) - sending * rate("dearer", where[0]), 0)
-    return rate("start", where[0]) + steps * rate("latency", where[0]) + sending - saved
+    waiting = steps * rate("latency", *where) - saved
+    if isinstance(primitive, AllReduce):
+        waiting = minimum(waiting, rate("tree", where[0]) + sending * (1 / TREE - 1))
+    return rate("start", where[0]) + waiting + sending
 
 
 def _arithmetic_seconds(operation: Operation) -> Dim:

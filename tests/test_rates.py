@@ -95,7 +95,7 @@ def test_rates_of_a_link() -> None:
     assert link(profile, "sooner:context") == pytest.approx(4e-6)
     assert link(profile, "dearer:context") == pytest.approx(1.5)
     slow = machine(links__spread=2.0)
-    for symbol in ("latency:context", "seconds_per_byte:context:all_gather"):
+    for symbol in ("latency:context:all_gather", "tree:context", "seconds_per_byte:context:all_gather"):
         assert link(slow, symbol) == pytest.approx(2 * link(machine(), symbol))
     assert (
         link(machine(), "own:context")

@@ -140,10 +140,20 @@ def test_bytes_in_the_cache_are_read_sooner(elements: int, cached: int) -> None:
 )
 def test_the_faster_protocol_is_used(elements: int, expected: float) -> None:
     # An all-reduce over 4 ranks takes 6 steps and sends 3/2 of its bytes, at 1 ns each.
-    rates = {"start:data": 10e-6, "latency:data": 6e-6, "sooner:data": 5e-6, "dearer:data": 1.0}
-    rates |= {"seconds_per_byte:data:all_reduce": 1e-9, "own:data": 0.0, "switched:data": 1.0}
+    rates = {"start:data": 10e-6, "latency:data:all_reduce": 6e-6, "sooner:data": 5e-6, "dearer:data": 1.0}
+    rates |= {"tree:data": 1.0, "seconds_per_byte:data:all_reduce": 1e-9, "own:data": 0.0, "switched:data": 1.0}
     found = seconds(lambda ops, x: ops.apply(AllReduce(Axis("data", 4, 0)), x)[0], rates, (elements,))
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("elements", "tree", "expected"), [(400, 50e-6, 50e-6), (4 * 10**8, 50e-6, 84e-6)])
+def test_an_all_reduce_takes_a_tree_where_steps_count_most(elements: int, tree: float, expected: float) -> None:
+    # Over 8 ranks, 14 steps of 6 us in a ring; 50 us and 8 % less bandwidth in a tree. 7/4 of the bytes are sent.
+    sent = 2 * elements * 7 / 4 * 1e-12
+    rates = {"start:data": 0.0, "latency:data:all_reduce": 6e-6, "sooner:data": 0.0, "dearer:data": 0.0}
+    rates |= {"seconds_per_byte:data:all_reduce": 1e-12, "own:data": 0.0, "switched:data": 1.0, "tree:data": tree}
+    found = seconds(lambda ops, x: ops.apply(AllReduce(Axis("data", 8, 0)), x)[0], rates, (elements,))
+    assert found == pytest.approx(expected + (sent / 0.92 if expected == tree else sent))
 
 
 @pytest.mark.parametrize("exposed", [0.0, 1.0])
@@ -160,8 +170,14 @@ def test_an_all_reduce_goes_through_the_switch_where_that_is_faster(
     ranks: int, switched: float, expected: float
 ) -> None:
     # 100 bytes: a ring sends 2 (P - 1) / P of them at 1 ns and copies 1 / P at 0.5 ns; a switch takes all at 1.5 ns.
-    rates = {"start:data": 0.0, "latency:data": 0.0, "sooner:data": 0.0, "dearer:data": 0.0, "switched:data": switched}
-    rates |= {"seconds_per_byte:data:all_reduce": 1e-9, "own:data": 0.5e-9}
+    rates = {
+        "start:data": 0.0,
+        "latency:data:all_reduce": 0.0,
+        "sooner:data": 0.0,
+        "dearer:data": 0.0,
+        "tree:data": 0.0,
+    }
+    rates |= {"switched:data": switched, "seconds_per_byte:data:all_reduce": 1e-9, "own:data": 0.5e-9}
     found = seconds(lambda ops, x: ops.apply(AllReduce(Axis("data", ranks, 0)), x)[0], rates, (50,))
     assert found == pytest.approx(expected * 1e-9)
 
@@ -181,6 +197,12 @@ def test_communication_slows_what_is_computed_beside_it(
         return x
 
     rates = {"launch:elementwise": 0.0, "vector:elementwise": 1e15, "memory:elementwise": 0.8e9, "cache": 0.0}
-    rates |= {"saved:elementwise": 0.0, "start:ring": 0.0, "latency:ring": 0.0, "sooner:ring": 0.0, "dearer:ring": 0.0}
+    rates |= {
+        "saved:elementwise": 0.0,
+        "start:ring": 0.0,
+        "latency:ring:ring_shift": 0.0,
+        "sooner:ring": 0.0,
+        "dearer:ring": 0.0,
+    }
     rates |= {"seconds_per_byte:ring:ring_shift": seconds_per_byte, "own:ring": 0.0, "contention:ring": contention}
     assert seconds(around, rates, (50,)) == pytest.approx(expected * 1e-9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -84,12 +85,45 @@ class Cluster:
         unit on m devices at once (one ring starting at each), so they run at m times the outer rate of one
         device; in an all-to-all only the part (size - m) / (size - 1) of the traffic leaves; a ring shift
         leaves on one device. The groups that leave a unit share its ``uplink_bytes_per_s``, where it has one.
+        Latency is ``latency``'s.
 
         ``collective`` is a key of `Collectives`; another raises `UnknownNameError`.
         """
         value, low, high = (self.bandwidth(collective, size, stride, end) for end in get_args(End))
-        latencies = np.array([link.latency_s.value for link in self.profile.links] or [0.0])
-        return latencies[self.level_of(*np.broadcast_arrays(size, stride))], value, low, high
+        return self.latency(collective, size, stride), value, low, high
+
+    def latency(self, collective: str, size: ArrayLike, stride: ArrayLike = 1) -> Floats:
+        """Seconds of a step that carries nothing, elementwise, as a mean over the steps of a collective.
+
+        Of the hops round a ring, one in m leaves a unit that m of its members are in (NCCL src/graph/tuning.cc adds
+        up hops in the same way); of the messages of an all-to-all, those to members in other units; a ring shift is as
+        late as its last message.
+        """
+        sizes, strides = np.broadcast_arrays(np.asarray(size, np.int64), np.asarray(stride, np.int64))
+        links = self.profile.links
+        level = self.level_of(sizes, strides)
+        seconds = np.full(sizes.shape, links[0].latency_s.value if links else 0.0)
+        for inner, outer in pairwise(links):
+            leaving = _leaving(inner.devices, collective, sizes, strides)
+            crossing = seconds * (1 - leaving) + outer.latency_s.value * leaving
+            seconds = np.where(level >= links.index(outer), crossing, seconds)
+        return seconds
+
+    def tree_latency(self, size: ArrayLike, stride: ArrayLike = 1) -> Floats:
+        """Seconds of an all-reduce that carries nothing, along a tree: chains within nodes, binary between them.
+
+        NCCL src/graph/tuning.cc: 2 ((ranks of a node - 1) latency within + log2(nodes) latency between).
+        """
+        sizes, strides = np.broadcast_arrays(np.asarray(size, np.int64), np.asarray(stride, np.int64))
+        links = self.profile.links
+        level = self.level_of(sizes, strides)
+        inside = [_members(link.devices, sizes, strides) for link in links[:-1]]
+        together = [np.where(level == index, sizes, members) for index, members in enumerate([*inside, sizes])]
+        seconds = 2 * (together[0] - 1) * (links[0].latency_s.value if links else 0.0)
+        for index, (within, across) in enumerate(pairwise(together), 1):
+            steps = 2 * np.ceil(np.log2(across / within)) * links[index].latency_s.value
+            seconds = seconds + np.where(level >= index, steps, 0.0)
+        return np.asarray(seconds, float)
 
     def bandwidth(self, collective: str, size: ArrayLike, stride: ArrayLike = 1, end: End = "value") -> Floats:
         """The bandwidth of ``link_arrays`` at one end of its range."""
@@ -114,17 +148,28 @@ class Cluster:
         return min(own, _end(link.shared_bytes_per_s, end) / self.devices_per_node)
 
 
+def _members(inner: int, size: Ints, stride: Ints) -> Ints:
+    """How many of a group's members are in one unit of ``inner`` devices."""
+    even = (size * stride % inner == 0) & (inner % stride == 0)
+    return np.where(even, np.clip(inner // stride, 1, size), 1)
+
+
+def _leaving(inner: int, collective: str, size: Ints, stride: Ints) -> Floats:
+    """Part of a collective's steps that leave a unit of ``inner`` devices."""
+    members = _members(inner, size, stride)
+    if collective == "all_to_all":
+        return np.asarray(np.maximum(size - members, 1) / np.maximum(size - 1, 1))
+    return np.ones(size.shape) if collective == "ring_shift" else 1 / members
+
+
 def _crossing(link: Link, inner: int, collective: str, size: Ints, stride: Ints, end: End) -> Floats:
     """Bus bandwidth that ``link`` allows groups that leave units of ``inner`` devices through it."""
-    span = size * stride
-    even = (span % inner == 0) & (inner % stride == 0)
-    members = np.where(even, np.clip(inner // stride, 1, size), 1)
+    members = _members(inner, size, stride)
     groups = inner // members  # that leave one unit at the same time
     own = _end(link.bandwidth(collective), end)
     uplink = np.inf if link.uplink_bytes_per_s is None else _end(link.uplink_bytes_per_s, end)
     if collective == "all_to_all":
-        leaving = np.maximum(size - members, 1) / np.maximum(size - 1, 1)
-        return np.asarray(np.minimum(own, uplink / inner) / leaving)
+        return np.asarray(np.minimum(own, uplink / inner) / _leaving(inner, collective, size, stride))
     lanes = 1 if collective == "ring_shift" else members
     return np.asarray(np.minimum(own * lanes, uplink / groups))
 
