@@ -226,12 +226,12 @@ def fit_machine(text: str, file: str, rows: Sequence[Measurement], tell: Tell) -
     for done, group in enumerate(groups):
         tell(group.name, done / (len(groups) + 1))
         made = group.fit(profile)
-        profile = made.profile
-        fits.append(made)
-        rest = [part for part in group.parts if group.alone or id(part.row) not in among]
+        profile, left_out = made.profile, group.held_out(made)
+        fits.append(_widened(made, stretch(joined(left_out))))
+        rest = [part.row for part in group.parts if group.alone or id(part.row) not in among]
         if rest:
-            found_errors = _only(group.held_out(made), [part.row for part in rest])
-            errors.setdefault(group.parts[0].operation.family, []).append(found_errors)
+            family = group.parts[0].operation.family
+            errors.setdefault(family, []).append(_only(joined(stretched(left_out)), rest))
     tell("link", len(groups) / (len(groups) + 1))
     link = fit(next(block for block in BLOCKS if block.name == "link"), own, profile, ONE_SOURCE)
     if link is not None:
@@ -296,7 +296,7 @@ class Group:
             made = msgspec.structs.replace(made, tile=held.tile, columns=held.columns, flop_per_s=held.flop_per_s)
         return made, special_rate(found)
 
-    def held_out(self, made: Fit) -> Errors:
+    def held_out(self, made: Fit) -> list[Errors]:
         """Each part of the shapes predicted by a fit to the others; their variances are those of all."""
         errors = []
         for number in range(FOLDS):
@@ -305,7 +305,7 @@ class Group:
             if kept and left:
                 other = replace(self, parts=kept).fit(made.profile, made.variances, rounds=2)
                 errors.append(_errors(other, left))
-        return joined(errors)
+        return errors
 
 
 def _numbers(kernel: Kernel) -> set[str]:
@@ -322,6 +322,25 @@ def held_out(made: Fit) -> Errors:
         if kept and left:
             errors.append(_errors(fit_keys(made.block, kept, made.profile, made.keys, made.variances, rounds=2), left))
     return joined(errors)
+
+
+def stretch(errors: Errors) -> float:
+    """How many times as wide intervals must be for nine in ten runs to be in theirs; at least 1."""
+    return max(1.0, float(np.quantile(np.abs(errors.logarithms) / errors.halves, 0.9))) if len(errors) else 1.0
+
+
+def stretched(parts: Sequence[Errors]) -> list[Errors]:
+    """Each part's intervals as wide as the others need (cross-validated, so that no part widens its own).
+
+    A fit to few shapes follows them, and says too little of how far off others are.
+    """
+    factors = [stretch(joined([other for other in parts if other is not part])) for part in parts]
+    return [replace(part, halves=factor * part.halves) for part, factor in zip(parts, factors, strict=True)]
+
+
+def _widened(made: Fit, factor: float) -> Fit:
+    variances = made.variances
+    return replace(made, variances=Variances(variances.between, factor * variances.within))
 
 
 def _errors(made: Fit, left: Sequence[Measurement]) -> Errors:

@@ -6,6 +6,7 @@ that are moved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,13 @@ class TopK(Primitive):
         return {"sort": inputs[0].elements * (1 + log2(self.k))}
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
-        return {"line": product(inputs[0].shape[:-1])}
+        """Down the heap goes each entry that is among the k largest of those up to it: k (1 + ln(n / k)) of a row in
+        random order (Knuth, vol. 1, section 1.2.10, for k = 1).
+        """
+        *outer, n = inputs[0].shape
+        k = self.k
+        entering = k * (1 + math.log(2) * (log2(n) - log2(k)))
+        return {"line": product(outer) * entering * (1 + log2(k))}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
