@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from costmodel.dims import Dim, floor_div, maximum, minimum
+from costmodel.expression import call
 
 #: Up to a number of the first queries of a document, and up to one of its first keys: the pairs that a rule leaves.
 Corner = Callable[[Dim, Dim], Dim]
@@ -54,7 +55,8 @@ class Documents:
         """
         (start, end), (first, last) = queries, keys
         above = self._upto(corner, end, last) - self._upto(corner, start, last)
-        return above - (self._upto(corner, end, first) - self._upto(corner, start, first))
+        found = above - (self._upto(corner, end, first) - self._upto(corner, start, first))
+        return call("sum", found)  # one factor of whatever is made of it, however many documents there are
 
     def _upto(self, corner: Corner, x: Dim, y: Dim) -> Dim:
         """Pairs of the first x queries and the first y keys of the sequence."""

@@ -156,3 +156,12 @@ def test_tensors_do_not_depend_on_the_ranks() -> None:
     for rank in range(2):
         made = job.on(Rank(rank, 2, 1.0))
         assert made.shard(whole).float().equal(job.tokens(made, 0, "fp32"))
+
+
+def test_packed_documents_and_an_odd_length(run) -> None:
+    result = run(*RING, "--seq", "63", "--documents", "1,20,42")
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "packed with 3 documents of 1 to 42 tokens" in told
+    assert "63 tokens padded to 64 (+1.59%)" in told
+    assert "all 63 tokens against one process in float64" in told
