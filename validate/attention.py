@@ -61,7 +61,13 @@ class Piece:
 
 
 def forward(qkv: Triple, mask: Mask, scale: float, flash: bool) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; k and v may have fewer heads, each for a group of query heads."""
+    """Output [B, H, n, e] and log-sum-exp [B, H, n] of q [B, H, n, d], k [B, H_kv, m, d] and v [B, H_kv, m, e].
+
+    A head of k and v serves H / H_kv heads of q. The log-sum-exp is in float32, or float64 for float64 tensors.
+
+    Args:
+        flash: whether torch's flash kernels may be used where they can be; else scores are materialised.
+    """
     if mask.documents is not None:
         return _forward_documents(qkv, mask, scale, flash)
     work = _Work.of(qkv, mask, scale, flash)

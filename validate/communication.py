@@ -100,12 +100,19 @@ class Patience:
 class Transport:
     """Messages and collectives along the axes of a mesh, in the default process group.
 
+    Every rank of a line along the axis calls a collective alike, with tensors of the same shape and dtype. None is
+    differentiable.
+
     Args:
         mesh: the grid, as this rank sees it.
         timeout_s: seconds to wait for any one message.
 
+    Raises (from all of its operations):
+        CommunicationError: naming this rank, the step, the axis, and the rank that was waited for.
+        ValueError: for an axis that the mesh does not have, or a dimension that its ranks do not divide.
+
     Attributes:
-        sent: what this rank sent so far, by axis.
+        sent: bytes and messages that this rank sent so far, by axis.
     """
 
     def __init__(self, mesh: Mesh, timeout_s: float = 60.0) -> None:
@@ -180,7 +187,10 @@ class Transport:
         return self.exchange(axis, 1, what, tensors, [_like(x) for x in tensors] if into is None else into)
 
     def all_gather(self, x: Tensor, axis: Axis, dim: int, order: str = "rank") -> Tensor:
-        """Every rank's shard of ``dim``; P - 1 rounds, in each of which a shard goes one rank on.
+        """Every rank's shard [..., n, ...] of ``dim``, as [..., P n, ...]; P - 1 rounds, each one rank on.
+
+        Args:
+            order: of the shards in the dimension: ``rank``, ``zigzag`` or ``striped``.
 
         The result is laid out with ``dim`` outermost, so that a shard of ``"rank"`` order is one stretch of it and is
         received there. A shard of another order is scattered, and goes through a buffer.
@@ -199,7 +209,10 @@ class Transport:
         return whole.movedim(0, dim)
 
     def reduce_scatter(self, x: Tensor, axis: Axis, dim: int, order: str = "rank") -> Tensor:
-        """This rank's shard of the sum; P - 1 rounds, in each of which a partial sum goes one rank on and grows."""
+        """This rank's shard [..., n / P, ...] of the sum of [..., n, ...] over ranks, in the dtype of x.
+
+        P - 1 rounds, in each of which a partial sum goes one rank on and grows.
+        """
 
         def part(steps: int) -> Tensor:
             return shard(x, dim, axis.size, (axis.rank - 1 - steps) % axis.size, LAYOUT[order])
@@ -212,7 +225,7 @@ class Transport:
         return partial
 
     def all_reduce(self, x: Tensor, axis: Axis) -> Tensor:
-        """The sum over ranks: a reduce-scatter and an all-gather of the flattened tensor.
+        """The sum of x over ranks, of its shape and dtype: a reduce-scatter and an all-gather of the flattened tensor.
 
         A number of elements that the ranks do not divide is filled up with zeros, up to P - 1 of them, which are sent
         as well.
@@ -225,7 +238,10 @@ class Transport:
         return whole.view(x.shape)
 
     def all_to_all(self, x: Tensor, axis: Axis, split: int, concat: int, order: str = "rank") -> Tensor:
-        """Dimension ``split`` cut over the ranks, ``concat`` put together; P - 1 rounds, one partner each."""
+        """Dimension ``split`` cut over the ranks, of size n / P, ``concat`` put together, of size P m.
+
+        P - 1 rounds, in each of which a rank sends to one partner.
+        """
 
         def part(rank: int) -> Tensor:
             return shard(x, split, axis.size, rank, LAYOUT[order]).movedim(concat, 0)

@@ -51,6 +51,7 @@ class Rank:
     """What a function that runs on ranks is given: which one it is on.
 
     Attributes:
+        index: from 0 to ``size`` - 1, of the ranks that run the function.
         timeout_s: seconds it should wait for a message, a little less than the function has, so that the rank which
             waits says for whom.
     """
@@ -248,7 +249,13 @@ def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, timeout
 
 
 def init_from_environment(timeout_s: float = 60.0) -> Rank | None:
-    """Join the ranks that a launcher such as ``torchrun`` started; ``None`` where there is no launcher."""
+    """Join the ranks that a launcher such as ``torchrun`` started; ``None`` where there is no launcher.
+
+    They talk over NCCL where there are GPUs, of which each takes that of its ``LOCAL_RANK``, and else over gloo.
+
+    Args:
+        timeout_s: seconds to find each other in, and to wait for any message of a collective.
+    """
     if "WORLD_SIZE" not in os.environ:
         return None
     if not dist.is_initialized():

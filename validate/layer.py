@@ -45,6 +45,8 @@ class Task:
     """What a layer is to do: how its mixer is spread and run, under which mask, in which pass.
 
     Attributes:
+        way: the strategy, the mixer's kernel, and whether there are several tensor ranks.
+        causal: whether a token sees only earlier ones.
         length: tokens of the sequence, for mixers that have weights for each of them; others take any length.
         documents: lengths of those that each sequence is packed with; none where a sequence is one.
     """
@@ -68,6 +70,9 @@ class Task:
 
 class DistributedLayer(nn.Module):
     """A layer of which each rank has a part; made by ``validate.distributed``.
+
+    Shapes: of B sequences of L tokens, D wide, a rank has [b, n, D], with b = B / data ranks, and n = L / (context x
+    ulysses x tensor) ranks; decoding, n is 1. Every rank of the mesh calls every method that communicates.
 
     Attributes:
         weights: this rank's part of the layer's weights, by name: heads and widths are cut along the tensor axis, rows
@@ -118,7 +123,7 @@ class DistributedLayer(nn.Module):
     # Weights ------------------------------------------------------------------------------------------------------
 
     def reset_parameters(self, seed: int = 0) -> None:
-        """Parts of the same weights on every rank: norms 1, matrices normal with variance 1 / rows."""
+        """Parts of the same weights on every rank: vectors 1, others normal with variance 1 over their first size."""
         random = torch.Generator().manual_seed(seed)
         self.load(
             {
@@ -133,6 +138,9 @@ class DistributedLayer(nn.Module):
     def load(self, whole: Mapping[str, Tensor]) -> None:
         """Take this rank's part of weights that are given whole.
 
+        Args:
+            whole: of every name and shape in ``whole_shapes``; cast to the layer's dtype.
+
         Raises:
             InputError: when a weight is missing, unknown, or of another shape.
         """
@@ -145,7 +153,7 @@ class DistributedLayer(nn.Module):
             parameter.copy_(self.cut(name, whole[name]))
 
     def cut(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's part of a weight, or of its gradient."""
+        """This rank's part of a weight of ``whole_shapes``, or of its gradient."""
         for dim, names in self._cuts[name]:
             if names == ("ulysses",) and "context" in self.mesh.axes:  # of what each rank of the outer axis has
                 outer = self.mesh.axes["context"].size
@@ -156,9 +164,13 @@ class DistributedLayer(nn.Module):
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
-        """Add up each weight's gradient over the ranks that hold a copy of it; every rank calls this.
+        """Add up each weight's gradient over the ranks that hold a copy of it, in place, in the weights' dtype.
 
-        One all-reduce along each axis, of all gradients laid end to end.
+        One all-reduce along each axis, of all gradients laid end to end, counted in ``ops.transport.sent``. Every rank
+        calls this, after the backward pass.
+
+        Raises:
+            CommunicationError: when a message does not come in time.
         """
         for axis in self.mesh.axes.values():
             copied = [
@@ -203,7 +215,11 @@ class DistributedLayer(nn.Module):
         return found
 
     def shard_memory(self, whole: Tensor) -> Tensor:
-        """This rank's part of a second sequence [B, L_M, D_M]: contiguous, as no mask asks for its order."""
+        """This rank's part [b, n_M, D_M] of a second sequence [B, L_M, D_M]: contiguous, as no mask asks for its order.
+
+        Raises:
+            ValueError: when the ranks do not divide the batch or the sequence.
+        """
         return self._part(self._part(whole, 0, ["data"]), 1, SEQUENCE, "contiguous")
 
     def places(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
@@ -219,6 +235,8 @@ class DistributedLayer(nn.Module):
     def shard_cache(self, whole: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """This rank's part of a cache: tensors of the shapes of ``Mixer.cache``, with the batch before them.
 
+        With tokens [B, heads, T, ...] (see ``Kept.tokens``), T is cut over context and Ulysses ranks, heads over tensor
+        ranks unless all share one; states are cut by heads alone.
         Along tokens, ranks have one stretch each in turn; where sequences are dealt out, the last stretch, which has
         room for the new token, and that of the rank which has the sequence change places.
         """
@@ -245,7 +263,10 @@ class DistributedLayer(nn.Module):
     def unshard(self, part: Tensor, dim: int = 1, length: int | None = None) -> Tensor:
         """The tensor of all tokens, from every rank's part; every rank calls this. Not differentiable.
 
+        The inverse of ``shard``: all-gathers, counted in ``ops.transport.sent``.
+
         Args:
+            part: as ``shard`` leaves it: sequences at dimension 0, tokens at ``dim``.
             length: tokens of the sequence, where it was padded: what comes after them is left out.
         """
         for name in reversed(self._spread):
@@ -259,7 +280,7 @@ class DistributedLayer(nn.Module):
         return part if length is None else part.narrow(dim, 0, length)
 
     def forward(self, x: Tensor, memory: Tensor | None = None, *, spend: bool = False) -> Tensor:
-        """The layer's output for this rank's tokens [B, n, D], as ``shard`` leaves them.
+        """The layer's output [b, n, D] for this rank's tokens [b, n, D], as ``shard`` leaves them.
 
         Args:
             memory: this rank's tokens of the second sequence, cut by ``shard_memory``, where the mixer reads one; of a
@@ -276,7 +297,7 @@ class DistributedLayer(nn.Module):
         return self._run(length, (x, *second), self.tables(length), spend=spend)
 
     def decode(self, x: Tensor, cache: Sequence[Tensor], length: int, embedded: Tensor | None = None) -> Tensor:
-        """The layer's output [B, 1, D] for the last of ``length`` tokens.
+        """The layer's output [b, 1, D] for the last of ``length`` tokens, x [b, 1, D].
 
         Args:
             cache: this rank's part of what earlier tokens left (see ``shard_cache``); its last place is written with
@@ -293,7 +314,7 @@ class DistributedLayer(nn.Module):
         return self._run(length, (x, *second), self.tables(length), tuple(cache))
 
     def extend(self, x: Tensor, cache: Sequence[Tensor], cached: int, embedded: Tensor | None = None) -> Tensor:
-        """The layer's output for this rank's new tokens [B, n, D], which follow on ``cached`` ones: a prefill.
+        """The layer's output [b, n, D] for this rank's new tokens [b, n, D], which follow on ``cached``: a prefill.
 
         Args:
             cache: this rank's part of what the cached tokens left (see ``shard_cache``), with room at its end for its
@@ -346,7 +367,7 @@ class DistributedLayer(nn.Module):
         return rehearse(Rehearsal(widths, torch.is_grad_enabled()), method, shapes(given, "activation"))
 
     def tables(self, length: int, cached: int = 0) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the rotary positions of this rank's part of ``length`` tokens; made once."""
+        """Cosine and sine [n, d / 2] of the rotary positions of this rank's part of ``length`` tokens; made once."""
         if (length, cached) not in self._tables:
             every = torch.arange(cached, cached + length)
             places = self._part(every, 0, SEQUENCE[:2])  # between the gathers of tensor parallelism
@@ -359,7 +380,7 @@ class DistributedLayer(nn.Module):
         return self._tables[length, cached]
 
     def mix(self, carry: Any) -> Tensor:
-        """The mixed values of this rank's tokens, from the carry of this rank's heads: the strategy alone."""
+        """The mixed values [b, H, n, e] of this rank's tokens, from the carry of its heads: the strategy alone."""
         return self.task.way.strategy.apply(self.ops, self.mesh.axes, carry)
 
     def block(self, length: int | None) -> Block:

@@ -184,7 +184,7 @@ def _with_room(cached: Tensor, new: int) -> Tensor:
 
 def alone(case: Case) -> DistributedLayer:
     """The layer on one process, in float64."""
-    return replace(case, strategy=strategies.get("whole"), mesh={}, dtype="fp64").on(0)
+    return replace(case, strategy=strategies.get("whole"), mesh={}, dtype="fp64", gradient=None).on(0)
 
 
 def _kept_tokens(case: Case) -> int:
