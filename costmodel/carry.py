@@ -7,10 +7,10 @@ nothing else of the mixer. The kinds are in ``costmodel.carries``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from costmodel.dims import Dim
 from costmodel.ops.vocabulary import Vocabulary
@@ -38,29 +38,55 @@ class Carry(ABC, Generic[T]):
 
     Attributes:
         kind: what crosses a cut, in a few words.
+        along: fields that are tensors along the sequence; ``of_heads``: that are weights, different from head to head.
+            Each is one tensor, a tuple of them, or ``None``.
         aside: tensors of this rank's own tokens, such as gates, that only the mixer's ``finish`` reads; strategies
             leave them alone.
     """
 
     kind: ClassVar[str] = "any carry"
+    along: ClassVar[tuple[str, ...]] = ()
+    of_heads: ClassVar[tuple[str, ...]] = ()
     aside: tuple[T, ...] = field(default=(), kw_only=True)
 
-    @abstractmethod
     def streams(self) -> tuple[T, ...]:
         """The tensors along the sequence, [B, heads, n, ...] each."""
+        return self._held(self.along)
 
     @abstractmethod
     def whole(self, ops: Vocabulary[T]) -> T:
         """The mixed values [B, H, n, e], where the whole sequence is at hand."""
 
-    @abstractmethod
     def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Self:
         """The same mixing of other tensors: other tokens, or some of the heads."""
+        return replace(self, **self._with(self.along, streams), **self._with(self.of_heads, parameters))
 
     def parameters(self) -> tuple[T, ...]:
         """Weights that differ from head to head, [heads, ...] each."""
-        return ()
+        return self._held(self.of_heads)
 
     def cached(self, ops: Vocabulary[T]) -> tuple[Dim, ...]:
         """For each stream, with how many tokens it begins that came before this rank's new ones."""
         return (0,) * len(self.streams())
+
+    def _held(self, names: Iterable[str]) -> tuple[T, ...]:
+        """The tensors of some fields, one after the other."""
+        fields = (getattr(self, name) for name in names)
+        return tuple(tensor for held in fields if held is not None for tensor in _several(held))
+
+    def _with(self, names: Iterable[str], tensors: Sequence[T]) -> dict[str, Any]:
+        """Those fields with as many other tensors."""
+        left, found = [*tensors], dict[str, Any]()
+        for name in names:
+            held = getattr(self, name)
+            if held is not None:
+                count = len(_several(held))
+                own, left = tuple(left[:count]), left[count:]
+                found[name] = own if isinstance(held, tuple) else own[0]
+        if left:
+            raise ValueError(f"{len(left)} tensors more than {type(self).__name__} holds")
+        return found
+
+
+def _several(held: Any) -> tuple[Any, ...]:
+    return held if isinstance(held, tuple) else (held,)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carry import Carry
@@ -27,6 +26,8 @@ class Pairs(Carry[T]):
         kernel: ``"fused"`` (scores stay on chip) or ``"vanilla"`` (scores materialised).
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+
     q: T
     k: T
     v: T
@@ -35,13 +36,6 @@ class Pairs(Carry[T]):
     kernel: str = "fused"
 
     kind: ClassVar[str] = "pairs"
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Pairs[T]:
-        q, k, v = streams
-        return replace(self, q=q, k=k, v=v)
 
     def cached(self, ops: Vocabulary[T]) -> tuple[Dim, ...]:
         """Under a causal mask, keys that are more than the queries came before them."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carry import Carry
@@ -57,19 +57,14 @@ class Blocks(Selection[T]):
     gathered is gathered again.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "summaries")
+
     q: T
     k: T
     v: T
     summaries: T
     choice: Choice
     scale: Dim
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v, self.summaries
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Blocks[T]:
-        q, k, v, summaries = streams
-        return replace(self, q=q, k=k, v=v, summaries=summaries)
 
     def across(self, ops: Vocabulary[T], axis: Axis | None) -> T:
         placed = Placed(self.choice.block, first_query(ops, self.q, self.k, axis))

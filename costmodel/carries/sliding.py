@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 from costmodel.carries.neighbours import Neighbours
 from costmodel.dims import Dim, ceil_div
@@ -27,6 +27,9 @@ class Sliding(Neighbours[T]):
         span: taps, and whether the window ends at the token.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("x",)
+    of_heads: ClassVar[tuple[str, ...]] = ("taps",)
+
     x: T
     taps: T
     span: tuple[Dim, bool]
@@ -34,15 +37,6 @@ class Sliding(Neighbours[T]):
     @property
     def reach(self) -> tuple[Dim, Dim]:
         return around(*self.span)
-
-    def streams(self) -> tuple[T, ...]:
-        return (self.x,)
-
-    def parameters(self) -> tuple[T, ...]:
-        return (self.taps,)
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Sliding[T]:
-        return replace(self, x=streams[0], taps=parameters[0])
 
     def local(self, ops: Vocabulary[T], padded: Sequence[T]) -> T:
         b, h, n, d = ops.shape(self.x)
@@ -56,6 +50,8 @@ class Sliding(Neighbours[T]):
 class SlidingDynamic(Neighbours[T]):
     """Sums of x [B, H, n, d] over a window, weighted by taps [B, H, n, K] of each token's own."""
 
+    along: ClassVar[tuple[str, ...]] = ("x", "taps")
+
     x: T
     taps: T
     span: tuple[Dim, bool]
@@ -63,12 +59,6 @@ class SlidingDynamic(Neighbours[T]):
     @property
     def reach(self) -> tuple[Dim, Dim]:
         return around(*self.span)
-
-    def streams(self) -> tuple[T, ...]:
-        return self.x, self.taps
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> SlidingDynamic[T]:
-        return replace(self, x=streams[0], taps=streams[1])
 
     def seen(self) -> tuple[T, ...]:
         return (self.x,)

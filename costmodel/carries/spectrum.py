@@ -112,13 +112,9 @@ class LongConvolution(Spectrum[T]):
 class Transform(Spectrum[T]):
     """The real part of the Fourier transform itself: of complex z [B, channels, n, 2], [B, channels, n, 1]."""
 
+    along: ClassVar[tuple[str, ...]] = ("z",)
+
     z: T
-
-    def streams(self) -> tuple[T, ...]:
-        return (self.z,)
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Self:
-        return replace(self, z=streams[0])
 
     def whole(self, ops: Vocabulary[T]) -> T:
         return ops.cast(ops.slice(ops.fft(self.z, 2), 3, 0, 1), "model")

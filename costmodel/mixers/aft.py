@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.product import Weighted
@@ -98,13 +98,9 @@ class AftFull(_Free):
 class Everywhere(Total[T]):
     """The sum of values [B, H, n, e] over all tokens, for each of them."""
 
+    along: ClassVar[tuple[str, ...]] = ("values",)
+
     values: T
-
-    def streams(self) -> tuple[T, ...]:
-        return (self.values,)
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Everywhere[T]:
-        return replace(self, values=streams[0])
 
     def partial(self, ops: Vocabulary[T]) -> tuple[T, ...]:
         return (ops.cast(ops.sum(self.values, (2,)), "accumulate"),)
@@ -145,15 +141,11 @@ class NearAndFar(Sums[T]):
         biases: [n, 2 reach + 1], of this rank's tokens for those around them.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("values",)
+
     values: T
     biases: T
     reach: Dim
-
-    def streams(self) -> tuple[T, ...]:
-        return (self.values,)
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> NearAndFar[T]:
-        return replace(self, values=streams[0])
 
     def over(self, ops: Vocabulary[T], line: Axis | None) -> T:
         everything = total(ops, ops.cast(ops.sum(self.values, (2,)), "accumulate"), line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pattern import Pattern, Seen, ends, over_all
@@ -34,6 +34,9 @@ class Blocks(Pattern[T]):
         random: blocks that are seen besides.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+    of_heads: ClassVar[tuple[str, ...]] = ("heads",)
+
     q: T
     k: T
     v: T
@@ -41,16 +44,6 @@ class Blocks(Pattern[T]):
     block: Dim
     random: Dim
     scale: Dim
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v
-
-    def parameters(self) -> tuple[T, ...]:
-        return (self.heads,)
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Blocks[T]:
-        q, k, v = streams
-        return replace(self, q=q, k=k, v=v, heads=parameters[0])
 
     def beside(self, ops: Vocabulary[T], line: Axis | None) -> T:
         n, block, there = ops.shape(self.q)[2], self.block, ends(line)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.selection import Selection, everywhere, first_query, own_part
@@ -37,6 +37,8 @@ class ChosenLatents(Selection[T]):
         most: tokens that a query sees.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "latents", "index_q", "index_gates", "index_k")
+
     q: T
     latents: T
     index_q: T
@@ -45,13 +47,6 @@ class ChosenLatents(Selection[T]):
     value: Dim
     most: Dim
     scale: Dim
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.latents, self.index_q, self.index_gates, self.index_k
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> ChosenLatents[T]:
-        q, latents, index_q, index_gates, index_k = streams
-        return replace(self, q=q, latents=latents, index_q=index_q, index_gates=index_gates, index_k=index_k)
 
     def across(self, ops: Vocabulary[T], axis: Axis | None) -> T:
         start = first_query(ops, self.q, self.latents, axis)

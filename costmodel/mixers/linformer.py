@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pairs import Pairs
@@ -23,19 +23,14 @@ T = TypeVar("T")
 class Projected(Total[T]):
     """softmax(Q (E^T K)^T) (F^T V): q, k, v [B, H, n, d]; E and F [n, k], rows of this rank's tokens."""
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+
     q: T
     k: T
     v: T
     rows: tuple[T, T]
     scale: Dim
     kernel: str
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Projected[T]:
-        q, k, v = streams
-        return replace(self, q=q, k=k, v=v)
 
     def partial(self, ops: Vocabulary[T]) -> tuple[T, ...]:
         return tuple(ops.contract("bhnd,nk->bhkd", x, r) for x, r in zip((self.k, self.v), self.rows, strict=True))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pattern import Pattern, Seen, ends, of_the_first, over_all, stretch, united
@@ -31,6 +31,8 @@ class WindowAndGlobal(Pattern[T]):
         count: global tokens.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "q_all", "k_all", "v_all")
+
     q: T
     k: T
     v: T
@@ -40,13 +42,6 @@ class WindowAndGlobal(Pattern[T]):
     side: Dim
     count: Dim
     scale: Dim
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v, self.q_all, self.k_all, self.v_all
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> WindowAndGlobal[T]:
-        q, k, v, q_all, k_all, v_all = streams
-        return replace(self, q=q, k=k, v=v, q_all=q_all, k_all=k_all, v_all=v_all)
 
     def beside(self, ops: Vocabulary[T], line: Axis | None) -> T:
         n, count, (first, last) = ops.shape(self.q)[2], self.count, ends(line)

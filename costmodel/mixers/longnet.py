@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
@@ -52,6 +52,9 @@ class Dilated(Pattern[T]):
         branches: the first with all tokens.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+    of_heads: ClassVar[tuple[str, ...]] = ("heads",)
+
     q: T
     k: T
     v: T
@@ -59,16 +62,6 @@ class Dilated(Pattern[T]):
     branches: tuple[Branch, ...]
     causal: bool
     scale: Dim
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v
-
-    def parameters(self) -> tuple[T, ...]:
-        return (self.heads,)
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Dilated[T]:
-        q, k, v = streams
-        return replace(self, q=q, k=k, v=v, heads=parameters[0])
 
     def beside(self, ops: Vocabulary[T], line: Axis | None) -> T:
         mask, thinned = Mask(self.causal), any(branch.step > 1 for branch in self.branches)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.total import Total
@@ -21,15 +21,11 @@ T = TypeVar("T")
 class TokenMlp(Total[T]):
     """W_2 gelu(W_1^T X) for each channel: x [B, D, n, 1]; inward and outward [n, D_S], rows of this rank's tokens."""
 
+    along: ClassVar[tuple[str, ...]] = ("x",)
+
     x: T
     inward: T
     outward: T
-
-    def streams(self) -> tuple[T, ...]:
-        return (self.x,)
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> TokenMlp[T]:
-        return replace(self, x=streams[0])
 
     def partial(self, ops: Vocabulary[T]) -> tuple[T, ...]:
         return (ops.contract("bdne,ns->bdse", self.x, self.inward),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
@@ -32,17 +32,11 @@ class Tree(Near[T]):
         weights: ``PARAMETERS``: low and high [channels, K], read [channels, J + 2].
     """
 
+    along: ClassVar[tuple[str, ...]] = ("x",)
+    of_heads: ClassVar[tuple[str, ...]] = ("weights",)
+
     x: T
     weights: tuple[T, ...]
-
-    def streams(self) -> tuple[T, ...]:
-        return (self.x,)
-
-    def parameters(self) -> tuple[T, ...]:
-        return self.weights
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Tree[T]:
-        return replace(self, x=streams[0], weights=tuple(parameters))
 
     def beside(self, ops: Vocabulary[T], line: Axis | None) -> T:
         shape = ops.shape(self.x)

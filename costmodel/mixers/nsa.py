@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.selection import Selection, everywhere, first_query, own_part
@@ -48,6 +48,8 @@ class Branches(Selection[T]):
         window: near tokens, the query's own included.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "mean_k", "mean_v", "gates")
+
     q: T
     k: T
     v: T
@@ -59,13 +61,6 @@ class Branches(Selection[T]):
     most: Dim
     window: Dim
     scale: Dim
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v, self.mean_k, self.mean_v, self.gates
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Branches[T]:
-        q, k, v, mean_k, mean_v, gates = streams
-        return replace(self, q=q, k=k, v=v, mean_k=mean_k, mean_v=mean_v, gates=gates)
 
     def across(self, ops: Vocabulary[T], axis: Axis | None) -> T:
         start = first_query(ops, self.q, self.k, axis)

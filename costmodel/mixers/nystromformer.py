@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.sliding import around
@@ -37,19 +37,14 @@ class Landmarks(Sums[T]):
         kernel: ``"published"`` multiplies from the left, ``"reordered"`` from the right.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+
     q: T
     k: T
     v: T
     count: Dim
     scale: float
     kernel: str
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Landmarks[T]:
-        q, k, v = streams
-        return replace(self, q=q, k=k, v=v)
 
     def over(self, ops: Vocabulary[T], line: Axis | None) -> T:
         queries, keys = (self._means(ops, x, line) for x in (self.q, self.k))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
@@ -26,6 +26,8 @@ class Averaged(Neighbours[T]):
         there: ones [1, H, n, 1], whose sums count the tokens of a window.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("x", "there")
+
     x: T
     there: T
     taps: int
@@ -34,12 +36,6 @@ class Averaged(Neighbours[T]):
     @property
     def reach(self) -> tuple[Dim, Dim]:
         return around(self.taps, self.causal)
-
-    def streams(self) -> tuple[T, ...]:
-        return self.x, self.there
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Averaged[T]:
-        return replace(self, x=streams[0], there=streams[1])
 
     def local(self, ops: Vocabulary[T], padded: Sequence[T]) -> T:
         return mean(ops, padded[0], padded[1], self.taps)

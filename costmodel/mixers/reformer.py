@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carry import Carry, Structure
@@ -31,6 +31,9 @@ class Hashed(Carry[T]):
         chunk: tokens of a chunk.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "v")
+    of_heads: ClassVar[tuple[str, ...]] = ("rotations",)
+
     q: T
     v: T
     rotations: T
@@ -39,16 +42,6 @@ class Hashed(Carry[T]):
     scale: Dim
 
     kind: ClassVar[str] = "chunks of a sorted sequence"
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.v
-
-    def parameters(self) -> tuple[T, ...]:
-        return (self.rotations,)
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Hashed[T]:
-        q, v = streams
-        return replace(self, q=q, v=v, rotations=parameters[0])
 
     def whole(self, ops: Vocabulary[T]) -> T:
         kernel = SortedAttention(self.causal, self.scale, ops.width("accumulate"))

@@ -52,19 +52,12 @@ class CauchyConvolution(Carry[T]):
         kernel: of the convolution, one of ``costmodel.carries.monarch.KERNELS``.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("x",)
+    of_heads: ClassVar[tuple[str, ...]] = ("weights",)
     kind: ClassVar[str] = "a long filter that is made whole"
     x: T
     weights: tuple[T, ...]
     kernel: str
-
-    def streams(self) -> tuple[T, ...]:
-        return (self.x,)
-
-    def parameters(self) -> tuple[T, ...]:
-        return self.weights
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Self:
-        return replace(self, x=streams[0], weights=tuple(parameters))
 
     def whole(self, ops: Vocabulary[T]) -> T:
         n = ops.shape(self.x)[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
@@ -29,18 +29,13 @@ class Strided(Pattern[T]):
         scale: of the scores.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+
     q: T
     k: T
     v: T
     stride: Dim
     scale: Dim
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Strided[T]:
-        q, k, v = streams
-        return replace(self, q=q, k=k, v=v)
 
     def beside(self, ops: Vocabulary[T], line: Axis | None) -> T:
         near, far = zip(*(ops.halves(x, 3) for x in self.streams()), strict=True)

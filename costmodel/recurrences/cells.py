@@ -6,9 +6,9 @@ tokens is one kernel with the weights on chip (persistent: Diamos et al. 2016; x
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
 from costmodel.carries.state import Recurrent, Tensors
@@ -49,18 +49,12 @@ class Cell:
 class Cells(Recurrent[T]):
     """A cell over tokens x [B, H, n, e], with weights [H, ...] of which the first is [H, d, e]."""
 
+    along: ClassVar[tuple[str, ...]] = ("x",)
+    of_heads: ClassVar[tuple[str, ...]] = ("weights",)
+
     cell: Cell
     x: T
     weights: tuple[T, ...]
-
-    def streams(self) -> tuple[T, ...]:
-        return (self.x,)
-
-    def parameters(self) -> tuple[T, ...]:
-        return self.weights
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Cells[T]:
-        return replace(self, x=streams[0], weights=tuple(parameters))
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         heads, d, _ = ops.shape(self.weights[0])

@@ -7,9 +7,8 @@ at a time, in a logarithmic number of steps).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.spectrum import counted
 from costmodel.carries.state import Affine, State, Tensors
@@ -33,20 +32,14 @@ class ComplexStates(State[T]):
         kernel: one of ``KERNELS``.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("u",)
+    of_heads: ClassVar[tuple[str, ...]] = ("growth", "turn")
+
     u: T
     growth: T
     turn: T
     chunk: Dim
     kernel: str = "chunked"
-
-    def streams(self) -> tuple[T, ...]:
-        return (self.u,)
-
-    def parameters(self) -> tuple[T, ...]:
-        return self.growth, self.turn
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> ComplexStates[T]:
-        return replace(self, u=streams[0], growth=parameters[0], turn=parameters[1])
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         b, h, _, _ = ops.shape(self.u)

@@ -10,9 +10,8 @@ of all chunks, a scan that writes states before chunks and updates, and the outp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Tensors
 from costmodel.dims import Dim, is_number
@@ -35,6 +34,8 @@ class Delta(MatrixStates[T]):
         kernel: one of ``matrix_states.KERNELS``.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "beta", "log_decay")
+
     q: T
     k: T
     v: T
@@ -42,14 +43,6 @@ class Delta(MatrixStates[T]):
     log_decay: T | None
     chunk: Dim
     kernel: str = "chunked"
-
-    def streams(self) -> tuple[T, ...]:
-        own = self.q, self.k, self.v, self.beta
-        return own if self.log_decay is None else (*own, self.log_decay)
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Delta[T]:
-        q, k, v, beta, *decay = streams
-        return replace(self, q=q, k=k, v=v, beta=beta, log_decay=decay[0] if decay else None)
 
     @property
     def scanned(self) -> int:

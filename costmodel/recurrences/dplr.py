@@ -7,9 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Tensors
 from costmodel.dims import Dim
@@ -32,6 +31,8 @@ class DiagonalLowRank(MatrixStates[T]):
         kernel: one of ``matrix_states.KERNELS``.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "z", "b", "log_decay")
+
     q: T
     k: T
     v: T
@@ -40,13 +41,6 @@ class DiagonalLowRank(MatrixStates[T]):
     log_decay: T
     chunk: Dim
     kernel: str = "chunked"
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v, self.z, self.b, self.log_decay
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> DiagonalLowRank[T]:
-        q, k, v, z, b, log_decay = streams
-        return replace(self, q=q, k=k, v=v, z=z, b=b, log_decay=log_decay)
 
     @property
     def scanned(self) -> int:

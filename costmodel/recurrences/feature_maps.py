@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.direct import Direct
@@ -24,16 +24,11 @@ T = TypeVar("T")
 class Summed(Total[T]):
     """phi(Q) (phi(K)^T [V, 1]) over all tokens."""
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+
     q: T
     k: T
     v: T
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Summed[T]:
-        q, k, v = streams
-        return replace(self, q=q, k=k, v=v)
 
     def partial(self, ops: Vocabulary[T]) -> tuple[T, ...]:
         return (ops.cast(ops.contract("bhnd,bhne->bhde", self.k, self.v), "accumulate"),)

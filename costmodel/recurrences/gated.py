@@ -12,9 +12,8 @@ all chunks of these; with one decay a channel, one more makes the pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
 from costmodel.dims import Dim, is_number
@@ -41,6 +40,9 @@ class Gated(State[T]):
         before: whether a token reads the state before it, o_t = q_t S_{t-1}; for mixers with decay.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "log_decay")
+    of_heads: ClassVar[tuple[str, ...]] = ("head_log_decay",)
+
     q: T
     k: T
     v: T
@@ -49,16 +51,6 @@ class Gated(State[T]):
     kernel: str = "chunked"
     head_log_decay: T | None = None
     before: bool = False
-
-    def streams(self) -> tuple[T, ...]:
-        return (self.q, self.k, self.v) if self.log_decay is None else (self.q, self.k, self.v, self.log_decay)
-
-    def parameters(self) -> tuple[T, ...]:
-        return () if self.head_log_decay is None else (self.head_log_decay,)
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Gated[T]:
-        (q, k, v, *decay), own = streams, parameters[0] if parameters else None
-        return replace(self, q=q, k=k, v=v, log_decay=decay[0] if decay else None, head_log_decay=own)
 
     def decay(self, ops: Vocabulary[T]) -> T | None:
         """The logarithm of decay at each token."""

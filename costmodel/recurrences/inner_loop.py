@@ -9,8 +9,8 @@ network after its own step. ``dual`` never writes the W of single tokens (Sun et
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Recurrent, Tensors
 from costmodel.dims import Dim, divide
@@ -41,22 +41,15 @@ class InnerNetwork(Recurrent[T]):
         chunk: tokens of a mini-batch, C.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "rate")
+    of_heads: ClassVar[tuple[str, ...]] = ("weights",)
+
     q: T
     k: T
     v: T
     rate: T
     weights: tuple[T, ...]
     chunk: Dim
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v, self.rate
-
-    def parameters(self) -> tuple[T, ...]:
-        return self.weights
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> InnerNetwork[T]:
-        q, k, v, rate = streams
-        return replace(self, q=q, k=k, v=v, rate=rate, weights=tuple(parameters))
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         batch = ops.shape(self.q)[0]

@@ -11,10 +11,9 @@ needs of each before it only the state and the decay of all its tokens, which jo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Affine, Summed, Tensors
 from costmodel.dims import Dim, divide, is_number, log2
@@ -37,19 +36,14 @@ class Levels(Summed[T]):
         within: levels within a chunk, of 2^within tokens.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "log_decay", "scales")
+
     q: T
     k: T
     v: T
     log_decay: T
     scales: T
     within: int
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v, self.log_decay, self.scales
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> Levels[T]:
-        q, k, v, log_decay, scales = streams
-        return replace(self, q=q, k=k, v=v, log_decay=log_decay, scales=scales)
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         b, h, _, e = ops.shape(self.v)

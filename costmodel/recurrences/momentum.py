@@ -8,9 +8,8 @@ triangular matrices (flash-linear-attention ops/titans/naive.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Recurrent, Tensors
 from costmodel.dims import Dim, divide
@@ -37,6 +36,9 @@ class Momentum(Recurrent[T]):
         chunk: tokens of a chunk, C.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "rate", "log_keep", "log_push")
+    of_heads: ClassVar[tuple[str, ...]] = ("weights",)
+
     q: T
     k: T
     v: T
@@ -45,17 +47,6 @@ class Momentum(Recurrent[T]):
     log_push: T
     weights: tuple[T, ...]
     chunk: Dim
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v, self.rate, self.log_keep, self.log_push
-
-    def parameters(self) -> tuple[T, ...]:
-        return self.weights
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Momentum[T]:
-        q, k, v, rate, log_keep, log_push = streams
-        own = replace(self, q=q, k=k, v=v, rate=rate, log_keep=log_keep, log_push=log_push)
-        return replace(own, weights=tuple(parameters))
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         memory = started(ops, self.weights[2], ops.shape(self.q)[0])

@@ -8,9 +8,8 @@ and ``recurrent`` (token by token, the state on chip).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
 from costmodel.dims import Dim
@@ -31,19 +30,14 @@ class MultiInput(State[T]):
         kernel: ``"chunked"`` or ``"recurrent"``.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "log_decay")
+
     q: T
     k: T
     v: T
     log_decay: T
     chunk: Dim
     kernel: str = "chunked"
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v, self.log_decay
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T] = ()) -> MultiInput[T]:
-        q, k, v, log_decay = streams
-        return replace(self, q=q, k=k, v=v, log_decay=log_decay)
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         b, h, _, _, e = ops.shape(self.v)

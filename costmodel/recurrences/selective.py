@@ -9,9 +9,8 @@ code without a kernel of its own does that is not to go token by token (alxndrTL
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
 from costmodel.ops.scan import Recurrence
@@ -32,6 +31,9 @@ class Selective(State[T]):
         kernel: one of ``KERNELS``.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("x", "dt", "z", "b", "c")
+    of_heads: ClassVar[tuple[str, ...]] = ("rate", "bias", "skip")
+
     x: T
     dt: T
     z: T
@@ -41,17 +43,6 @@ class Selective(State[T]):
     bias: T
     skip: T
     kernel: str = "fused"
-
-    def streams(self) -> tuple[T, ...]:
-        return self.x, self.dt, self.z, self.b, self.c
-
-    def parameters(self) -> tuple[T, ...]:
-        return self.rate, self.bias, self.skip
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Selective[T]:
-        x, dt, z, b, c = streams
-        rate, bias, skip = parameters
-        return replace(self, x=x, dt=dt, z=z, b=b, c=c, rate=rate, bias=bias, skip=skip)
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         batch, channels = ops.shape(self.x)[:2]

@@ -11,9 +11,8 @@ A rank turns by the angles since its own first token. To the next rank, its stat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
 from costmodel.dims import Dim
@@ -43,6 +42,9 @@ class Trapezoid(State[T]):
         kernel: one of ``KERNELS``.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("q", "k", "v", "turns", "log_decay", "own", "following")
+    of_heads: ClassVar[tuple[str, ...]] = ("weights",)
+
     q: T
     k: T
     v: T
@@ -53,17 +55,6 @@ class Trapezoid(State[T]):
     weights: tuple[T, ...]
     chunk: Dim
     kernel: str = "chunked"
-
-    def streams(self) -> tuple[T, ...]:
-        return self.q, self.k, self.v, self.turns, self.log_decay, self.own, self.following
-
-    def parameters(self) -> tuple[T, ...]:
-        return self.weights
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Trapezoid[T]:
-        q, k, v, turns, log_decay, own, following = streams
-        changed = replace(self, q=q, k=k, v=v, turns=turns, log_decay=log_decay, weights=tuple(parameters))
-        return replace(changed, own=own, following=following)
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         b, h, _, half = ops.shape(self.turns)

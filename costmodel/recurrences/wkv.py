@@ -8,9 +8,9 @@ take n rates from the exponent of what was before, and to add its own sums, scal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
 from costmodel.ops.scan import Recurrence
@@ -31,21 +31,13 @@ class Wkv(State[T]):
         first: [E, 1], added to the key of the token itself.
     """
 
+    along: ClassVar[tuple[str, ...]] = ("k", "v")
+    of_heads: ClassVar[tuple[str, ...]] = ("rate", "first")
+
     k: T
     v: T
     rate: T
     first: T
-
-    def streams(self) -> tuple[T, ...]:
-        return self.k, self.v
-
-    def parameters(self) -> tuple[T, ...]:
-        return self.rate, self.first
-
-    def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Wkv[T]:
-        k, v = streams
-        rate, first = parameters
-        return replace(self, k=k, v=v, rate=rate, first=first)
 
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
         """Sums of nothing, and a maximum below that of any key."""
