@@ -1,5 +1,6 @@
 # make plan    what 1Mi tokens cost on a few clusters: installs the core only, then asks
 # make test    the whole test suite
+# make quick   without the slow tests: those of every mixer under every strategy on real ranks, and of memory
 # make lint    ruff, ruff format, mypy
 # make docs    docs/mixers.md, the formulas of every mixer; what the README's commands print
 # make bench   the benchmarks
@@ -23,7 +24,7 @@ echo 'costmodel needs Python 3.11, 3.12 or 3.13 with the venv module, and found 
   '$(PYTHONS). Install one, or name it: make PYTHON=/path/to/python3.12' >&2; exit 1
 endef
 
-.PHONY: plan test lint docs bench mutations venv clean
+.PHONY: plan test quick lint docs bench mutations venv clean
 
 # The last question has the answer "no plan fits", which is exit status 1.
 plan: $(CORE)
@@ -34,6 +35,9 @@ plan: $(CORE)
 # One thread a process: the tests start several processes, and threads would only compete for the cores.
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --benchmark-disable
+
+quick: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --benchmark-disable -m 'not slow'
 
 lint: $(DEV)
 	$(BIN)/ruff check

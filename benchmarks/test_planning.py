@@ -30,6 +30,11 @@ EVALUATED = 1_000_000
 COMMANDS = {
     "help": ["--help"],
     "layer, 4 devices": ["plan", "--mixer", "attention", "--seq", "1Mi", "--cluster", "4xrtx4090"],
+    "layer, 8 devices": ["plan", "--mixer", "attention", "--seq", "1Mi", "--cluster", "8xh100"],
+    "one plan": [
+        *("predict", "--mixer", "attention", "--seq", "1Mi", "--cluster", "8xh100", "--strategy", "zigzag"),
+    ],
+    "formulas": ["formulas", "--mixer", "attention"],
     "model, 8 devices": ["plan", "--model", str(LLAMA), "--seq", "1Mi", "--cluster", "8xh100", "--pass", "prefill"],
     "model, nothing fits": [
         *("plan", "--model", str(LLAMA), "--seq", "1Mi", "--cluster", "4xrtx4090", "--pass", "prefill"),
