@@ -150,10 +150,10 @@ class Expression:
         return lift(other) + -self
 
     def __truediv__(self, other: Any) -> Expression:
-        return self * lift(other) ** -1
+        return self * _inverse(lift(other))
 
     def __rtruediv__(self, other: Any) -> Expression:
-        return lift(other) * self**-1
+        return lift(other) * _inverse(self)
 
     def __pow__(self, power: float | Fraction | Expression) -> Expression:
         if isinstance(power, Expression):
@@ -323,6 +323,11 @@ def exact_call(function: str, *arguments: Any) -> Expression:
     """A function of expressions, kept as one where its value would be rounded, as of ``log2(48)``."""
     made = call(function, *arguments)
     return _of_atom(Atom(function, tuple(lift(x) for x in arguments))) if isinstance(made, float) else lift(made)
+
+
+@cache
+def _inverse(value: Expression) -> Expression:
+    return value**-1
 
 
 @cache
