@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from calibrate.cases import COLLECTIVES, ONE_WAY
+from calibrate.kernels import keep_memory
 from calibrate.method import Sample, Timing
 from validate.executor import Executor
 from validate.launch import Rank, RankPool
@@ -73,6 +74,7 @@ class Ranks:
 
 
 def _executor(rank: Rank) -> Executor:
+    keep_memory()  # or messages of 32 MB and more would be received into new pages each time
     return Executor(mesh=Mesh.of({AXIS: rank.size}, rank.index), timeout_s=rank.timeout_s)
 
 
