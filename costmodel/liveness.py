@@ -8,10 +8,10 @@ its buffers until that computation ends. Of a branch either side may be taken: t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from costmodel.dims import Dim, maximum
+from costmodel.dims import Dim, is_number, maximum, minimum
 from costmodel.expression import never_above
 from costmodel.program import Chain, Fused, Leaf, Loop, Node, Overlap, Program, Seq, When, operations
 from costmodel.tensor import Storage, Tensor
@@ -32,23 +32,28 @@ class Memory:
 
 @dataclass(frozen=True)
 class _Event:
-    """A point of a program: the memory it touches, and whether it is in the backward pass."""
+    """A point of a program: the memory it touches, and whether it is in the backward pass.
+
+    Attributes:
+        there: 1, or 0 for the inner steps of a ring that has none, such as one of two ranks.
+    """
 
     touched: Sequence[Storage]
     backward: bool
+    there: Dim = 1
 
 
 def memory(program: Program) -> Memory:
     """Saved and peak bytes of a program's activations."""
-    taken = _profile(program, take=True)
-    if not _branches(program.whole):
-        return taken
-    other = _profile(program, take=False)
-    return Memory(taken.saved, largest([taken.peak, other.peak]))
+    saved, points = _profile(program, take=True)
+    if _branches(program.whole):
+        for there, others in _profile(program, take=False)[1].items():
+            points.setdefault(there, []).extend(others)
+    return Memory(saved, _most(points))
 
 
 def largest(points: Iterable[Dim]) -> Dim:
-    """The maximum over points of a program; symbolic points that another one always exceeds are left out first.
+    """The maximum over points of a program; symbolic points that another one most exceeds are left out first.
 
     Sizes of memory are sums of products of dimensions, none of which is negative.
     """
@@ -63,14 +68,15 @@ def largest(points: Iterable[Dim]) -> Dim:
     return result
 
 
-def _profile(program: Program, take: bool) -> Memory:
+def _profile(program: Program, take: bool) -> tuple[Dim, dict[Dim, list[Dim]]]:
+    """Saved bytes, and those held at every point, by whether it is there; with one side of each branch."""
     events = list(_events(program.forward, False, take)) + list(_events(program.backward, True, take))
     last = {storage: number for number, event in enumerate(events) for storage in event.touched}
     last |= {tensor.storage: len(events) for tensor in program.outputs}
     live: dict[Storage, Dim] = {tensor.storage: tensor.storage.bytes for tensor in program.inputs}
     held: Dim = sum(live.values())
     saved: Dim | None = None
-    points: list[Dim] = []
+    points: dict[Dim, list[Dim]] = {1: []}
     for number, event in enumerate(events):
         if event.backward and saved is None:
             saved = _needed_later(live, events[number:])
@@ -78,11 +84,21 @@ def _profile(program: Program, take: bool) -> Memory:
             if storage not in live:
                 live[storage] = storage.bytes
                 held = held + storage.bytes
-        points.append(held)
+        points.setdefault(event.there, []).append(held)
         for storage in event.touched:
             if last[storage] <= number and storage in live:
                 held = held - live.pop(storage)
-    return Memory(0 if saved is None else saved, largest(points))
+    return 0 if saved is None else saved, points
+
+
+def _most(points: Mapping[Dim, Sequence[Dim]]) -> Dim:
+    """The maximum over points, by whether they are there; those of inner steps that others exceed are left out."""
+    most = [largest(points[1])]
+    for there, held in points.items():
+        above = [point for point in held if not never_above(point, most[0])]
+        if above and not is_number(there, 1):
+            most.append(there * largest(above))
+    return largest(most)
 
 
 def _needed_later(live: dict[Storage, Dim], later: Sequence[_Event]) -> Dim:
@@ -119,8 +135,9 @@ def _events(node: Node, backward: bool, take: bool) -> Iterator[_Event]:
             yield from _events(computation, backward, take)
             sent = [tensor for operation, _ in operations(communication) for tensor in operation.inputs]
             yield _Event(_activations(sent), backward)
-        case Loop(_, body):
-            yield from _events(body, backward, take)
+        case Loop(step, body):
+            there = minimum(step.count, 1)
+            yield from (replace(event, there=event.there * there) for event in _events(body, backward, take))
         case Chain(message=message, body=body):
             yield _Event(_activations(message.outputs), backward)
             yield from _events(body, backward, take)
@@ -136,7 +153,7 @@ def _branch(node: When, backward: bool, take: bool) -> Iterator[_Event]:
         return
     same = {b.storage: a.storage for a, b in node.results}
     for event in _events(node.otherwise, backward, take):
-        yield _Event([same.get(storage, storage) for storage in event.touched], backward)
+        yield replace(event, touched=[same.get(storage, storage) for storage in event.touched])
 
 
 def _activations(tensors: Iterable[Tensor]) -> list[Storage]:
