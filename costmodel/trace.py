@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from costmodel.dims import Dim, Shape, same
 from costmodel.masks import Tile
 from costmodel.ops.communication import RingShift
 from costmodel.ops.mesh import Axis
+from costmodel.ops.pointwise import Map
 from costmodel.ops.primitive import Primitive
 from costmodel.ops.relay import Double, PassOn
 from costmodel.ops.scan import Operands, Recurrence, with_axis, without_axis
@@ -245,15 +246,26 @@ class Tracer(Vocabulary[Tensor]):
             found: dict[Tensor, Tensor] = {}
             for output, gradient in zip(outputs, gradients, strict=True):
                 found[output] = self.add(found[output], gradient) if output in found else gradient
-        return self.reverse(tape, found, wanted)
+        return self.reverse(tape, found, wanted, {gradient.storage for gradient in gradients})
 
     def pull_back(
         self, method: Callable[..., Any], inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         return tuple(self.differentiate(method, inputs, gradients, inputs))
 
-    def reverse(self, tape: Sequence[_Taped], found: dict[Tensor, Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
-        """Walk a tape backwards from the gradients ``found`` to those of the tensors ``wanted``."""
+    def reverse(
+        self,
+        tape: Sequence[_Taped],
+        found: dict[Tensor, Tensor],
+        wanted: Sequence[Tensor],
+        held: Collection[Storage] = (),
+    ) -> list[Tensor]:
+        """Walk a tape backwards from the gradients ``found`` to those of the tensors ``wanted``.
+
+        Args:
+            held: memory that the caller goes on reading.
+        """
+        kept = set(wanted)
         needed = set(wanted)
         for entry in tape:
             if needed.intersection(entry.inputs):
@@ -261,7 +273,7 @@ class Tracer(Vocabulary[Tensor]):
         outer, self._needed = self._needed, needed
         with self._taping(None):
             for entry in reversed(tape):
-                gradients = [found.get(output) for output in entry.outputs]
+                gradients = [found.get(y) if y in kept else found.pop(y, None) for y in entry.outputs]
                 if all(g is None for g in gradients) or not needed.intersection(entry.inputs):
                     continue
                 with self._capture() as nodes:
@@ -272,10 +284,25 @@ class Tracer(Vocabulary[Tensor]):
                 self._sink.append(Seq(nodes, _given(nodes)))
                 for x, gradient in zip(entry.inputs, pulled, strict=True):
                     if x in needed and gradient is not None:
-                        value = self._as_precise(gradient, x)
-                        found[x] = self.add(found[x], value) if x in found else value
+                        found[x] = self._with_another(found, x, self._as_precise(gradient, x), held)
             self._needed = outer
             return [found[x] if x in found else self.zeros_like(x) for x in wanted]
+
+    def _with_another(
+        self, found: Mapping[Tensor, Tensor], x: Tensor, gradient: Tensor, held: Collection[Storage]
+    ) -> Tensor:
+        """The gradient of x with what comes from one more of its uses.
+
+        It is added in place where the memory of the sum so far is of nothing else, as autograd does
+        (torch/csrc/autograd/input_buffer.cpp).
+        """
+        if x not in found:
+            return gradient
+        memory = found[x].storage
+        others = [gradient, *(other for y, other in found.items() if y is not x)]
+        free = memory not in held and all(other.storage is not memory for other in others)
+        in_place = free and same(found[x].bytes, memory.bytes)
+        return self.apply(Map("add", in_place), found[x], gradient)[0]
 
     def _as_precise(self, gradient: Tensor, x: Tensor) -> Tensor:
         """A gradient at the precision of what it is the gradient of."""

@@ -164,7 +164,8 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 def map_(primitive: Map, ops: Executor, *inputs: Tensor) -> Tensor:
     if primitive.function not in FUNCTIONS:
         raise NotImplementedError(f"no kernel runs the function '{primitive.function}'; known: {', '.join(FUNCTIONS)}")
-    return FUNCTIONS[primitive.function](*inputs).to(inputs[0].dtype)
+    result = FUNCTIONS[primitive.function](*inputs).to(inputs[0].dtype)
+    return inputs[0].copy_(result) if primitive.in_place else result
 
 
 @runs(Scale)

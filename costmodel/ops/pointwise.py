@@ -123,9 +123,14 @@ def _summed(ops: Vocabulary[Any], rule: Callable[[], Any], x: Any) -> Any:
 
 @dataclass(frozen=True)
 class Map(Primitive):
-    """An elementwise function of one or two tensors, with broadcasting."""
+    """An elementwise function of one or two tensors, with broadcasting.
+
+    Attributes:
+        in_place: whether the result is written over the first of them.
+    """
 
     function: str
+    in_place: bool = False
 
     family = "elementwise"
 
@@ -134,7 +139,7 @@ class Map(Primitive):
         return self.function
 
     def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
-        return (Spec(broadcast([t.shape for t in inputs]), inputs[0].width),)
+        return (Spec(broadcast([t.shape for t in inputs]), inputs[0].width, 0 if self.in_place else None),)
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         function, n = FUNCTIONS[self.function], outputs[0].elements

@@ -79,7 +79,7 @@ def backward(ops: Vocabulary[Any], loop: Recurrence, given: Operands, gradients:
     states = len(given.state)
     last, handed = gradients[:states], gradients[states:]
     used = [place for place, gradient in enumerate(handed) if gradient is not None]
-    _, befores = ops.scan(loop.sweep(), given.state, given.xs, given.constants, given.axis, given.reverse)
+    befores = ops.scan(loop.sweep(), given.state, given.xs, given.constants, given.axis, given.reverse)[1]
     start = tuple(
         ops.zeros_like(x) if gradient is None else gradient
         for x, gradient in zip((*given.state, *given.constants), (*last, *([None] * len(given.constants))), strict=True)
@@ -132,4 +132,6 @@ class _Back:
         return (*found[: self.states], *(ops.add(a, b) for a, b in zip(sums, more, strict=True)))
 
     def emit(self, ops: Vocabulary[Any], before: Many, after: Many, own: Many, constants: Many) -> Many:
-        return tuple(self.found)
+        found = tuple(self.found)
+        self.found.clear()
+        return found

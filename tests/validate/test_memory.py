@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from costmodel.mixer import mixers
 from costmodel.strategy import strategies
 from costmodel.subject import from_mixer
+from costmodel.workload import Phase
 from tests.validate.cases import DTYPES, Case, expected
 from validate.allocations import allocating
 from validate.launch import Rank, RankPool
@@ -67,42 +68,38 @@ def held(rank: Rank, case: Case) -> Held:
 
 
 @st.composite
-def plain(draw: st.DrawFn, name: str) -> Case:
-    """Softmax attention of any shape, without parts that are switched on."""
+def plain(draw: st.DrawFn, name: str, phase: Phase) -> Case:
+    """Softmax attention of one head, whose keys and values are dense, so that they are sent without a copy."""
     axes = ATTENTION[name]
     ranks = draw(st.integers(2, 4)) if axes else 1
-    groups = draw(st.integers(1, 2))
-    sizes = {"heads": groups * draw(st.integers(1, 3)), "kv_heads": groups, "head_dim": 2 * draw(st.integers(1, 4))}
+    sizes = {"heads": 1, "kv_heads": 1, "head_dim": 2 * draw(st.integers(1, 4))}
     (layer,) = from_mixer("attention", draw(st.integers(1, 9)), **sizes).layers
     length = 2 * ranks * draw(st.integers(1, 8))
     dtype = draw(st.sampled_from(["bf16", "fp32", "fp64"]))
     batch = draw(st.integers(1, 2))
-    return Case(layer, strategies.get(name), dict.fromkeys(axes, ranks), length, batch, dtype=dtype, flash=True)
-
-
-#: Of live over predicted memory. Autograd adds up gradients in place where the formula has a new sum, and frees the
-#: gradients of several outputs and padded ones at other points.
-FEWEST, MOST = 0.75, 1.4
+    strategy, mesh = strategies.get(name), dict.fromkeys(axes, ranks)
+    return Case(layer, strategy, mesh, length, batch, phase=phase, dtype=dtype, flash=True)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("phase", ["forward", "train"])
 @pytest.mark.parametrize("name", ATTENTION)
-def test_trained_attention_holds_about_what_the_formula_says(pool: RankPool, name: str) -> None:
+def test_attention_holds_what_the_formula_says_to_the_byte(pool: RankPool, name: str, phase: str) -> None:
     """Of the rank that has most; a rank that the mask leaves out of a step holds less."""
 
-    @settings(max_examples=6)
-    @given(plain(name))
+    @settings(max_examples=3)
+    @given(plain(name, phase))
     def check(case: Case) -> None:
         known, found = expected(case), pool.run(held, case, ranks=case.ranks)
         told = [known.peak(rank) for rank in range(case.ranks)]
-        assert FEWEST * max(told) <= max(each.live for each in found) <= MOST * max(told)
+        assert max(each.live for each in found) == max(told)
         # Kernels need memory of their own, which the allocator sees besides; and gradients of weights.
         assert all(each.allocated >= each.live for each in found)
 
     check()
 
 
-def usual(name: str, phase: str) -> Case:
+def usual(name: str, phase: Phase) -> Case:
     """A mixer of small sizes on one rank."""
     mixer = mixers.get(name)
     sizes = {key: 2 if size.cut else max(size.least, 4) for key, size in mixer.sizes.items()}
@@ -110,15 +107,37 @@ def usual(name: str, phase: str) -> Case:
     (layer,) = from_mixer(name, 16, **sizes | {key: size for key, size in given_.items() if key in sizes}).layers
     length = 32 * mixer.grain(layer.sizes) * max(1, mixer.segments(layer.sizes)) if name == "longnet" else 96
     causal, whole = mixer.causality != "full", strategies.get("whole")
-    return Case(layer, whole, {}, length, causal=causal, dtype="fp32", kernel=mixer.kernels[0], phase=phase)  # type: ignore[arg-type]
+    return Case(layer, whole, {}, length, causal=causal, dtype="fp32", kernel=mixer.kernels[0], phase=phase)
+
+
+#: Of live over predicted memory, trained, where it is not 1. Reshaping heads that are apart in memory makes a copy of
+#: them where the formula has a view; and autograd frees some tensors of a fused kernel before its backward has ended.
+TRAINED = {
+    "bigbird": (1.0, 1.15),
+    "log-linear-mamba2": (0.97, 1.0),
+    "longformer": (1.0, 1.08),
+    "longnet": (1.0, 1.24),
+    "nsa": (1.0, 1.11),
+    "reformer": (1.0, 1.09),
+    "sparse-strided": (1.0, 1.06),
+    "mamba3": (1.0, 1.001),
+    "multiresconv": (0.91, 1.0),
+    "poolformer": (0.99, 1.0),
+    "rwkv4": (0.96, 1.0),
+    "s5": (0.88, 1.0),
+    "titans": (0.99, 1.0),
+    "ttt-linear": (0.97, 1.0),
+    "ttt-mlp": (0.97, 1.0),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mixers.names())
-def test_every_trained_mixer_holds_about_what_the_formula_says(name: str) -> None:
+def test_every_trained_mixer_holds_what_the_formula_says(name: str) -> None:
     case = usual(name, "train")
     found, told = held(Rank(0, 1, 20.0), case), expected(case).peak(0)
-    assert FEWEST * told <= found.live <= MOST * told, f"{found.live} at {found.where}, not {told}"
+    least, most = TRAINED.get(name, (1.0, 1.0))
+    assert least * told <= found.live <= most * told, f"{found.live} at {found.where}, not {told}"
 
 
 #: Reshaping the heads of a product, which are apart in its memory, makes a copy of them where the formula has a view.
