@@ -1,13 +1,9 @@
-"""Whole mixers, which no fit has seen, run by the executor in one process and compared with their predictions.
-
-The executor fuses nothing: what the vocabulary says is one kernel runs as the kernels it is made of, and so it is
-predicted here.
-"""
+"""Whole mixers, which no fit has seen, run by the executor in one process and compared with their predictions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import click
@@ -18,18 +14,16 @@ from calibrate.kernels import clock_for, keep_memory
 from calibrate.measure import VISITS, parse_budget
 from calibrate.method import Work, measure
 from costmodel.arrangement import AXES, Way
-from costmodel.dims import Dim
 from costmodel.errors import InputError
-from costmodel.expression import lift, total
+from costmodel.expression import lift
 from costmodel.hardware import Cluster, Profile, load_profile
 from costmodel.piece import Pieces
-from costmodel.program import Fused, Node, operations
 from costmodel.rates import Rates
 from costmodel.report import data
 from costmodel.report.page import Page
 from costmodel.strategy import strategies
 from costmodel.subject import Subject, at_width
-from costmodel.timing import operation_times
+from costmodel.timing import times
 from costmodel.trace import Tracer, Widths
 from costmodel.units import format_seconds
 from costmodel.workload import Phase, Workload
@@ -116,23 +110,15 @@ def _work(layer: DistributedLayer, length: int) -> Work:
 
 
 def predicted_s(profile: Profile, subject: Subject, way: Way, workload: Workload) -> float:
-    """Seconds of a layer, each primitive as a kernel of its own."""
-    ops = Tracer(Widths(4, 4, 4), profile.device.attention_tile)
+    """Seconds of a layer."""
+    ops = Tracer(Widths(4, 4, 4), profile.device.attention_tile, fuses=profile.device.fuses)
     pieces = Pieces(subject, workload, way.strategy.axes, way.tensor, ops)
     program = pieces.layer(subject.layers[0], way).program
-    formula = lift(total(_unfused(program.whole)))
+    formula = lift(times(program.whole).total)
     values = {"B": workload.batch, "L": workload.length, "T": 0}
     values |= dict.fromkeys(AXES.values(), 1) | {f"rank_{size[-1]}": 0 for size in AXES.values()}
     rates = Rates(Cluster(profile, 1), workload.dtype).device(formula.symbols())
     return float(formula.approximate(values | {name: float(np.asarray(rate)) for name, rate in rates.items()}))
-
-
-def _unfused(node: Node) -> Iterator[Dim]:
-    for operation, times in operations(node):
-        if isinstance(operation, Fused):
-            yield from (times * operation.repeat * seconds for seconds in _unfused(operation.body))
-        else:
-            yield times * operation_times(operation).total
 
 
 def print_check(found: Sequence[Checked], device: str, as_json: bool) -> None:

@@ -115,7 +115,8 @@ class Evaluator:
         return self._ends[key]
 
     def _pieces(self, way: Way) -> Pieces:
-        return Pieces(self.subject, self.workload, way.strategy.axes, way.tensor, Tracer(self.widths, self.tile))
+        ops = Tracer(self.widths, self.tile, fuses=self.cluster.profile.device.fuses)
+        return Pieces(self.subject, self.workload, way.strategy.axes, way.tensor, ops)
 
     def _formulas(self, piece: Piece) -> Formulas:
         return Formulas(piece, self.replicas if self.train else None, self.tape)

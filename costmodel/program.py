@@ -88,6 +88,7 @@ class Fused:
 
     Attributes:
         repeat: how often the kernel goes through its body (the steps of a scan).
+        apart: whether the device runs its parts as kernels of their own after all.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Fused:
     outputs: tuple[Tensor, ...]
     family: str = "elementwise"
     repeat: Dim = 1
+    apart: bool = False
 
     @property
     def kernel(self) -> tuple[str, str]:
@@ -184,6 +186,8 @@ def _shapes(tensors: Sequence[Tensor]) -> tuple[tuple[Shape, Dim], ...]:
 def operations(node: Node, times: Dim = 1) -> Iterator[tuple[Operation, Dim]]:
     """Every operation of a tree and how often it runs."""
     match node:
+        case Fused(body=body, repeat=repeat, apart=True):
+            yield from operations(body, times * repeat)
         case Leaf() | Fused():
             yield node, times
         case Seq(nodes):

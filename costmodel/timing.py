@@ -162,9 +162,12 @@ def _loop(loop: Loop) -> Times:
 
 
 def operation_times(operation: Operation) -> Times:
-    """Seconds of one kernel or one communication, as one factor."""
+    """Seconds of one kernel, or of the parts of one that runs apart, or of one communication, as one factor."""
     if operation.family == "view":
         return Times()
+    if isinstance(operation, Fused) and operation.apart:
+        parts: Times = times(operation.body) * operation.repeat
+        return parts
     found = _known.get(operation.signature)
     if found is None:
         found = _known[operation.signature] = _operation_times(operation)

@@ -47,10 +47,11 @@ class Tracer(Vocabulary[Tensor]):
     Args:
         widths: bytes of one element at each precision.
         tile: edge of the fused attention kernel's tile, in queries and keys, or its columns.
+        fuses: whether what a mixer fuses runs as one kernel.
     """
 
-    def __init__(self, widths: Widths, tile: Tile) -> None:
-        self.widths, self.tile = widths, tile
+    def __init__(self, widths: Widths, tile: Tile, *, fuses: bool = True) -> None:
+        self.widths, self.tile, self.fuses = widths, tile, fuses
         self._sink: list[Node] = []
         self._tape: list[_Taped] | None = None
         self._needed: set[Tensor] = set()  # tensors on the way from what is differentiated to what it is wanted for
@@ -95,7 +96,7 @@ class Tracer(Vocabulary[Tensor]):
         with self._capture() as nodes, self._taping(None):
             result = body(self, *inputs)
         outputs = tuple(result) if isinstance(result, tuple) else (result,)
-        self._sink.append(Fused(name, Seq(nodes), inputs, outputs, family))
+        self._sink.append(Fused(name, Seq(nodes), inputs, outputs, family, apart=not self.fuses))
 
         def pullback(gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
             needed = [x in self._needed for x in inputs]
@@ -226,7 +227,8 @@ class Tracer(Vocabulary[Tensor]):
                 raise ValueError(f"scan '{loop.name}' turns a state of shape {a.shape} into one of {b.shape}")
         last = tuple(Tensor.new(x.shape, x.width) for x in after)
         ys = tuple(Tensor.new(with_axis(y.shape, axis, count), y.width) for y in out)
-        self._sink.append(Fused(loop.name, Seq(nodes), given.all, (*last, *ys), loop.family, count))
+        apart = not self.fuses
+        self._sink.append(Fused(loop.name, Seq(nodes), given.all, (*last, *ys), loop.family, count, apart))
         self._record(given.all, (*last, *ys), lambda gradients: scan_backward(self, loop, given, gradients))
         return last, ys
 

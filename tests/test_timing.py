@@ -21,10 +21,10 @@ from costmodel.trace import Tracer, Widths, trace
 UNSAID = ("exposed", "fill", "filled", "kept", *OVERHEADS)
 
 
-def seconds(run: Callable[..., Any], rates: Mapping[str, float], *shapes: tuple[int, ...]) -> float:
+def seconds(run: Callable[..., Any], rates: Mapping[str, float], *shapes: tuple[int, ...], fuses: bool = True) -> float:
     """Of what runs on inputs of these shapes, at 2 bytes an element."""
     inputs = [Tensor.new(shape, 2) for shape in shapes]
-    program = trace(Tracer(Widths(2, 4, 4), 64), lambda ops, *xs: run(ops, *xs[:-1]), inputs, {})
+    program = trace(Tracer(Widths(2, 4, 4), 64, fuses=fuses), lambda ops, *xs: run(ops, *xs[:-1]), inputs, {})
     formula = lift(times(program.forward).total)
     families = {symbol: ":".join(symbol.split(":")[:2]) for symbol in formula.symbols()}
     unsaid = dict.fromkeys((symbol for symbol in families if symbol.split(":")[0] in UNSAID), 0.0)
@@ -163,6 +163,26 @@ def test_a_scan_hides_part_of_its_work_behind_its_steps(exposed: float) -> None:
     rates = {"launch:scan": 1e-6, "step:scan": 3e-6, "vector:scan": 1e9, "memory:scan": 1e15, "exposed:scan": exposed}
     found = seconds(lambda ops, state, xs: ops.scan(loop, (state,), (xs,))[1], rates, (100,), (8, 100))
     assert found == pytest.approx(1e-6 + 24e-6 + exposed * 0.8e-6)
+
+
+@pytest.mark.parametrize(("fuses", "launches", "moved"), [(True, 1, 2), (False, 2, 4)])
+def test_what_a_mixer_fuses_is_one_kernel_where_libraries_have_it(fuses: bool, launches: int, moved: int) -> None:
+    # 100 elements of 2 bytes, at 1 ns a byte: in and out once, or of each of the two parts.
+    rates = {"launch": 1e-6, "memory": 1e9, "vector": 1e18, "special": 1e18, "saved": 0.0}
+    named = {f"{name}:elementwise": rate for name, rate in rates.items()} | {"cache": 0.0}
+    doubled_twice = lambda ops, x: ops.scale(ops.scale(x, 2), 2)  # noqa: E731
+    found = seconds(lambda ops, x: ops.fused("doubled twice", doubled_twice, x), named, (100,), fuses=fuses)
+    assert found == pytest.approx(launches * 1e-6 + moved * 200e-9)
+
+
+def test_steps_of_a_scan_are_kernels_of_their_own_where_libraries_have_none() -> None:
+    rates = {"launch": 1e-6, "memory": 1e18, "vector": 1e18, "saved": 0.0}
+    named = {f"{name}:elementwise": rate for name, rate in rates.items()} | {"cache": 0.0}
+    loop = Recurrence(
+        "sums", lambda ops, state, x, _: (ops.add(state[0], x[0]),), lambda ops, before, after, x, _: after
+    )
+    found = seconds(lambda ops, h, x: ops.scan(loop, (h,), (x,), (), 1)[0], named, (3, 4), (3, 50, 4), fuses=False)
+    assert found == pytest.approx(50 * 1e-6)
 
 
 @pytest.mark.parametrize(("ranks", "switched", "expected"), [(2, 1.5e-9, 125.0), (8, 1.5e-9, 150.0), (8, 1.0, 181.25)])

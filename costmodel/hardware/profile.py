@@ -186,6 +186,8 @@ class Device(Noun, frozen=True):
     ``step_s`` time of one step of a loop inside a kernel whose next step waits for it (a scan).
     ``cache_bytes`` of what a kernel just before wrote are read again at ``cache_bytes_per_s`` (the last-level cache);
     a kernel with a ``cached`` of its own has that instead.
+    ``fuses``: whether its libraries have the kernels that mixers fuse (chunks of a recurrence, the update of a state);
+    else each part runs as a kernel of its own.
     ``single``: kernels that were measured by themselves, by ``Primitive.kernel``; others have their family's numbers.
     ``compute`` of these is of ``vector_flop_per_s`` for special functions as well.
     """
@@ -202,6 +204,7 @@ class Device(Noun, frozen=True):
     kernels: Kernels
     cache_bytes: Quantity | None = None
     cache_bytes_per_s: Quantity | None = None
+    fuses: bool = True
     single: dict[str, Kernel] = {}
 
     def __hash__(self) -> int:
