@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
@@ -187,14 +188,17 @@ def found_out(mixer: Any) -> bool:
 
 
 def users(module: str) -> list[tuple[str, str]]:
-    """Mixers that a module has a part in: the module of each, and its name."""
-    short, found = module.rpartition(".")[2], []
-    for name in mixers.names():
-        where = type(mixers.get(name)).__module__
-        text = (ROOT / f"{where.replace('.', '/')}.py").read_text(encoding="utf-8")
-        if where == module or f".{short} import" in text:
-            found.append((where, name))
-    return found
+    """Mixers that a module has a part in, itself or through others: the module of each, and its name."""
+    named = [(type(mixers.get(name)).__module__, name) for name in mixers.names()]
+    return [(where, name) for where, name in named if module in imports(where)]
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """A module, and those of ``PACKAGES`` that it needs."""
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    needed = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return frozenset((module,)).union(*(imports(name) for name in needed if name.startswith(PACKAGES)))
 
 
 def instance(module: str, name: str) -> Any:
