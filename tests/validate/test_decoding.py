@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from costmodel.candidates import refusals
+from costmodel.candidates import Meshes, refusals
 from costmodel.mixers.s4 import step_read
 from costmodel.strategies.ulysses import ulysses
 from costmodel.strategies.whole import whole
@@ -15,7 +15,7 @@ from costmodel.strategy import strategies
 from costmodel.subject import Layer, from_mixer
 from tests.validate.cases import Case, alone, check_case
 from validate.launch import RankPool
-from validate.layer import DistributedLayer, mesh_arrays
+from validate.layer import DistributedLayer
 
 LENGTH = 9
 
@@ -63,5 +63,5 @@ def test_biases_of_near_places_need_no_long_stretch_where_heads_are_exchanged(po
     layer = layer_of("aft-local", 4, heads=2, value_dim=2, near=4)
     check_case(pool, Case(layer, ulysses, {"ulysses": 2}, 4, causal=False, kernel="direct"))
     spread = Case(layer, strategies.get("all-reduce"), {"context": 2}, 4, causal=False, kernel="direct")
-    _, reasons = refusals(layer, spread.way, spread.workload, mesh_arrays(spread.mesh))
+    _, reasons = refusals(layer, spread.way, spread.workload, Meshes.one(spread.mesh))
     assert [reason.endswith("less than the 3 that the next reads") for reason in reasons] == [True]
