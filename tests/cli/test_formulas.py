@@ -217,7 +217,7 @@ def test_cached_tokens_are_a_symbol_or_a_number(ask) -> None:
         (["--kernel", "fast"], "no kernel of attention named 'fast'"),
         (["--set", "headz=3"], "Did you mean 'heads'?"),
         (["--cached", "4Ki"], "only a prefill adds to a cache"),
-        (["--pass", "prefill", "--strategy", "all-gather", "--cached", "T"], "it does not spread cached tokens"),
+        (["--pass", "prefill", "--mixer", "mla", "--strategy", "all-gather-latent", "--cached", "T"], "it does not spread cached tokens"),
         (["--pass", "prefill", "--cached", "t"], "--cached: 't' is not valid"),
     ],
 )
