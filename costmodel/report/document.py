@@ -89,7 +89,9 @@ def sizes(subject: Subject) -> str:
 def print_notes(page: Page, cluster: Cluster, workload: Workload, model: Model | None) -> None:
     """How far the numbers are to be trusted, and where they come from."""
     profile = cluster.profile
-    whole = " It includes how much longer whole runs were seen to take than their kernels." if profile.composition else ""
+    whole = (
+        " It includes how much longer whole runs were seen to take than their kernels." if profile.composition else ""
+    )
     page.note(
         "The range is a 90% interval: what the ranges of the profile's numbers do to the prediction, those fitted "
         f"together with their correlation and all others as independent.{whole}"

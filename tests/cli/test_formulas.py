@@ -209,6 +209,9 @@ def test_cached_tokens_are_a_symbol_or_a_number(ask) -> None:
     assert eval(symbol, {}, values) == eval(number, {}, values) == eval(plain, {}, values) + 4 * 3 * 4 * 64 * 4096 * 64
 
 
+CACHED = ("--pass", "prefill", "--cached", "T")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -217,7 +220,7 @@ def test_cached_tokens_are_a_symbol_or_a_number(ask) -> None:
         (["--kernel", "fast"], "no kernel of attention named 'fast'"),
         (["--set", "headz=3"], "Did you mean 'heads'?"),
         (["--cached", "4Ki"], "only a prefill adds to a cache"),
-        (["--pass", "prefill", "--mixer", "mla", "--strategy", "all-gather-latent", "--cached", "T"], "it does not spread cached tokens"),
+        (["--mixer", "mla", "--strategy", "all-gather-latent", *CACHED], "it does not spread cached tokens"),
         (["--pass", "prefill", "--cached", "t"], "--cached: 't' is not valid"),
     ],
 )
