@@ -284,13 +284,8 @@ def _serve(index: int, size: int, device: Device, store: str, connection: Connec
     connection.send_bytes(_reply(index, pickle.dumps((_join, (device, store), size, STARTUP_S))))
     while True:
         try:
-            job = connection.recv_bytes()
-        except EOFError:
-            break
-        answer = _reply(index, job)
-        try:
-            connection.send_bytes(answer)
-        except BrokenPipeError:  # the pool has ended meanwhile
+            connection.send_bytes(_reply(index, connection.recv_bytes()))
+        except (EOFError, ConnectionError):  # the pool has ended
             break
     if dist.is_initialized():
         dist.destroy_process_group()

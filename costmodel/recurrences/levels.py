@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Affine, Summed, Tensors
-from costmodel.dims import Dim, divide, is_number, log2
+from costmodel.dims import Dim, divide, log2
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.chunk_pairs import CAUSAL, Decay, decayed_pairs, in_chunks, spread
@@ -118,8 +118,9 @@ def read_levels(ops: Vocabulary[T], q: T, states: T, scales: T) -> T:
     return ops.contract("bhcs,bhcse->bhce", scales, ops.contract("bhcd,bhsde->bhcse", q, states))
 
 
-def joined(ops: Vocabulary[T], states: T, full: T, new: T, level: Dim = 0) -> tuple[T, T]:
-    """States [B, H, S, d, e], and which levels are full [B, H, S - 1], after a new piece [B, H, d, e] of a level.
+def joined(ops: Vocabulary[T], states: T, full: T, new: T, level: Dim | None = None) -> tuple[T, T]:
+    """States [B, H, S, d, e], and which levels are full [B, H, S - 1], after a new piece [B, H, d, e]: of one chunk,
+    or of a level over chunks.
 
     No level below that of the piece is full.
     """
@@ -127,7 +128,7 @@ def joined(ops: Vocabulary[T], states: T, full: T, new: T, level: Dim = 0) -> tu
     return after
 
 
-def _join(level: Dim, ops: Vocabulary[T], states: T, full: T, new: T) -> tuple[tuple[T, T], tuple[T, ...]]:
+def _join(level: Dim | None, ops: Vocabulary[T], states: T, full: T, new: T) -> tuple[tuple[T, T], tuple[T, ...]]:
     stays, takes, after = _moves(ops, full, level)
     b, h, levels, d, e = ops.shape(states)
     below = ops.concat([ops.reshape(new, (b, h, 1, d, e)), ops.slice(states, 2, 0, levels - 1)], 2)
@@ -135,7 +136,7 @@ def _join(level: Dim, ops: Vocabulary[T], states: T, full: T, new: T) -> tuple[t
     return (joined, after), (full,)
 
 
-def _join_back(level: Dim, ops: Vocabulary[T], saved: tuple[T, ...], gradient: T, _: T) -> tuple[T, T, T]:
+def _join_back(level: Dim | None, ops: Vocabulary[T], saved: tuple[T, ...], gradient: T, _: T) -> tuple[T, T, T]:
     (full,) = saved
     stays, takes, _after = _moves(ops, full, level)
     b, h, _levels, d, e = ops.shape(gradient)
@@ -145,14 +146,14 @@ def _join_back(level: Dim, ops: Vocabulary[T], saved: tuple[T, ...], gradient: T
     return ops.add(ops.mul(gradient, stays), above), ops.zeros_like(full), new
 
 
-def _moves(ops: Vocabulary[T], full: T, level: Dim) -> tuple[T, T, T]:
+def _moves(ops: Vocabulary[T], full: T, level: Dim | None) -> tuple[T, T, T]:
     """Which levels keep their state and which takes those below, as 0 or 1 [B, H, S, 1, 1]; which are full then.
 
     To a piece of a higher level, those below it count as full; their states are zeros.
     """
     b, h, count = ops.shape(full)
     one = ops.ones((b, h, 1), "accumulate")
-    if not is_number(level, 0):
+    if level is not None:
         ones = ops.ones((1, 1, count), "accumulate")
         full = ops.map("maximum", full, ops.map("at_least", ops.scale(ones, level), ops.cumsum(ones, 2)))
     free = ops.concat([ops.map("complement", full), one], 2)

@@ -58,7 +58,7 @@ def evaluator(found: LayerFormulas, ranking: Ranking, plan: Plan) -> dict[str, F
     tile = ranking.cluster.profile.device.kernels["attention"].tile or 1
     values |= {
         "B": ranking.workload.batch,
-        "L": ranking.workload.length,
+        "L": plan.length,
         "T": ranking.workload.cached,
         "s": 2,
         "a": 4,

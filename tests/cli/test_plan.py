@@ -23,6 +23,8 @@ def shape(value: object) -> object:
 
 PLAN = {
     "strategies": ["str"],
+    "padded_length_tokens": "int",
+    "busiest_over_mean_rank_seconds": "float",
     "kernels": ["str"],
     "mesh": dict.fromkeys(("data", "context", "ulysses", "tensor"), "int"),
     "context_inside_ulysses": "bool",
@@ -86,7 +88,8 @@ def test_the_document_keeps_its_keys(ask) -> None:
     forward, train = document["answers"]
     assert (forward["pass"], train["pass"]) == ("forward", "train")
     assert list(forward) == [
-        *("pass", "length_tokens", "batch_sequences", "causal", "dtype", "cache_bytes_per_element", "whole_logits"),
+        *("pass", "length_tokens", "batch_sequences", "causal", "documents_tokens"),
+        *("dtype", "cache_bytes_per_element", "whole_logits"),
         *("fits", "best"),
         *("longest_tokens_in_best", "longest_tokens_in_any", "others", "not_applicable", "advice", "plans_timed"),
         *("plans_that_fit", "search_seconds"),
