@@ -22,7 +22,7 @@ from costmodel.ops.sorted_attention import SortedAttention, SortedAttentionBackw
 from costmodel.tensor import Tensor as Traced
 from validate.attention import kept
 from validate.executor import Executor
-from validate.kernels_chosen import seen
+from validate.kernels.chosen_blocks import seen
 
 _aten: Any = torch.ops.aten
 _torch_counter: Any = torch_counter

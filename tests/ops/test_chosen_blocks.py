@@ -18,7 +18,7 @@ from costmodel.ops.primitive import Reading
 from costmodel.tensor import Tensor as Traced
 from costmodel.trace import Tracer, Widths
 from validate.executor import Executor
-from validate.kernels_chosen import seen
+from validate.kernels.chosen_blocks import seen
 
 sizes = st.fixed_dictionaries(
     {"block": st.integers(1, 4), "pieces": st.integers(1, 4), "first": st.integers(0, 3), "S": st.integers(1, 5)}

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from costmodel.ops.block_table import BlockTable, random_blocks
-from validate.kernels import runs
-
-if TYPE_CHECKING:
-    from validate.executor import Executor
+from validate.kernels.registry import Runner, runs
 
 
 @runs(BlockTable)
-def block_table(primitive: BlockTable, ops: Executor, heads: Tensor) -> tuple[Tensor, ...]:
+def block_table(primitive: BlockTable, ops: Runner, heads: Tensor) -> tuple[Tensor, ...]:
     last = primitive.blocks - 1
     own = range(primitive.start, primitive.start + primitive.rows)
     groups = [i for i in own if i in (1, last - 1)], [i for i in own if 1 < i < last - 1]

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from costmodel.ops.thinning import Numbers, Spread, Thin
-from validate.kernels import runs
-
-if TYPE_CHECKING:
-    from validate.executor import Executor
+from validate.kernels.registry import Runner, runs
 
 
 @runs(Numbers)
-def numbers(primitive: Numbers, ops: Executor) -> Tensor:
+def numbers(primitive: Numbers, ops: Runner) -> Tensor:
     return torch.arange(primitive.start, primitive.start + primitive.size, device=ops.device)
 
 
 @runs(Thin)
-def thin(primitive: Thin, ops: Executor, x: Tensor, heads: Tensor) -> Tensor:
+def thin(primitive: Thin, ops: Runner, x: Tensor, heads: Tensor) -> Tensor:
     return x[:, *_places(heads, x.shape[2] // primitive.step, primitive.step)]
 
 
 @runs(Spread)
-def spread(primitive: Spread, ops: Executor, x: Tensor, heads: Tensor) -> Tensor:
+def spread(primitive: Spread, ops: Runner, x: Tensor, heads: Tensor) -> Tensor:
     rows = x.shape[2]
     whole = x.new_full((*x.shape[:2], rows * primitive.step, *x.shape[3:]), primitive.fill)
     whole[:, *_places(heads, rows, primitive.step)] = x

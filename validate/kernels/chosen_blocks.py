@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from costmodel.ops.chosen_blocks import ChosenAttention, ChosenAttentionBackward, Placed, VisibleBlocks
-from validate.kernels import runs
-
-if TYPE_CHECKING:
-    from validate.executor import Executor
+from validate.kernels.registry import Runner, runs
 
 
 @runs(VisibleBlocks)
-def visible_blocks(primitive: VisibleBlocks, ops: Executor, scores: Tensor) -> Tensor:
+def visible_blocks(primitive: VisibleBlocks, ops: Runner, scores: Tensor) -> Tensor:
     queries, blocks = scores.shape[-2:]
     own = _positions(primitive.placed, queries, scores.device)[:, None] // primitive.placed.block
     block = torch.arange(blocks, device=scores.device)
@@ -38,7 +33,7 @@ def _positions(placed: Placed, queries: int, device: torch.device) -> Tensor:
 
 @runs(ChosenAttention)
 def chosen_attention(
-    primitive: ChosenAttention, ops: Executor, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor
+    primitive: ChosenAttention, ops: Runner, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor]:
     fetched = _Fetched(primitive.placed, chosen, q.shape[1], k)
     scores = fetched.scores(q, fetched.rows(k), float(primitive.scale))
@@ -49,7 +44,7 @@ def chosen_attention(
 
 @runs(ChosenAttentionBackward)
 def chosen_attention_backward(
-    primitive: ChosenAttentionBackward, ops: Executor, *inputs: Tensor
+    primitive: ChosenAttentionBackward, ops: Runner, *inputs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, chosen, out, lse, gradient = inputs
     scale, fetched = float(primitive.scale), _Fetched(primitive.placed, chosen, q.shape[1], k)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from costmodel.ops.triangular import TriangularInverse
-from validate.kernels import runs
-
-if TYPE_CHECKING:
-    from validate.executor import Executor
+from validate.kernels.registry import Runner, runs
 
 
 @runs(TriangularInverse)
-def triangular_inverse(primitive: TriangularInverse, ops: Executor, a: Tensor) -> Tensor:
+def triangular_inverse(primitive: TriangularInverse, ops: Runner, a: Tensor) -> Tensor:
     wide = a.to(ops.dtypes["accumulate"])
     unit = torch.eye(a.shape[-1], dtype=wide.dtype, device=a.device)
     return torch.linalg.solve_triangular(wide, unit, upper=False, unitriangular=True).to(a.dtype)

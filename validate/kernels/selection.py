@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from costmodel.ops.selection import Gather, ScatterAdd, Sort, TopK
-from validate.kernels import runs
-
-if TYPE_CHECKING:
-    from validate.executor import Executor
+from validate.kernels.registry import Runner, runs
 
 
 @runs(TopK)
-def top_k(primitive: TopK, ops: Executor, x: Tensor) -> tuple[Tensor, Tensor]:
+def top_k(primitive: TopK, ops: Runner, x: Tensor) -> tuple[Tensor, Tensor]:
     values, indices = x.topk(primitive.k, dim=-1)
     return values, indices
 
 
 @runs(Sort)
-def sort(primitive: Sort, ops: Executor, x: Tensor) -> tuple[Tensor, Tensor]:
+def sort(primitive: Sort, ops: Runner, x: Tensor) -> tuple[Tensor, Tensor]:
     values, indices = x.sort(dim=-1, descending=primitive.descending, stable=True)
     return values, indices
 
 
 @runs(Gather)
-def gather(primitive: Gather, ops: Executor, x: Tensor, indices: Tensor) -> Tensor:
+def gather(primitive: Gather, ops: Runner, x: Tensor, indices: Tensor) -> Tensor:
     outer, inner = x.shape[: primitive.axis], x.shape[primitive.axis + 1 :]
     rows = x.reshape(outer.numel(), -1, inner.numel())
     places = indices.reshape(outer.numel(), -1, 1).expand(-1, -1, inner.numel())
@@ -34,7 +29,7 @@ def gather(primitive: Gather, ops: Executor, x: Tensor, indices: Tensor) -> Tens
 
 
 @runs(ScatterAdd)
-def scatter_add(primitive: ScatterAdd, ops: Executor, x: Tensor, indices: Tensor) -> Tensor:
+def scatter_add(primitive: ScatterAdd, ops: Runner, x: Tensor, indices: Tensor) -> Tensor:
     outer, inner = x.shape[: primitive.axis], x.shape[indices.ndim :]
     added = x.reshape(outer.numel(), -1, inner.numel())
     places = indices.reshape(outer.numel(), -1, 1).expand(-1, -1, inner.numel())

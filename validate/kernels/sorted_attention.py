@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from costmodel.ops.sorted_attention import ALONE, SortedAttention, SortedAttentionBackward
-from validate.kernels import runs
-
-if TYPE_CHECKING:
-    from validate.executor import Executor
+from validate.kernels.registry import Runner, runs
 
 
 @runs(SortedAttention)
 def sorted_attention(
-    primitive: SortedAttention, ops: Executor, q: Tensor, k: Tensor, v: Tensor, places: Tensor
+    primitive: SortedAttention, ops: Runner, q: Tensor, k: Tensor, v: Tensor, places: Tensor
 ) -> tuple[Tensor, Tensor]:
     scores = _scores(primitive, q, k, places)
     lse = scores.logsumexp(-1)
@@ -25,7 +20,7 @@ def sorted_attention(
 
 @runs(SortedAttentionBackward)
 def sorted_attention_backward(
-    primitive: SortedAttentionBackward, ops: Executor, *inputs: Tensor
+    primitive: SortedAttentionBackward, ops: Runner, *inputs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, places, lse, delta, gradient = inputs
     g, keys = _wide(gradient), _with_before(_wide(k))

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from costmodel.ops.affine_scan import AffineScan
-from validate.kernels import runs
-
-if TYPE_CHECKING:
-    from validate.executor import Executor
+from validate.kernels.registry import Runner, runs
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
 @runs(AffineScan)
-def affine_scan(primitive: AffineScan, ops: Executor, x: Tensor, a: Tensor) -> Tensor:
+def affine_scan(primitive: AffineScan, ops: Runner, x: Tensor, a: Tensor) -> Tensor:
     """Along the first axis, filled up to a power of two."""
     n, numbers = x.shape[primitive.axis], []
     for given in (x, a):
