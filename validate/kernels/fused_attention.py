@@ -26,6 +26,6 @@ def fused_attention_backward(primitive: AttentionBackward, ops: Runner, *inputs:
 def merge(
     primitive: Merge, ops: Runner, out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    entries = block_lse.shape[primitive.axis]
-    attention.merge(entries(out, primitive, entries), entries(lse, primitive, entries), block_out, block_lse)
+    count = block_lse.shape[primitive.axis]
+    attention.merge(entries(out, primitive, count), entries(lse, primitive, count), block_out, block_lse)
     return out, lse
