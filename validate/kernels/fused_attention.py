@@ -6,6 +6,7 @@ from torch import Tensor
 
 from costmodel.ops.fused_attention import Attention, AttentionBackward, DecodeAttention, Merge
 from validate import attention
+from validate.kernels.layout import entries
 from validate.kernels.registry import Runner, runs
 
 
