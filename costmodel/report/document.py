@@ -204,7 +204,8 @@ def _print_refused(page: Page, answer: Answer, verbose: bool) -> None:
         for number, (reason, ways) in enumerate(shown)
     )
     if len(shown) < len(by_reason):
-        page.note(f" and {len(by_reason) - len(shown)} more reasons (--verbose)")
+        more = len(by_reason) - len(shown)
+        page.note(f" and {more} more reason{'s' if more > 1 else ''} (--verbose)")
     page.facts([("Searched", _searched(answer))])
 
 
