@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from calibrate.cases import COLLECTIVES, ONE_WAY
-from calibrate.kernels import keep_memory
 from calibrate.method import Sample, Timing
+from validate.allocations import keep_memory
 from validate.executor import Executor
 from validate.launch import Rank, RankPool
 from validate.mesh import Mesh

@@ -6,9 +6,7 @@ them after the other.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,23 +36,6 @@ def clock_for(device: str) -> Clock:
     if device == "cuda":
         return CudaClock()
     return ThreadClock() if torch.get_num_threads() == 1 else WallClock()
-
-
-#: mallopt(3): the number of blocks that the system gives by themselves, and when free memory is given back to it.
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1
-
-
-def keep_memory() -> None:
-    """Have the C library use freed memory again, however large, as the caching allocator of CUDA does.
-
-    Otherwise results of some tens of MB are in new pages each time, and the system's work on these is most of the
-    time. Does nothing where the C library is not glibc.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_MMAP_MAX, 0)
-            mallopt(_TRIM_THRESHOLD, -1)
 
 
 @dataclass

@@ -14,10 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from calibrate.collectives import Ranks
 from calibrate.environment import environment
-from calibrate.kernels import Bench, clock_for, keep_memory
+from calibrate.kernels import Bench, clock_for
 from calibrate.measure import COLLECTIVE_PART, Session, parse_budget
 from calibrate.store import Contents, Store
 from costmodel.errors import InputError
+from validate.allocations import keep_memory
 from validate.launch import RankError, RankPool
 
 DTYPES = ("fp32", "bf16")

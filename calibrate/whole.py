@@ -10,7 +10,7 @@ import click
 import numpy as np
 import torch
 
-from calibrate.kernels import clock_for, keep_memory
+from calibrate.kernels import clock_for
 from calibrate.measure import VISITS, parse_budget
 from calibrate.method import Work, measure
 from costmodel.arrangement import AXES, Way
@@ -27,6 +27,7 @@ from costmodel.timing import times
 from costmodel.trace import Tracer, Widths
 from costmodel.units import format_seconds
 from costmodel.workload import Phase, Workload
+from validate.allocations import keep_memory
 from validate.executor import Executor
 from validate.layer import DistributedLayer, Task
 

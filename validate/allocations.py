@@ -1,7 +1,9 @@
-"""Memory that the allocator handed out during a run: on a CPU every allocation is seen, to the byte."""
+"""The allocator: what it hands out during a run (on a CPU every allocation is seen, to the byte), and what it keeps."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,3 +48,20 @@ def allocating(device: torch.device) -> Iterator[Allocated]:
         events = _autograd._disable_profiler_legacy()
     sizes = [event.cpu_memory_usage() for event in chain.from_iterable(events) if event.kind() == "memory_alloc"]
     found.peak = max(accumulate(sizes), default=0)
+
+
+#: mallopt(3): the number of blocks that the system gives by themselves, and when free memory is given back to it.
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1
+
+
+def keep_memory() -> None:
+    """Have the C library use freed memory again, however large, as the caching allocator of CUDA does.
+
+    Otherwise results of some tens of MB are in new pages each time, and the system's work on these is most of the
+    time. Does nothing where the C library is not glibc.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_MMAP_MAX, 0)
+            mallopt(_TRIM_THRESHOLD, -1)

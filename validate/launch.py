@@ -29,6 +29,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from validate.allocations import keep_memory
 from validate.communication import CommunicationError
 
 #: Seconds for all ranks to import torch and find each other.
@@ -280,6 +281,7 @@ def _serve(index: int, size: int, device: Device, store: str, connection: Connec
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes: the pool's owner ends the ranks
     _end_with_owner(Path(store).parent)
     torch.set_num_threads(1)
+    keep_memory()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     connection.send_bytes(_reply(index, pickle.dumps((_join, (device, store), size, STARTUP_S))))
     while True:

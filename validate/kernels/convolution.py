@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import Tensor
 
 from costmodel.ops.convolution import Depthwise, TapsGradient
 from costmodel.ops.dynamic_convolution import DynamicDepthwise, DynamicRowsGradient, DynamicTapsGradient
+from validate.kernels.layout import laid_out_as
+from validate.kernels.pointwise import reduced
 from validate.kernels.registry import Runner, runs
 
 
 @runs(Depthwise)
 def depthwise(primitive: Depthwise, ops: Runner, x: Tensor, taps: Tensor) -> Tensor:
-    return (_under_taps(x, taps.shape[1], primitive.apart) * taps[:, None]).sum(-1)
+    count, apart = taps.shape[1], primitive.apart
+    n = x.shape[2] - (count - 1) * apart
+    return _summed(ops, ((x.narrow(2, tap * apart, n), taps[:, tap, None]) for tap in range(count)))
 
 
 @runs(TapsGradient)
 def taps_gradient(primitive: TapsGradient, ops: Runner, x: Tensor, gradient: Tensor) -> Tensor:
-    return (_under_taps(x, primitive.taps, primitive.apart) * gradient[..., None]).sum((0, 2))
-
-
-def _under_taps(x: Tensor, taps: int, apart: int) -> Tensor:
-    """What each place has under its taps: [B, C, n, K] of x [B, C, n + (K - 1) apart]."""
-    return x.unfold(2, (taps - 1) * apart + 1, 1)[..., ::apart]
+    apart, n = primitive.apart, gradient.shape[2]
+    gradient = laid_out_as(x, gradient)
+    under = (x.narrow(2, tap * apart, n) for tap in range(primitive.taps))
+    return torch.stack([reduced(torch.sum, places * gradient, (0, 2)).flatten() for places in under], 1)
 
 
 @runs(DynamicDepthwise)
 def dynamic_depthwise(primitive: DynamicDepthwise, ops: Runner, x: Tensor, taps: Tensor) -> Tensor:
-    return (x.unfold(2, taps.shape[3], 1) * taps[..., None, :]).sum(-1)
+    n, count = taps.shape[2:]
+    return _summed(ops, ((x.narrow(2, tap, n), taps[..., tap, None]) for tap in range(count)))
+
+
+def _summed(ops: Runner, factors: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The sum of products, taken one after the other: all of them never exist, and the first factors' layout stays."""
+    (x, y), *others = factors
+    total = x.to(ops.dtypes["accumulate"]) * y
+    for one, other in others:
+        total.addcmul_(one, other)
+    return total.to(x.dtype)
 
 
 @runs(DynamicRowsGradient)
@@ -41,4 +56,6 @@ def dynamic_rows_gradient(primitive: DynamicRowsGradient, ops: Runner, gradient:
 
 @runs(DynamicTapsGradient)
 def dynamic_taps_gradient(primitive: DynamicTapsGradient, ops: Runner, x: Tensor, gradient: Tensor) -> Tensor:
-    return (x.unfold(2, primitive.taps, 1) * gradient[..., None]).sum(-2)
+    n = gradient.shape[2]
+    under = (x.narrow(2, tap, n) for tap in range(primitive.taps))
+    return torch.stack([reduced(torch.sum, places * gradient, (3,)).squeeze(3) for places in under], 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,19 @@ def entries(x: Tensor, where: Slice | Pad | Merge, count: int) -> Tensor:
         return x.narrow(where.axis, where.start, count)
     stretch = x.narrow(where.axis, where.start, (count - 1) * where.step + 1)
     return stretch[(slice(None),) * where.axis + (slice(None, None, where.step),)]
+
+
+def memory_order(x: Tensor) -> list[int]:
+    """Axes in the order in which they lie in memory, from the outermost on."""
+    return sorted(range(x.dim()), key=lambda axis: x.stride(axis) or math.inf, reverse=True)
+
+
+def laid_out_as(x: Tensor, y: Tensor) -> Tensor:
+    """y with its axes in memory in the order of those of x: copied if need be, which is dear, but only once."""
+    order = memory_order(x)
+    if memory_order(y) == order:
+        return y
+    return torch.empty_permuted(y.shape, order, dtype=y.dtype, device=y.device).copy_(y)
 
 
 @runs(Reshape)
@@ -62,7 +77,7 @@ def slice_(primitive: Slice, ops: Runner, x: Tensor) -> Tensor:
 def pad(primitive: Pad, ops: Runner, x: Tensor) -> Tensor:
     shape = list(x.shape)
     shape[primitive.axis] = primitive.size
-    whole = x.new_zeros(shape)
+    whole = torch.empty_permuted(shape, memory_order(x), dtype=x.dtype, device=x.device).zero_()
     entries(whole, primitive, x.shape[primitive.axis]).copy_(x)
     return whole
 
@@ -74,7 +89,9 @@ def concat(primitive: Concat, ops: Runner, *parts: Tensor) -> Tensor:
 
 @runs(Repeat)
 def repeat(primitive: Repeat, ops: Runner, x: Tensor) -> Tensor:
-    return x.repeat_interleave(primitive.times, primitive.axis)
+    axis = primitive.axis
+    spread = x.contiguous().unsqueeze(axis + 1).expand(*x.shape[: axis + 1], primitive.times, *x.shape[axis + 1 :])
+    return spread.clone(memory_format=torch.contiguous_format).flatten(axis, axis + 1)
 
 
 @runs(Fill)
