@@ -16,11 +16,14 @@ from costmodel.hardware.profile import Device, Kernel
 from costmodel.hardware.quantity import ALLOWED, Quantity
 from costmodel.ops.primitive import Reading
 from costmodel.program import Fused, Operation
-from costmodel.rates import OVERHEADS
-from costmodel.timing import IN_TURN, UNCACHED, UNITS
+from costmodel.rates import OVERHEADS, SECONDS
+from costmodel.timing import IN_TURN, UNCACHED, UNITS, missed_part
 
 #: Residuals of logarithms from which on a run weighs less, and rounds of weighing.
 OUTLYING, ROUNDS = 0.1, 12
+
+#: Costs that kernels of one family have much alike, and what the likeness weighs, a run's relative error weighing 1.
+ALIKE, LIKENESS = ("launch", "memory", "beyond"), 0.05
 
 #: A part of a run's time below which a cost is nothing, in every run.
 NOTHING = 1e-3
@@ -41,7 +44,9 @@ def amounts(operation: Operation, cache_bytes: float, alone: bool) -> dict[str, 
     flops = operation.flops(Reading.EXECUTED)
     matrix, vector, special = (sum(float(flops.get(kind, 0)) for kind in unit) for unit in UNITS.values())
     moved = float(sum(operation.traffic()))
-    found = {"launch": 1.0, "memory": moved}
+    found = {"launch": 1.0}
+    if operation.family not in IN_TURN:  # where it adds nothing to arithmetic that takes longer
+        found["memory"] = moved
     if operation.family in UNCACHED:
         found["compute"] = matrix
     elif alone:
@@ -53,21 +58,30 @@ def amounts(operation: Operation, cache_bytes: float, alone: bool) -> dict[str, 
     if isinstance(operation, Fused):
         return found | {"line": float(operation.repeat)}
     counts = operation.primitive.overheads(operation.inputs, operation.outputs)
-    return found | {name: float(count) for name, count in counts.items()}
+    missed = operation.primitive.missed(operation.inputs, operation.outputs)
+    beyond = {name: count * missed_part(name, held, cache_bytes) for name, (count, held) in missed.items()}
+    return found | {name: float(count) for name, count in (*counts.items(), *beyond.items())}
 
 
-def costs(each: Sequence[Mapping[str, float]], measured: Floats) -> dict[str, float]:
+def costs(
+    each: Sequence[Mapping[str, float]], measured: Floats, usual: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Seconds of one of each of what runs do, of what costs anything.
 
     Args:
         each: ``amounts`` of every run.
         measured: its seconds.
+        usual: costs of kernels like this one, for what its own runs tell too little of.
     """
     names = list(dict.fromkeys(name for row in each for name in row))
     done = np.array([[row.get(name, 0.0) for name in names] for row in each])
-    found = _weighted(done, measured)
-    shares = (done * found) / (done @ found)[:, None]
-    return {name: cost for name, cost, share in zip(names, found, shares.T, strict=True) if share.max() > NOTHING}
+    known = {name: (usual or {}).get(name, 0.0) for name in names}
+    seen = done.max(axis=0) > 0
+    found = np.array(list(known.values()))
+    found[seen] = _weighted(done[:, seen], measured, found[seen])
+    shares = np.max((done * found) / (done @ found)[:, None], axis=0)
+    kept = (shares > NOTHING) | ~seen & (found > 0)
+    return {name: cost for name, cost, keep in zip(names, found, kept, strict=True) if keep}
 
 
 def predicted(each: Sequence[Mapping[str, float]], costs: Mapping[str, float]) -> Floats:
@@ -75,12 +89,18 @@ def predicted(each: Sequence[Mapping[str, float]], costs: Mapping[str, float]) -
     return np.array([max(1e-6, sum(row.get(name, 0.0) * cost for name, cost in costs.items())) for row in each])
 
 
-def _weighted(done: Floats, measured: Floats) -> Floats:
-    """Costs for which relative errors are least, those of outlying runs weighing less."""
-    size = done.max(axis=0) + 1e-300
-    weights, found = 1 / measured, np.zeros(len(size))
+def _weighted(done: Floats, measured: Floats, usual: Floats) -> Floats:
+    """Costs for which relative errors are least, those of outlying runs weighing less.
+
+    How far a cost is from what is usual, relative to the larger of both, counts as the error of a run of little weight.
+    """
+    size, likely = done.max(axis=0), usual > 0
+    weights, found = 1 / measured, usual
     for _ in range(ROUNDS):
-        found = nnls(done / size * weights[:, None], measured * weights)[0] / size
+        pull = LIKENESS / np.maximum(usual, found)[likely]
+        likeness = np.diag(1 / size)[likely] * pull[:, None]
+        rows = np.vstack([done / size * weights[:, None], likeness])
+        found = nnls(rows, np.concatenate([measured * weights, pull * usual[likely]]))[0] / size
         predicted = np.maximum(done @ found, 1e-3 * measured)
         residuals = np.log(predicted / measured) / OUTLYING
         weights = 1 / np.sqrt(measured * predicted) / (1 + residuals**2) ** 0.25
@@ -99,11 +119,11 @@ def kernel(costs: Mapping[str, float], device: Device, family: str) -> Kernel:
         "memory": 1 / slow / bandwidth if inside or "beyond" in costs else ALLOWED["memory"].high,
         "launch_s": costs.get("launch", ALLOWED["launch_s"].low),
     }
-    if "beyond" in costs:
+    if "beyond" in costs or not (inside or products):
         numbers["cached"] = slow / inside if inside else ALLOWED["cached"].high
     for name, key in OVERHEADS.items():
         if name in costs:
-            numbers[key] = costs[name] if name == "line" else 1 / costs[name]
+            numbers[key] = costs[name] if key in SECONDS else 1 / costs[name]
     held = {key: _within(key, value) for key, value in numbers.items()}
     return Kernel(**held, exposed=None if attention else Quantity(1.0, ADDED, "derived"))
 

@@ -18,7 +18,7 @@ from costmodel.errors import InputError
 @click.option("--into", metavar="FILE", type=click.Path(dir_okay=False), help="Measure this machine into a file.")
 @click.option("--budget", metavar="TIME", default="5m", show_default=True, help="Time for all of FILE: 90s, 2m, 10m.")
 @click.option("--on", "device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What.")
-@click.option("--check", metavar="PROFILE", help="Run whole mixers and compare them with a profile's predictions.")
+@click.option("--check", metavar="PROFILE", help="Compare a profile with whole mixers, or with FILE.jsonl.")
 @click.option(
     "--onto", metavar="PROFILE", help="The profile to start from: a name or a file; the runs' device unless given."
 )
@@ -34,6 +34,7 @@ def calibrate(**options: Any) -> None:
     \b
     costmodel calibrate --into cpu.jsonl --budget 5m --profile my_cpu.toml
     costmodel calibrate --check my_cpu.toml
+    costmodel calibrate --check my_cpu.toml --from other.jsonl
     costmodel calibrate --from published/rtx4090
     costmodel calibrate --from aiconfigurator:h100_sxm --output h100-served.toml
 
@@ -42,10 +43,13 @@ def calibrate(**options: Any) -> None:
     and the profile is written; --cluster 2x./my_cpu.toml plans with it.
     """
     asked = [name for name in ("source", "into", "check") if options[name] is not None]
-    if len(asked) != 1:
+    if len(asked) != 1 and asked != ["source", "check"]:
         given = " ".join(f"--{'from' if name == 'source' else name} {options[name]}" for name in asked) or "neither"
-        raise InputError("--into, --from or --check", given, "give one of them", "for example --into cpu.jsonl")
-    if options["check"] is not None:
+        rule = "give one of them, or --check with --from"
+        raise InputError("--into, --from or --check", given, rule, "for example --into cpu.jsonl")
+    if len(asked) == 2:
+        _against(options)
+    elif options["check"] is not None:
         _check(options)
     elif options["into"] is not None or options["source"].endswith(".jsonl"):
         _machine(options)
@@ -72,6 +76,16 @@ def _machine(options: dict[str, Any]) -> None:
         _needs("torch", "validate", "--into")
         measured(path, options["device"], options["budget"], options["output"])
     calibrated(path, options["onto"], options["output"], options["as_json"])
+
+
+def _against(options: dict[str, Any]) -> None:
+    """A profile against a file of measured runs."""
+    _needs("scipy", "calibrate", "calibrate")
+    from calibrate.against import print_against
+
+    if not options["source"].endswith(".jsonl"):
+        raise InputError("--from", options["source"], "with --check it must be a file of runs, FILE.jsonl")
+    print_against(options["check"], Path(options["source"]), options["as_json"])
 
 
 def _check(options: dict[str, Any]) -> None:

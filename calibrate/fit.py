@@ -34,6 +34,9 @@ WORTH = 0.02
 #: A number whose logarithm has a larger standard error than this (a factor of 2) is not identified.
 UNIDENTIFIED = 0.7
 
+#: A number is told by runs that lower its error to this part of what it is without any.
+TOLD = 0.99
+
 #: How the source of a number begins that a fit made.
 FITTED = "fit to "
 
@@ -158,6 +161,32 @@ def _fit_all(
         variances = problem.variances(at, covariance, given)
     offsets = dict(zip(problem.sources, at[len(keys) :], strict=True))
     return Fit(block, problem.profile(at), keys, offsets, problem.covariance(at, variances), variances, tuple(rows))
+
+
+def settled(
+    block: Block, rows: Sequence[Measurement], profile: Profile, keys: tuple[str, ...], variances: Variances
+) -> Fit:
+    """Numbers as the profile has them, found otherwise, and how sure these runs make them; before any run each is known
+    as well as it takes to be identified. Those that the runs say nothing of are not of the fit.
+    """
+    problem, known = Problem(rows, profile, keys), UNIDENTIFIED**-2
+    at = problem.start
+    for _ in range(2):
+        covariance = problem.covariance(at, variances, known)
+        variances = problem.variances(at, covariance, variances)
+    errors = np.sqrt(np.diag(covariance)[: len(keys)])
+    told = [place for place, error in enumerate(errors) if error < TOLD * UNIDENTIFIED]
+    places = [*told, *range(len(keys), len(at))]
+    return Fit(
+        block,
+        profile,
+        tuple(keys[place] for place in told),
+        dict(zip(problem.sources, at[len(keys) :], strict=True)),
+        covariance[np.ix_(places, places)],
+        variances,
+        tuple(rows),
+        tuple(key for place, key in enumerate(keys) if place not in told),
+    )
 
 
 def fit_profile(

@@ -76,12 +76,16 @@ class Problem:
         solution: Floats = found.x
         return solution
 
-    def covariance(self, at: Floats, variances: Variances) -> Floats:
-        """Of the point, outlying runs weighing less."""
+    def covariance(self, at: Floats, variances: Variances, known: float = 1e-6) -> Floats:
+        """Of the point, outlying runs weighing less.
+
+        Args:
+            known: of each number's logarithm without any run, the inverse of the variance.
+        """
         jacobian = self.jacobian(at) / variances.within
         weights = 1 / np.sqrt(1 + (self.residuals(at) / variances.within / OUTLYING) ** 2)
-        known = np.concatenate([np.full(len(self.keys), 1e-6), np.full(len(self.sources), variances.between**-2)])
-        inverse: Floats = np.linalg.inv(jacobian.T @ (weights[:, None] * jacobian) + np.diag(known))
+        before = np.concatenate([np.full(len(self.keys), known), np.full(len(self.sources), variances.between**-2)])
+        inverse: Floats = np.linalg.inv(jacobian.T @ (weights[:, None] * jacobian) + np.diag(before))
         return inverse
 
     def variances(self, at: Floats, covariance: Floats, given: Variances) -> Variances:

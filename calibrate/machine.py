@@ -6,17 +6,18 @@ kernels: launch, and the rates of arithmetic and of memory; families of one kern
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import msgspec
 import numpy as np
 
-from calibrate.additive import amounts, costs, kernel, predicted, special_rate
+from calibrate.additive import ALIKE, amounts, costs, kernel, predicted, special_rate
 from calibrate.block import BLOCKS, Block
 from calibrate.cases import case, program
-from calibrate.fit import FOLDS, ROUNDS, fit, fit_keys, fold
+from calibrate.fit import FOLDS, fit, fit_keys, fold, settled
 from calibrate.fitted import Fit, Variances
 from calibrate.held_out import Errors, checked
 from calibrate.least_squares import LEAST
@@ -31,7 +32,7 @@ from costmodel.ops.primitive import Reading
 from costmodel.program import Operation, operations
 
 #: Shapes from which numbers of a single kernel are fitted; with fewer it has those of its family.
-ENOUGH = 6
+ENOUGH = 4
 
 #: One machine, one source: nothing differs between sources, and runs by about a tenth.
 ONE_SOURCE = Variances(LEAST, 0.1)
@@ -46,6 +47,9 @@ FROM_MEMORY = 2.0**26
 OTHERS = ("elementwise", "special", "reduction", "fft", "sort", "gather")
 
 FAMILIES = get_args(Family)
+
+#: The family whose runs say the rate of special functions, for all that have no numbers of their own.
+SPECIAL = "elementwise"
 
 
 @dataclass(frozen=True)
@@ -219,28 +223,24 @@ def fit_machine(text: str, file: str, rows: Sequence[Measurement], tell: Tell) -
     profile = read(text, file)
     own = [row for row in rows if row.dtype == "fp32" or case(row).family == "link"]
     found = parts(own, profile.device.attention_tile)
-    alone = singles(found)
-    among = {id(part.row) for mine in alone.values() for part in mine}
-    groups = [*by_family(found), *(Group(f"device.single.{name}", name, mine) for name, mine in alone.items())]
-    fits, errors = list[Fit](), dict[str, list[Errors]]()
+    among = {id(part.row) for mine in singles(found).values() for part in mine}
+    groups = [*by_family(found), *by_kernel(found, profile.device)]
+    families = dict[str, list[_Tried]]()
     for done, group in enumerate(groups):
         tell(group.name, done / (len(groups) + 1))
         made = group.fit(profile)
-        profile, left_out = made.profile, group.held_out(made)
-        fits.append(_widened(made, stretch(joined(left_out))))
+        profile = made.profile
         rest = [part.row for part in group.parts if group.alone or id(part.row) not in among]
-        if rest:
-            family = group.parts[0].operation.family
-            errors.setdefault(family, []).append(_only(joined(stretched(left_out)), rest))
+        families.setdefault(group.family, []).append(_Tried(made, group.held_out(made), rest))
+    fits = [fit for tried in families.values() for fit in widened(tried)]
+    errors = {family: reported(tried) for family, tried in families.items()}
     tell("link", len(groups) / (len(groups) + 1))
     link = fit(next(block for block in BLOCKS if block.name == "link"), own, profile, ONE_SOURCE)
     if link is not None:
         profile = link.profile
         fits.append(link)
-        errors["link"] = [held_out(link)]
-    return Machine(
-        profile, text, fits, {family: joined(each) for family, each in errors.items()}, checked(profile, own)
-    )
+        errors["link"] = held_out(link)
+    return Machine(profile, text, fits, errors, checked(profile, own))
 
 
 def by_family(found: Sequence[Part]) -> list[Group]:
@@ -251,25 +251,50 @@ def by_family(found: Sequence[Part]) -> list[Group]:
     return [Group(f"device.kernels.{family}", family, own) for family, own in families.items()]
 
 
+def by_kernel(found: Sequence[Part], device: Device) -> list[Group]:
+    """Single kernels, each with what the others of its family cost."""
+    groups = []
+    for name, own in singles(found).items():
+        family = own[0].operation.family
+        others = [part for part in found if part.operation.family == family and part.operation.kernel[1] != name]
+        usual = {what: cost for what, cost in _costs(others, device, False).items() if what in ALIKE}
+        groups.append(Group(f"device.single.{name}", name, own, usual))
+    return groups
+
+
+def _costs(
+    parts: Sequence[Part], device: Device, alone: bool, usual: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    cache = device.cache_bytes.value if device.cache_bytes else 1.0
+    each = [amounts(part.operation, cache, alone) for part in parts]
+    return costs(each, np.array([part.row.seconds for part in parts]), usual)
+
+
 @dataclass(frozen=True)
 class Group:
     """Runs that have their numbers in common: of one kernel, or of all of a family.
 
     Attributes:
         path: of the kernel in the profile.
+        usual: costs of kernels like it.
     """
 
     path: str
     name: str
     parts: Sequence[Part]
+    usual: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        return self.parts[0].operation.family
 
     @property
     def alone(self) -> bool:
         """Whether it is one kernel."""
         return self.path.startswith("device.single.")
 
-    def fit(self, profile: Profile, variances: Variances = ONE_SOURCE, rounds: int = ROUNDS) -> Fit:
-        """The costs that explain the runs best, and from there the numbers of the profile."""
+    def fit(self, profile: Profile, variances: Variances = ONE_SOURCE) -> Fit:
+        """The costs that explain the runs best, as numbers of the profile."""
         start, special = self._start(profile.device)
         before: dict[str, Quantity | Kernel] = {self.path: start}
         keys = [f"{self.path}.{key}" for key in sorted(_numbers(start)) if key != "exposed"]
@@ -280,21 +305,20 @@ class Group:
             keys.append("device.special_op_per_s")
         names = tuple(dict.fromkeys(part.row.kernel for part in self.parts))
         block = Block(self.name, names, (self.path if self.alone else self.name,), tuple(keys))
-        rows = [part.row for part in self.parts]
-        made = fit_keys(block, rows, placed(profile, before), tuple(keys), variances, rounds)
-        return replace(made, rejected=tuple(f"{self.path}.{key}" for key in sorted(gone)))
+        made = settled(block, [part.row for part in self.parts], placed(profile, before), tuple(keys), variances)
+        given = tuple(f"{self.path}.exposed" for _ in (start.exposed,) if start.exposed is not None)
+        rejected = tuple(f"{self.path}.{key}" for key in sorted(gone))
+        return replace(made, unidentified=(*made.unidentified, *given), rejected=rejected)
 
     def _start(self, device: Device) -> tuple[Kernel, Quantity | None]:
         """The kernel, and the rate of special functions where it tells one."""
-        cache = device.cache_bytes.value if device.cache_bytes else 1.0
-        each = [amounts(part.operation, cache, self.alone) for part in self.parts]
-        found = costs(each, np.array([part.row.seconds for part in self.parts]))
-        family = self.parts[0].operation.family
+        found = _costs(self.parts, device, self.alone, self.usual)
+        family = self.family
         made = kernel(found, device, family)
         if not self.alone:  # how the kernel works stays
             held = device.kernels.taken(family)
             made = msgspec.structs.replace(made, tile=held.tile, columns=held.columns, flop_per_s=held.flop_per_s)
-        return made, special_rate(found)
+        return made, special_rate(found) if family == SPECIAL else None
 
     def held_out(self, made: Fit) -> list[Errors]:
         """Each part of the shapes predicted by a fit to the others; their variances are those of all."""
@@ -303,7 +327,7 @@ class Group:
             kept = [part for part in self.parts if fold(part.row) != number]
             left = [part.row for part in self.parts if fold(part.row) == number]
             if kept and left:
-                other = replace(self, parts=kept).fit(made.profile, made.variances, rounds=2)
+                other = replace(self, parts=kept).fit(made.profile, made.variances)
                 errors.append(_errors(other, left))
         return errors
 
@@ -324,23 +348,55 @@ def held_out(made: Fit) -> Errors:
     return joined(errors)
 
 
-def stretch(errors: Errors) -> float:
-    """How many times as wide intervals must be for nine in ten runs to be in theirs; at least 1."""
-    return max(1.0, float(np.quantile(np.abs(errors.logarithms) / errors.halves, 0.9))) if len(errors) else 1.0
+@dataclass(frozen=True)
+class _Tried:
+    """A fit of one kernel or of a family, and how far off each part of its shapes was, left out.
 
-
-def stretched(parts: Sequence[Errors]) -> list[Errors]:
-    """Each part's intervals as wide as the others need (cross-validated, so that no part widens its own).
-
-    A fit to few shapes follows them, and says too little of how far off others are.
+    Attributes:
+        own: runs that are predicted by these numbers.
     """
+
+    made: Fit
+    left_out: Sequence[Errors]
+    own: Sequence[Measurement]
+
+    @property
+    def parts(self) -> list[Errors]:
+        """Of the runs that it predicts."""
+        return [_only(part, self.own) for part in self.left_out]
+
+
+def stretch(errors: Errors) -> float:
+    """How many times as wide intervals must be for nine in ten of further runs like these to be in theirs.
+
+    The 90 % point of so few is taken for that of all with one beyond it added (split conformal prediction; Lei et al.,
+    Distribution-Free Predictive Inference for Regression, arXiv 1604.04173, section 2.2).
+    """
+    if not len(errors):
+        return 1.0
+    ratios = np.sort(np.abs(errors.logarithms) / errors.halves)
+    return float(ratios[min(math.ceil(0.9 * (len(ratios) + 1)), len(ratios)) - 1])
+
+
+def widened(tried: Sequence[_Tried]) -> list[Fit]:
+    """Fits of a family, with intervals as wide as shapes left out of all its kernels need.
+
+    Numbers of the whole family are for kernels that were not measured: their intervals are as wide as its runs need.
+    """
+    common = stretch(joined([part for one in tried for part in one.parts]))
+    return [_widened(one.made, common if one.own else stretch(joined(one.left_out))) for one in tried]
+
+
+def reported(tried: Sequence[_Tried]) -> Errors:
+    """Shapes left out of a family, the intervals of each part as wide as all the others need."""
+    parts = [part for one in tried for part in one.parts if len(part)]
     factors = [stretch(joined([other for other in parts if other is not part])) for part in parts]
-    return [replace(part, halves=factor * part.halves) for part, factor in zip(parts, factors, strict=True)]
+    return joined([replace(part, halves=factor * part.halves) for part, factor in zip(parts, factors, strict=True)])
 
 
 def _widened(made: Fit, factor: float) -> Fit:
-    variances = made.variances
-    return replace(made, variances=Variances(variances.between, factor * variances.within))
+    variances = Variances(made.variances.between, factor * made.variances.within)
+    return replace(made, covariance=factor**2 * made.covariance, variances=variances)
 
 
 def _errors(made: Fit, left: Sequence[Measurement]) -> Errors:

@@ -31,7 +31,7 @@ def calibrated(path: Path, onto: str | None, output: str | None, as_json: bool) 
         InputError: for a file without runs, or a device that no profile is known of.
     """
     found = read_store(path)
-    _tell_of_damage(path, found)
+    tell_of_damage(path, found)
     if not found.measurements:
         raise InputError("measurements", str(path), "holds no runs", f"costmodel calibrate --into {path}")
     (*_, environment) = found.environments.values()
@@ -54,7 +54,8 @@ def calibrated(path: Path, onto: str | None, output: str | None, as_json: bool) 
         click.echo(f"Written to {output}", err=as_json)
 
 
-def _tell_of_damage(path: Path, found: Contents) -> None:
+def tell_of_damage(path: Path, found: Contents) -> None:
+    """Say on standard error which lines are not used."""
     for number, reason in found.damaged.items():
         click.echo(f"{path}, line {number} is damaged and not used: {reason}", err=True)
 
@@ -80,8 +81,8 @@ def print_machine(fitted: Machine, found: Contents, environment: Environment) ->
     with Page() as page:
         page.heading(f"{environment.device}: predictions of shapes that the fit has not seen")
         columns = ["", "runs", "median error", "90% point", "in their 90% interval"]
-        rows = [[family, *_cells(errors)] for family, errors in sorted(fitted.errors.items()) if len(errors)]
-        others = [[f"{what.removesuffix(' torch')}, not fitted", *_cells(e)] for what, e in fitted.checks.items()]
+        rows = [[family, *cells(errors)] for family, errors in sorted(fitted.errors.items()) if len(errors)]
+        others = [[f"{what.removesuffix(' torch')}, not fitted", *cells(e)] for what, e in fitted.checks.items()]
         page.table(columns, [*rows, *others], columns[1:])
         page.heading("How it was measured")
         page.facts([("timer", environment.timer), ("drift", _drift(found)), ("shapes", _known(found))])
@@ -91,7 +92,8 @@ def print_machine(fitted: Machine, found: Contents, environment: Environment) ->
             page.table(["", "message", "of the shorter is hidden"], rows, ["message", "of the shorter is hidden"])
 
 
-def _cells(errors: Errors) -> list[str]:
+def cells(errors: Errors) -> list[str]:
+    """Runs, median error, 90 % point, and the part of runs in their interval where intervals are known."""
     told = f"{errors.coverage:.0%}" if errors.halves.any() else "-"
     return [str(len(errors)), f"{errors.quantile(0.5):.1%}", f"{errors.quantile(0.9):.1%}", told]
 
@@ -124,18 +126,20 @@ def _agreement(found: Contents) -> str:
 def as_data(fitted: Machine, found: Contents) -> dict[str, Any]:
     """The same with stable keys."""
 
-    def by_name(errors: Mapping[str, Errors]) -> dict[str, Any]:
-        return {name: _data(one) for name, one in errors.items() if len(one)}
-
     numbers = {key: value for fit in fitted.fits for key, value in fit.values.items()}
     return {
-        "shapes_left_out": by_name(fitted.errors),
-        "not_fitted": by_name(fitted.checks),
+        "shapes_left_out": errors_by_name(fitted.errors),
+        "not_fitted": errors_by_name(fitted.checks),
         "numbers": numbers,
         "drift": [check.ratio for check in found.drift],
         "hidden": [{"what": o.what, "bytes": o.bytes, "part": o.hidden} for o in found.overlaps],
         "damaged_lines": list(found.damaged),
     }
+
+
+def errors_by_name(errors: Mapping[str, Errors]) -> dict[str, Any]:
+    """Those of which there are any, as data."""
+    return {name: _data(one) for name, one in errors.items() if len(one)}
 
 
 def _data(errors: Errors) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -18,7 +19,7 @@ from costmodel.workload import WIDTHS
 #: Symbols of rates that are one number for a whole cluster.
 SCALARS = (
     "launch", "step", "matrix", "vector", "special", "memory", "exposed", "ramp", "uneven", "fill", "cache", "saved",
-    "filled", "kept", "line", "left", "right", "again",
+    "filled", "kept", "line", "left", "right", "apart", "result", "again", "scores", "between", "far",
 )  # fmt: skip
 
 #: Numbers of a kernel family that a profile may leave out, which are then 0.
@@ -32,8 +33,16 @@ OVERHEADS = {
     "line": "line_s",
     "left": "left_bytes_per_s",
     "right": "right_bytes_per_s",
+    "apart": "apart_bytes_per_s",
+    "result": "result_bytes_per_s",
     "again": "again_bytes_per_s",
+    "scores": "scores_per_s",
+    "between": "between_bytes_per_s",
+    "far": "far_s",
 }
+
+#: Those numbers of them that are seconds.
+SECONDS = ("line_s", "far_s")
 
 #: Symbols of rates of a link, which depend on the ranks that communicate.
 LINKS = ("start", "latency", "tree", "sooner", "dearer", "own", "switched", "contention", "seconds_per_byte")
@@ -160,6 +169,8 @@ def _rate(device: Device, kernel: Kernel, dtype: str, symbol: str) -> float:
         return device.memory_bytes_per_s.value * kernel.memory.value
     if kind == "matrix":
         return _matrix_rate(device, kernel, dtype)
+    if kernel.scores_per_s is not None:  # which is all that is not products
+        return math.inf
     waits = family in IN_TURN and kernel.exposed is not None
     plain = device.kernels.elementwise if waits else kernel  # what waits for products runs as if alone
     vector = device.vector_flop_per_s.value * plain.compute.value
@@ -170,7 +181,7 @@ def _overhead(kernel: Kernel, kind: str) -> float:
     number: Quantity | None = getattr(kernel, OVERHEADS[kind])
     if number is None:
         return 0.0
-    return number.value if kind == "line" else 1 / number.value
+    return number.value if OVERHEADS[kind] in SECONDS else 1 / number.value
 
 
 def _matrix_rate(device: Device, kernel: Kernel, dtype: str) -> float:

@@ -3,7 +3,8 @@
 A kernel takes its launch and then the longer of its arithmetic and its traffic (the roofline; Williams et al. 2009),
 with what a profile has to add to it: tiles of attention that reach their full rate after some keys, the part of the
 shorter side that the longer one does not hide, the part of attention's softmax that its products do not hide, bytes
-that are still in the last-level cache, lines that a kernel goes through one by one, operands that it copies first.
+that are still in the last-level cache, lines that a kernel goes through one by one, operands that it copies first, what
+it does besides for bytes that no cache holds (``Primitive.overheads``, ``Primitive.missed``).
 On one core of a CPU the two sides add up (the execution-cache-memory model; Hofmann et al., Performance Engineering for
 Tall & Skinny and Streaming Kernels, arXiv 1511.03639).
 Communication takes its start, its steps' latency and its bytes at the link's rate, by the protocol that is faster: one
@@ -58,6 +59,9 @@ UNCACHED = ("gemm", "attention", "attention_backward", "attention_decode")
 
 #: Fused families whose other units wait for the matrix units and these for them, as softmax and products of attention.
 IN_TURN = ("attention", "attention_backward", "attention_decode")
+
+#: Part of the last-level cache that holds a table of which rows are taken at random; through the others go these rows.
+KEPT = {"far": 0.25}
 
 #: Part of a ring's bandwidth that a tree reaches in an all-reduce over several nodes (NCCL src/graph/tuning.cc).
 TREE = 0.92
@@ -195,7 +199,14 @@ def _overhead_seconds(operation: Operation) -> Dim:
     if isinstance(operation, Fused):
         return 0
     counts = operation.primitive.overheads(operation.inputs, operation.outputs)
-    return total(count * rate(name, *operation.kernel) for name, count in counts.items())
+    missed = operation.primitive.missed(operation.inputs, operation.outputs)
+    beyond = {name: count * missed_part(name, held, rate("cache")) for name, (count, held) in missed.items()}
+    return total(count * rate(name, *operation.kernel) for name, count in (*counts.items(), *beyond.items()))
+
+
+def missed_part(name: str, held: Dim, cache: Dim) -> Dim:
+    """Part of some bytes, of an overhead of this name, that a cache of so many bytes does not hold."""
+    return maximum(1 - KEPT.get(name, 1.0) * cache / held, 0)
 
 
 def _both(operation: Operation, arithmetic: Dim, traffic: Dim) -> Dim:

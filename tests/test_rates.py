@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from msgspec import structs
@@ -70,6 +72,13 @@ def test_a_kernel_that_widens_a_dtype_has_a_rate_of_its_own_for_it() -> None:
     assert float(np.asarray(other)) == device(plain, "matrix:attention")  # both have the same peak on this machine
     moved = placed(widens, {"device.kernels.attention.flop_per_s.bf16_dense": number(7e13)})
     assert device(moved, "matrix:attention") == 7e13
+
+
+def test_scores_are_all_that_is_not_products() -> None:
+    core = machine(device__kernels__attention__scores_per_s=1e9)
+    assert device(core, "scores:attention") == 1e-9
+    assert device(core, "vector:attention") == device(core, "special:attention") == math.inf
+    assert device(core, "matrix:attention") == device(machine(), "matrix:attention")
 
 
 def test_spread_stretches_every_time_of_its_family() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -75,6 +76,68 @@ def test_blocks_of_queries_read_keys_again() -> None:
     operands = ((1, 2, 256, 32), (1, 2, 512, 32), (1, 2, 512, 32))
     found = seconds(lambda ops, q, k, v: ops.attention(q, k, v, Mask(), 1)[0], named, *operands)
     assert found == pytest.approx(2 * 4 * 2 * 512 * 32 * 2 * 1e-9, rel=1e-3)
+
+
+def only(family: str, **rates: float) -> dict[str, float]:
+    """Rates of a family of which all that is not said takes no time, beside a cache of 1000 bytes."""
+    free = {"launch": 0.0, "matrix": 1e30, "vector": 1e30, "special": 1e30, "memory": 1e30, "ramp": 0.0, "saved": 0.0}
+    return {f"{name}:{family}": rate for name, rate in (free | rates).items()} | {"cache": 1000.0}
+
+
+@pytest.mark.parametrize(("summed", "apart"), [(2047, 0), (2048, 1)])
+def test_a_product_writes_its_result_and_copies_rows_in_pages_of_their_own(summed: int, apart: int) -> None:
+    # Rows of 2048 elements of 2 bytes are a page; 3 of them, and 3 x 5 results.
+    rates = only("gemm", result=1e-3, apart=1e-6)
+    found = seconds(lambda ops, a, b: ops.contract("mk,kn->mn", a, b), rates, (3, summed), (summed, 5))
+    assert found == pytest.approx(3 * 5 * 2 * 1e-3 + apart * 3 * 4096 * 1e-6)
+
+
+@pytest.mark.parametrize(("queries", "causal", "kernels"), [(60, True, 1), (64, True, 0), (60, False, 0)])
+def test_attention_on_a_core(queries: int, causal: bool, kernels: int) -> None:
+    # Keys and values of 2 heads, 64 x 32 elements of 2 bytes each, results, a tile of 64 x 64 scores, and one kernel
+    # more for keys before a causal square.
+    rates = only("attention", right=1e-3, result=1e-6, scores=1e-9, line=1.0, uneven=0.0)
+    operands = ((1, 2, queries, 32), (1, 2, 64, 32), (1, 2, 64, 32))
+    found = seconds(lambda ops, q, k, v: ops.attention(q, k, v, Mask(causal=causal), 1)[0], rates, *operands)
+    moved = 2 * 2 * 64 * 32 * 2 * 1e-3 + 2 * queries * 32 * 2 * 1e-6
+    assert found == pytest.approx(kernels + moved + 2 * 64 * 64 * 1e-9, rel=1e-9)
+
+
+@pytest.mark.parametrize("taps", [3, 1])
+def test_products_with_taps_are_written_and_read_where_no_cache_holds_them(taps: int) -> None:
+    # 4 x 50 outputs: products of 2 bytes, each written and read, are 2400 bytes for 3 taps and 800 for one.
+    rates = only("convolution", between=1e-3, line=0.0)
+    shapes = (1, 4, 50 + taps - 1), (4, taps)
+    found = seconds(lambda ops, x, taps: ops.depthwise(x, taps), rates, *shapes)
+    assert found == pytest.approx(1.4 if taps == 3 else 0.0)
+
+
+@pytest.mark.parametrize(("rows", "missed"), [(25, 0.5), (10, 0.0)])
+def test_rows_at_random_places_of_a_table_that_a_quarter_of_the_cache_does_not_hold(rows: int, missed: float) -> None:
+    # 25 rows of 10 elements of 2 bytes are twice 250 bytes.
+    rates = only("gather", far=1e-3, line=0.0)
+    found = seconds(lambda ops, x, at: ops.gather(x, at, 0), rates, (rows, 10), (8,))
+    assert found == pytest.approx(8 * missed * 1e-3)
+
+
+def test_what_is_not_along_the_last_axis() -> None:
+    reduction = only("reduction", line=1e-3, again=1e-6)
+    assert seconds(lambda ops, x: ops.sum(x, (1,)), reduction, (6, 8)) == pytest.approx(6e-3)
+    assert seconds(lambda ops, x: ops.sum(x, (0,)), reduction, (6, 8)) == pytest.approx(6 * 8 * 2 * 1e-6)
+    assert seconds(lambda ops, x: ops.cumsum(x, 1), reduction, (6, 8)) == pytest.approx(0)
+    assert seconds(lambda ops, x: ops.cumsum(x, 0), reduction, (6, 8)) == pytest.approx(6 * 8 * 1e-3)
+    transform = only("fft", line=0.0, left=1e-6)
+    for shape, copied in (((1, 8, 5), 0), ((3, 8, 1), 0), ((3, 8, 5), 1)):
+        found = seconds(lambda ops, x: ops.real_fft(x, 1), transform, shape)
+        assert found == pytest.approx(copied * 3 * 8 * 5 * 2 * 1e-6)
+
+
+@pytest.mark.parametrize(("n", "heap"), [(64, True), (63, False)])
+def test_the_largest_of_a_short_row_are_cut_off_instead_of_heaped(n: int, heap: bool) -> None:
+    # Of 64, 1 + ln 64 are so far the largest; of 63 the values, 2 bytes each, and places, 8 bytes, are read twice.
+    rates = only("sort", line=1e-3, again=1e-6)
+    found = seconds(lambda ops, x: ops.top_k(x, 1)[0], rates, (5, n))
+    assert found == pytest.approx(5 * (1 + math.log(64)) * 1e-3 if heap else 5 * 63 * 2 * 10 * 1e-6)
 
 
 def test_a_product_takes_as_long_as_one_with_some_rows_columns_and_summands_more() -> None:

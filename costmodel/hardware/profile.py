@@ -114,8 +114,16 @@ class Kernel(Noun, frozen=True):
     ``line_s``: time of a line, of those that a kernel goes through one by one: rows of a reduction, rows that are
     gathered, transforms, steps of a scan (``Primitive.overheads``).
     ``left_bytes_per_s``, ``right_bytes_per_s``: how fast a product copies its operands into the order in which tiles
-    are multiplied; one with a single row or column does not.
-    ``again_bytes_per_s``: how fast fused attention reads keys and values again for each block of queries.
+    are multiplied; one with a single row or column does not. Fused attention so brings its keys and values.
+    ``apart_bytes_per_s``: how fast besides, where rows of the left one are a page or more apart.
+    ``result_bytes_per_s``: how fast a product or fused attention writes its result, besides ``memory``.
+    ``again_bytes_per_s``: how fast fused attention reads keys and values again for each block of queries, and others
+    what they go over twice.
+    ``scores_per_s``: scores of fused attention whose softmax is done in a second, where products hide none of it: on a
+    core. Device and elementwise rates then say nothing of it.
+    ``between_bytes_per_s``: how fast a kernel writes and reads what it makes in between, as far as the device's
+    ``cache_bytes`` do not hold it.
+    ``far_s``: time of a row at a random place that the cache does not hold.
     ``spread``: factor, usually 1, on all times of the family; its range is what remains between machines and kernels.
     ``measured``: sizes between which these numbers were fitted; other sizes are extrapolated.
     ``flop_per_s``: rates of its products for dtypes in which they are not at ``compute`` of the device's peak, as of a
@@ -135,7 +143,12 @@ class Kernel(Noun, frozen=True):
     line_s: Quantity | None = None
     left_bytes_per_s: Quantity | None = None
     right_bytes_per_s: Quantity | None = None
+    apart_bytes_per_s: Quantity | None = None
+    result_bytes_per_s: Quantity | None = None
     again_bytes_per_s: Quantity | None = None
+    scores_per_s: Quantity | None = None
+    between_bytes_per_s: Quantity | None = None
+    far_s: Quantity | None = None
     spread: Quantity | None = None
     measured: Measured | None = None
     flop_per_s: Peaks | None = None

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, minimum, product, same
+from costmodel.dims import Dim, floor_div, minimum, product, same
 from costmodel.masks import Mask, Tile
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
 
 if TYPE_CHECKING:
     from costmodel.ops.vocabulary import Vocabulary
+
+#: Bytes of a page of a CPU's memory.
+PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,11 @@ class Contract(Primitive):
         sizes = self.sizes(*inputs)
         rows = product(sizes[index] for index in result if index not in right)
         columns = product(sizes[index] for index in result if index not in left)
+        summed = product(sizes[index] for index in left if index in right and index not in result)
         copied = minimum(rows - 1, 1) * minimum(columns - 1, 1)  # a matrix times a vector reads it as it is
-        return {"left": copied * inputs[0].bytes, "right": copied * inputs[1].bytes}
+        apart = minimum(floor_div(summed * inputs[0].width, PAGE), 1)  # each row is in pages of its own
+        sides = {"left": copied * inputs[0].bytes, "right": copied * inputs[1].bytes}
+        return {**sides, "apart": apart * sides["left"], "result": outputs[0].bytes}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]

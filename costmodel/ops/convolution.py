@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,12 @@ from costmodel.tensor import Tensor
 
 if TYPE_CHECKING:
     from costmodel.ops.vocabulary import Vocabulary
+
+
+def products(taps: Dim, x: Tensor) -> dict[str, tuple[Dim, Dim]]:
+    """What a kernel that sums products of a tensor with every tap writes and reads before it sums them."""
+    between = 2 * taps * x.bytes
+    return {"between": (between, between)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,12 @@ class Depthwise(Primitive):
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"elementwise": 2 * inputs[1].shape[1] * outputs[0].elements}
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": outputs[0].elements}
+
+    def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
+        return products(inputs[1].shape[1], outputs[0])
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -66,3 +78,6 @@ class TapsGradient(Primitive):
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"elementwise": 2 * self.taps * inputs[1].elements}
+
+    def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
+        return products(self.taps, inputs[1])

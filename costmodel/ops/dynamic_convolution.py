@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from costmodel.dims import Dim, product, same
+from costmodel.ops.convolution import products
 from costmodel.ops.layout import replace
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
@@ -37,6 +38,9 @@ class DynamicDepthwise(Primitive):
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
         return {"line": product(outputs[0].shape[:-1])}
+
+    def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
+        return products(inputs[1].shape[3], outputs[0])
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -76,3 +80,6 @@ class DynamicTapsGradient(Primitive):
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"elementwise": 2 * self.taps * inputs[1].elements}
+
+    def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
+        return products(self.taps, inputs[1])

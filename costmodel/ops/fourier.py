@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, Shape, divide, is_number, log2
+from costmodel.dims import Dim, Shape, divide, is_number, log2, minimum, product
 from costmodel.ops.layout import replace
 from costmodel.ops.pointwise import broadcast
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
@@ -33,6 +33,17 @@ def paired(x: Tensor) -> Shape:
     if not is_number(x.shape[-1], 2):
         raise ValueError(f"complex numbers are pairs on a last axis of size 2, which shape {x.shape} has not")
     return x.shape[:-1]
+
+
+def copied(x: Tensor, axis: int, pairs: int) -> dict[str, Dim]:
+    """Bytes of an operand with axes both before and after the transformed one: no stride takes it from one transform
+    to the next, and it is copied first.
+
+    Args:
+        pairs: 1 where its last axis holds complex numbers.
+    """
+    after = product(x.shape[axis + 1 : len(x.shape) - pairs])
+    return {"left": minimum(product(x.shape[:axis]) - 1, 1) * minimum(after - 1, 1) * x.bytes}
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class FFT(Primitive):
         return {"fft": 5 * divide(inputs[0].elements, 2) * log2(inputs[0].shape[self.axis])}
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
-        return {"line": divide(inputs[0].elements, 2 * inputs[0].shape[self.axis])}
+        return {"line": divide(inputs[0].elements, 2 * inputs[0].shape[self.axis]), **copied(inputs[0], self.axis, 1)}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -84,7 +95,7 @@ class RealFFT(Primitive):
         return {"fft": divide(5 * inputs[0].elements, 2) * log2(inputs[0].shape[self.axis])}
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
-        return {"line": divide(inputs[0].elements, inputs[0].shape[self.axis])}
+        return {"line": divide(inputs[0].elements, inputs[0].shape[self.axis]), **copied(inputs[0], self.axis, 0)}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -114,7 +125,7 @@ class InverseRealFFT(Primitive):
         return {"fft": divide(5 * outputs[0].elements, 2) * log2(outputs[0].shape[self.axis])}
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
-        return {"line": divide(outputs[0].elements, outputs[0].shape[self.axis])}
+        return {"line": divide(outputs[0].elements, outputs[0].shape[self.axis]), **copied(inputs[0], self.axis, 1)}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]

@@ -71,6 +71,17 @@ def reread(mask: Mask, qkv: Sequence[Tensor], tile: Tile) -> Dim:
     return divide(pairs * (k.shape[3] * k.width + v.shape[3] * v.width), at_once)
 
 
+def on_core(mask: Mask, qkv: Sequence[Tensor], result: Tensor, tile: Tile) -> dict[str, Dim]:
+    """Overheads on a CPU's core: keys and values that are brought to its products once and again; scores whose softmax
+    no product hides; one more kernel, whose result is merged, for keys before those of a causal square.
+    """
+    q, k, v = qkv
+    before = minimum(maximum(k.shape[2] - q.shape[2], 0), 1) if mask.causal else 0
+    scores = scored_pairs(mask, q, k, Reading.EXECUTED, tile)
+    moved = {"right": k.bytes + v.bytes, "again": reread(mask, qkv, tile), "result": result.bytes}
+    return {**moved, "scores": scores, "line": before}
+
+
 @dataclass(frozen=True)
 class Attention(Primitive):
     """softmax(scale q k^T + mask) v and its log-sum-exp.
@@ -109,7 +120,7 @@ class Attention(Primitive):
         return 2 * outputs[1].elements * (q.shape[3] + v.shape[3])
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
-        return {"again": reread(self.mask, inputs, self.tile)}
+        return on_core(self.mask, inputs, outputs[0], self.tile)
 
     @property
     def uneven(self) -> bool:
@@ -164,7 +175,7 @@ class AttentionBackward(Primitive):
         return product(q.shape[:3]) * (6 * q.shape[3] + 4 * v.shape[3])
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
-        return {"again": reread(self.mask, inputs[:3], self.tile)}
+        return on_core(self.mask, inputs[:3], outputs[0], self.tile)
 
     @property
     def uneven(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, Shape, is_number, product, same
+from costmodel.dims import Dim, Shape, is_number, minimum, product, same
 from costmodel.masks import Mask
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
@@ -188,7 +188,9 @@ class Sum(Primitive):
         return {"reduction": inputs[0].elements}
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
-        return {"line": outputs[0].elements}
+        """Along the last axis line by line; else whole rows are added up, which are read again."""
+        along = len(inputs[0].shape) - 1 in self.axes
+        return {"line": outputs[0].elements} if along else {"again": inputs[0].bytes}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -263,6 +265,11 @@ class CumSum(Primitive):
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"reduction": inputs[0].elements}
+
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        """Each element is in another cache line than the one before it, unless the axis is the last."""
+        inner = product(inputs[0].shape[self.axis + 1 :])
+        return {"line": minimum(inner - 1, 1) * inputs[0].elements}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]

@@ -74,7 +74,14 @@ class Primitive(ABC):
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
         """What a kernel does besides its FLOP and its traffic: how many ``line`` (rows that it goes through one by
-        one), bytes of ``left`` and ``right`` operands that are copied first, or bytes that are read ``again``.
+        one), bytes of ``left`` and ``right`` operands that are copied first, of them those whose rows are a page or
+        more ``apart``, bytes of a product's ``result``, bytes that are read ``again``, or ``scores`` of a softmax.
+        """
+        return {}
+
+    def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
+        """What takes time as far as the last-level cache does not hold it, with the bytes that it would have to hold:
+        bytes of what a kernel writes and reads ``between`` operands and results, rows at random places (``far``).
         """
         return {}
 

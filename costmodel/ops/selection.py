@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, log2, product, same
+from costmodel.dims import Dim, divide, floor_div, log2, minimum, product, same
 from costmodel.ops.layout import replace
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
@@ -45,12 +45,15 @@ class TopK(Primitive):
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
         """Down the heap goes each entry that is among the k largest of those up to it: k (1 + ln(n / k)) of a row in
-        random order (Knuth, vol. 1, section 1.2.10, for k = 1).
+        random order (Knuth, vol. 1, section 1.2.10, for k = 1). Rows shorter than 64 k are cut in two around the k-th
+        largest instead (aten/src/ATen/native/TopKImpl.h): places and values are read twice, about.
         """
         *outer, n = inputs[0].shape
         k = self.k
+        heap = minimum(floor_div(n, 64 * k), 1)
         entering = k * (1 + math.log(2) * (log2(n) - log2(k)))
-        return {"line": product(outer) * entering * (1 + log2(k))}
+        pairs = inputs[0].elements * (inputs[0].width + INDEX_WIDTH)
+        return {"line": heap * product(outer) * entering * (1 + log2(k)), "again": (1 - heap) * 2 * pairs}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -121,6 +124,9 @@ class Gather(Primitive):
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
         return {"line": inputs[1].elements}
 
+    def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
+        return {"far": (inputs[1].elements, divide(inputs[0].bytes, product(inputs[0].shape[: self.axis])))}
+
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
@@ -154,6 +160,9 @@ class ScatterAdd(Primitive):
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
         return {"line": inputs[1].elements}
+
+    def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
+        return {"far": (inputs[1].elements, divide(outputs[0].bytes, product(inputs[0].shape[: self.axis])))}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from calibrate.machine import parts, singles, started_text
+from calibrate.additive import costs
+from calibrate.against import BEYOND, against
+from calibrate.held_out import Errors
+from calibrate.machine import parts, singles, started_text, stretch
 from calibrate.measurement import Measurement
 from calibrate.method import Timing
 from calibrate.predictor import Predictor
@@ -22,7 +25,7 @@ from calibrate.whole import check, predicted_s, print_check
 from costmodel.arrangement import Way
 from costmodel.cli.main import main
 from costmodel.hardware import Profile, Quantity, load_profile
-from costmodel.hardware.profile import Kernel, placed
+from costmodel.hardware.profile import Kernel, Measured, placed
 from costmodel.strategy import strategies
 from costmodel.subject import at_width
 from costmodel.workload import Workload
@@ -104,6 +107,33 @@ def test_a_ring_shift_has_the_rate_of_the_link_that_is_fitted() -> None:
         assert link.collectives.all_gather is not None
 
 
+def test_what_its_own_runs_do_not_tell_a_kernel_costs_as_others_do() -> None:
+    each = [{"launch": 1.0, "memory": size} for size in (1e6, 2e6, 4e6)]
+    seconds = np.array([1e-3, 2e-3, 4e-3])
+    assert costs(each, seconds) == pytest.approx({"memory": 1e-9})
+    known = costs(each, seconds, {"launch": 5e-6, "memory": 2e-9, "beyond": 1e-9})
+    assert known["launch"] == pytest.approx(5e-6, rel=0.5)  # at most a half of a hundredth of any of these runs
+    assert known["memory"] == pytest.approx(1e-9, rel=0.01)
+    beyond = costs([row | {"beyond": 0.0} for row in each], seconds, {"beyond": 1e-9})
+    assert beyond["beyond"] == 1e-9
+
+
+def test_intervals_are_as_wide_as_nine_in_ten_further_runs_need() -> None:
+    ratios = np.arange(1, 20) / 10  # 0.1 to 1.9: of twenty with one beyond, 18 are at most 1.8
+    assert stretch(Errors(ratios * 0.5, np.full(19, 0.5))) == pytest.approx(1.8)
+    assert stretch(Errors(np.array([-0.3]), np.array([0.1]))) == pytest.approx(3.0)
+    assert stretch(Errors(np.empty(0), np.empty(0))) == 1
+
+
+def test_runs_larger_than_those_fitted_are_told() -> None:
+    profile = placed(truth(), {"device.kernels.gemm.measured": Measured((1e3, 1e9), (1e3, 1e9))})
+    rows = [row for row in made_up() if row.kernel == "gemm"]
+    large = [row for row in rows if not 1e3 <= 2 * math.prod(row.sizes.values()) <= 1e9]
+    found = against(profile, rows)
+    assert 0 < len(large) <= len(found[BEYOND]) < len(rows) == len(found["gemm"])
+    assert set(large) <= set(found[BEYOND].runs)
+
+
 def test_kernels_of_one_family_are_told_apart() -> None:
     rows = made_up()
     assert set(singles(parts(rows, 256))) == set(TRUTH)  # products are all of their family
@@ -124,11 +154,20 @@ def test_the_command_finds_the_numbers_again(runs: Path, tmp_path: Path) -> None
     rows = made_up(0.0)
     there, here = Predictor(rows, profile)(profile), np.array([row.seconds for row in rows])
     assert np.median(np.abs(np.log(there / here))) < 0.02
+    for kernel in (profile.device.kernels.gemm, *profile.device.single.values()):
+        assert kernel.exposed is not None
+        assert kernel.exposed.value == 1  # or the longer of arithmetic and traffic would hide the other
     launch = profile.device.single["exp"].launch_s
     assert launch is not None
     assert launch.value == pytest.approx(known.device.single["exp"].launch_s.value, rel=0.05)
     assert launch.kind == "measured"
     assert launch.lo <= 9e-6 <= launch.hi
+    judged = CliRunner().invoke(main, ["calibrate", "--check", str(output), "--from", str(runs), "--json"])
+    assert judged.exit_code == 0, judged.output
+    for family in ("gemm", "elementwise", "reduction"):
+        found = json.loads(judged.stdout)["families"][family]
+        assert found["median_error"] < 0.03
+        assert 0.85 <= found["coverage"] <= 1
     planned = CliRunner().invoke(
         main, ["plan", "--mixer", "attention", "--seq", "4Ki", "--cluster", f"2x{output}", "--dtype", "fp32"]
     )
@@ -147,6 +186,9 @@ def test_the_command_finds_the_numbers_again(runs: Path, tmp_path: Path) -> None
         (["--into", "notes.txt"], "no measurement"),
         (["--from", "none.jsonl"], "holds no runs"),
         (["--check", "none.toml"], "cannot be read"),
+        (["--check", "cpu", "--from", "published/h100"], "must be a file of runs"),
+        (["--check", "cpu", "--from", "none.jsonl"], "holds no runs"),
+        (["--check", "cpu", "--into", "a.jsonl"], "or --check with --from"),
         (["--check", "cpuu"], "Did you mean 'cpu'"),
     ],
 )
