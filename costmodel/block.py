@@ -251,7 +251,8 @@ class Share:
     def sizes(self, layer: Layer, strategy: Strategy) -> dict[str, Dim]:
         """The mixer's sizes, with the tokens of the sequence: ``L``, and ``rows``, those whose weights are here.
 
-        Of a matrix of weights over all tokens, ``grid_rows`` and ``grid_columns`` are here.
+        Of a matrix of weights over all tokens, ``grid_rows`` and ``grid_columns`` are here, and of other columns one of
+        ``grid_parts``.
 
         Raises:
             ValueError: when whole numbers do not divide.
@@ -261,10 +262,11 @@ class Share:
         if self.length is None:
             return sizes
         rows = divide(self.length, self.ranks) if strategy.cuts_rows else self.length
-        tall, wide = rows, self.length
+        grid: dict[str, Dim] = {"grid_rows": rows, "grid_columns": self.length, "grid_parts": 1}
         if strategy.cuts_columns:
-            tall, wide = divide(self.length, divide(self.ranks, self.inner)), divide(self.length, self.inner)
-        return sizes | {"L": self.length, "rows": rows, "grid_rows": tall, "grid_columns": wide}
+            tall = divide(self.length, divide(self.ranks, self.inner))
+            grid = {"grid_rows": tall, "grid_columns": divide(self.length, self.inner), "grid_parts": self.inner}
+        return sizes | {"L": self.length, "rows": rows} | grid
 
     def feed_forward(self, mlp: MlpSpec) -> FeedForward:
         """The widths of a feed-forward layer."""

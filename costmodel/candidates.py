@@ -336,6 +336,7 @@ def _situation(layer: Layer, way: Way, workload: Workload, mesh: Meshes, length:
         kernel=way.kernel,
         reach=layer.mixer.reach(layer.sizes),
         lanes=layer.mixer.lanes(layer.sizes),
+        hidden=layer.mixer.hidden(layer.sizes),
         cached=workload.cached,
         documents=len(workload.documents),
         different=len(workload.documents) if len(set(workload.documents)) > 1 else 0,

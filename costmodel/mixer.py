@@ -264,6 +264,10 @@ class Mixer(ABC):
         """Into how many sequences of their own a strided pattern parts the tokens; 0 where there is none."""
         return 0
 
+    def hidden(self, m: Sizes) -> Dim:
+        """Entries between the two products of a perceptron along the sequence; 0 where there is none."""
+        return 0
+
     def usual_width(self, sizes: Mapping[str, int]) -> int:
         """The model width that goes with hyperparameters, by their names."""
         return sizes["heads"] * sizes.get("head_dim", sizes.get("value_dim", 1))

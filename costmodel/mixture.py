@@ -26,7 +26,7 @@ T = TypeVar("T")
 JOIN = "+"
 
 #: Sizes that all parts have in common; keys that a query sees are among them.
-COMMON = ("D", "L", "rows", "grid_rows", "grid_columns", "w")
+COMMON = ("D", "L", "rows", "grid_rows", "grid_columns", "grid_parts", "w")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Situation:
         window: keys that a query sees, or ``None``.
         reach: how many tokens away, to one side, a token sees at most, for the halo carry.
         lanes: sequences of their own into which a strided pattern parts the tokens; 0 where there is none.
+        hidden: entries between the two products of a perceptron along the sequence; 0 where there is none.
         phase: ``forward``, ``train``, ``prefill`` or ``decode``.
         cached: tokens that came before those of a prefill.
         documents: that are packed into each sequence; 0 where it is one.
@@ -49,6 +50,7 @@ class Situation:
     tokens: Dim = 0
     reach: Dim = 0
     lanes: Dim = 0
+    hidden: Dim = 0
     cached: Dim = 0
     documents: int = 0
     different: int = 0
@@ -88,7 +90,7 @@ class Strategy(ABC):
         cuts_heads: whether it gives each rank along its Ulysses axis some of the heads.
         windowed: whether it is only for masks with a window.
         cuts_columns: whether a matrix over all tokens is cut like a grid of ranks, its rows along the context axis, and
-            along the Ulysses axis the columns that belong to what each of the former has.
+            along the Ulysses axis the columns that belong to what each of the former has. So are other columns.
         extends: whether the keys that it spreads may begin with cached ones, of which every rank has an equal share.
         documents: whether it keeps packed documents apart.
         deals: whether sequences that are decoded are dealt out along the context axis: a rank has the tokens of some,

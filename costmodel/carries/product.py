@@ -1,11 +1,13 @@
-"""The product carry: a matrix over all tokens, of which each token knows its row, times values."""
+"""Product carries: a matrix over all tokens, of which each token knows its row, times values; or two such products."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
+from costmodel.carries.total import Total
 from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
@@ -18,8 +20,8 @@ class Product(Carry[T]):
     """P V of values [B, H, n, e]: a row of P does not depend on other tokens, but the product needs all values.
 
     Attributes:
-        matrix: rows of P for this rank's tokens: ``"ij"`` [n, L], the same for all heads, ``"hij"`` [H, n, L], or
-            ``"bhij"`` [B, H, n, L].
+        matrix: rows of P for this rank's tokens: ``"ij"`` [n, L], the same for all heads, ``"ji"`` transposed,
+            ``"hij"`` [H, n, L], or ``"bhij"`` [B, H, n, L].
         axes: which of these.
     """
 
@@ -82,3 +84,40 @@ class Scores(Weighted[T]):
         own = ops.fused("sums of exponentials", summed, self.matrix)
         result: T = ops.fused("softmax", divided, self.matrix, ops.all_gather(own, columns, last))
         return result
+
+
+@dataclass(frozen=True)
+class Perceptron(Total[T]):
+    """Two products with weights that have a row for each token, and a function of each entry between them.
+
+    The entries between are a sum over all tokens; where ranks have some of its columns each, they have other entries.
+
+    Attributes:
+        x: [B, H, n, e].
+        inward, outward: [n, S], of this rank's tokens and entries between.
+    """
+
+    along: ClassVar[tuple[str, ...]] = ("x",)
+    kind: ClassVar[str] = "sum between two products with weights"
+
+    x: T
+    inward: T
+    outward: T
+
+    @abstractmethod
+    def between(self, ops: Vocabulary[T], hidden: T) -> T:
+        """The function of entries [B, H, S, e]."""
+
+    def first(self) -> Weighted[T]:
+        """The product that makes the entries between; of all tokens, or what the rank's tokens add to it."""
+        return Weighted(self.inward, self.x, "ji")
+
+    def second(self, ops: Vocabulary[T], hidden: T) -> Weighted[T]:
+        """The product that takes them back to tokens, given the sums."""
+        return Weighted(self.outward, self.between(ops, hidden), "ij")
+
+    def partial(self, ops: Vocabulary[T]) -> tuple[T, ...]:
+        return (self.first().whole(ops),)
+
+    def finish(self, ops: Vocabulary[T], totals: tuple[T, ...]) -> T:
+        return self.second(ops, totals[0]).whole(ops)

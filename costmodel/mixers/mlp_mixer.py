@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.total import Total
+from costmodel.carries.product import Perceptron
 from costmodel.carry import Carry, Structure
-from costmodel.dims import Dim, Shape
+from costmodel.dims import Dim, Shape, divide
 from costmodel.mixer import INPUT, Hyperparameter, Site, Sizes, Unmasked, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.pieces import by_channel, by_token
@@ -18,20 +18,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class TokenMlp(Total[T]):
-    """W_2 gelu(W_1^T X) for each channel: x [B, D, n, 1]; inward and outward [n, D_S], rows of this rank's tokens."""
+class TokenMlp(Perceptron[T]):
+    """W_2 gelu(W_1^T X) for each channel: x [B, D, n, 1]."""
 
-    along: ClassVar[tuple[str, ...]] = ("x",)
-
-    x: T
-    inward: T
-    outward: T
-
-    def partial(self, ops: Vocabulary[T]) -> tuple[T, ...]:
-        return (ops.contract("bdne,ns->bdse", self.x, self.inward),)
-
-    def finish(self, ops: Vocabulary[T], totals: tuple[T, ...]) -> T:
-        return ops.contract("bdse,ns->bdne", ops.map("gelu", totals[0]), self.outward)
+    def between(self, ops: Vocabulary[T], hidden: T) -> T:
+        return ops.map("gelu", hidden)
 
 
 class MlpMixer(Unmasked):
@@ -46,7 +37,7 @@ class MlpMixer(Unmasked):
     template: ClassVar[str] = "Y = W_2 gelu(W_1^T X): no matrix P, for the GELU stands between its factors"
     source: ClassVar[str] = "Tolstikhin et al. 2021, arXiv 2105.01601, equation 1; timm mlp_mixer.py"
     structure: ClassVar[Structure] = Structure.STATIC
-    carry: ClassVar[type[Carry[Any]]] = Total
+    carry: ClassVar[type[Carry[Any]]] = Perceptron
     kernels: ClassVar[tuple[str, ...]] = ("direct",)
     indivisible: ClassVar[str] = "there is no projection of channels that could be cut"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
@@ -54,7 +45,7 @@ class MlpMixer(Unmasked):
     }
 
     def weights(self, m: Sizes) -> dict[str, Shape]:
-        return {"w_1": (m["rows"], m["D_S"]), "w_2": (m["rows"], m["D_S"])}
+        return dict.fromkeys(("w_1", "w_2"), (m["grid_rows"], divide(m["D_S"], m["grid_parts"])))
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return (INPUT,)
@@ -66,6 +57,9 @@ class MlpMixer(Unmasked):
 
     def finish(self, ops: Vocabulary[T], mixed: T, w: Weights, at: Site[T]) -> T:
         return by_token(ops, mixed)
+
+    def hidden(self, m: Sizes) -> Dim:
+        return m["D_S"]
 
     def query_heads(self, m: Sizes) -> tuple[Dim, Dim]:
         return m["D"], m["D"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from costmodel.carries.product import Weighted
+from costmodel.carries.product import Perceptron, Weighted
 from costmodel.carry import Carry
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategy import Requirement, Situation, Strategy, only_passes, whole_pieces
+from costmodel.strategy import Requirement, Situation, Strategy, divides, only_passes, whole_pieces
 
 T = TypeVar("T")
 
@@ -22,6 +22,11 @@ class ProductGrid(Strategy):
     Values are gathered along the context axis, and partial sums, at the model's width, reduce-scattered along the
     other: a rank sends P_c - 1 + P_u - 1 times its tokens, in place of P_c P_u - 1 times: least where the grid is
     square. Backward, gradients are gathered where sums were scattered, values once more, and theirs reduce-scattered.
+
+    A perceptron along the sequence has two such products, the first with its matrix transposed: tokens are gathered
+    along the Ulysses axis and sums scattered along the other, so that its entries between are on one rank each. Of L
+    tokens and S such entries a rank sends 2 ((P_u - 1) L + (P_c - 1) S) / P, and 2 (P - 1) S / P where all ranks add up
+    all entries.
     """
 
     name: ClassVar[str] = "product-grid"
@@ -30,7 +35,7 @@ class ProductGrid(Strategy):
         "van de Geijn & Watts 1997 (SUMMA), Concurrency 9(4), with the matrix staying in its place; "
         "Schatz et al. 2016, doi 10.1137/140993478"
     )
-    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Weighted,)
+    carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Weighted, Perceptron)
     axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
     cuts_rows: ClassVar[bool] = True
     cuts_columns: ClassVar[bool] = True
@@ -42,9 +47,18 @@ class ProductGrid(Strategy):
             at.context * at.ulysses * at.tensor,
             "{length} tokens do not divide over {context} x {ulysses} x {tensor} ranks",
         )
+        reason = "{hidden} entries between two products do not divide over {context} x {ulysses} ranks"
+        yield divides(at.hidden, at.context * at.ulysses, reason)
 
-    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Weighted[T]) -> T:
+    def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Weighted[T] | Perceptron[T]) -> T:
         rows, columns = axes["ulysses"], axes["context"]
+        if isinstance(carry, Perceptron):
+            hidden = self._product(ops, carry.first(), columns, rows)
+            return self._product(ops, carry.second(ops, hidden), rows, columns)
+        return self._product(ops, carry, rows, columns)
+
+    def _product(self, ops: Vocabulary[T], carry: Weighted[T], rows: Axis, columns: Axis) -> T:
+        """A rank's part of P V: values are gathered along ``columns``, sums scattered along ``rows``."""
 
         def forward(ops: Vocabulary[T], matrix: T, values: T) -> tuple[T, tuple[T, ...]]:
             partial = carry.times(ops, matrix, ops.all_gather(values, columns, 2))

@@ -76,6 +76,7 @@ def layers(draw: st.DrawFn, mixer: Mixer, cut: int, tensor: int, context: int) -
     given |= {"memory": cut * context * draw(st.integers(1, 4))}
     given |= {_short(name): groups * draw(st.integers(1, 3)) for name, size in mixer.sizes.items() if size.cut} | given
     given |= {"head_dim": 2 * draw(st.integers(2, 4))} if mixer.name in STEEP else {}
+    given |= {"hidden": cut * context * draw(st.integers(1, 2))} if "hidden" in mixer.sizes else {}
     sizes = {
         name: given[_short(name)] if _short(name) in given else _size(draw, _short(name), size.least)
         for name, size in mixer.sizes.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from costmodel.strategies.tile import tile
 from costmodel.strategy import Strategy, strategies
 from costmodel.subject import from_mixer
 from tests.validate.cases import Case, check_case, expected
+from tests.validate.drawing import refusal
 from validate.launch import RankPool
 
 (LAYER,) = from_mixer("attention", 16, heads=4, kv_heads=2, head_dim=4).layers
@@ -85,6 +88,24 @@ def test_causal_work_is_the_same_on_every_rank(grid: tuple[int, int], strategy: 
 
 def product_on_grid(context: int, ulysses: int, **options: object) -> Case:
     return on_grid(context, ulysses, layer=PRODUCT, strategy=strategies.get("product-grid"), causal=False, **options)
+
+
+(PERCEPTRON,) = from_mixer("mlp-mixer", 16, hidden=24).layers
+
+
+def test_bytes_of_a_perceptron() -> None:
+    # 8 tokens and 24 / 6 entries a rank, of 16 channels: tokens to 2 other ranks and back, entries to 1 and back.
+    case = replace(product_on_grid(2, 3, phase="forward"), layer=PERCEPTRON)
+    sent = expected(case).sent(0)
+    assert (sent["ulysses"].bytes, sent["context"].bytes) == (2 * 2 * 8 * 16 * 2, 2 * 1 * 4 * 16 * 2)
+    # Where all ranks add up all entries, each sends 2 (P - 1) / P of them.
+    summed = expected(replace(case, strategy=strategies.get("all-reduce"), mesh={"context": 6})).sent(0)
+    assert summed["context"].bytes == 2 * 5 * 4 * 16 * 2
+
+
+def test_entries_between_products_are_cut_like_the_grid() -> None:
+    told = refusal(replace(product_on_grid(2, 2, length=8), layer=from_mixer("mlp-mixer", 4, hidden=6).layers[0]))
+    assert told == "6 entries between two products do not divide over 2 x 2 ranks"
 
 
 def test_bytes_of_a_product() -> None:
