@@ -95,6 +95,7 @@ def _sine(ops: Vocabulary[T], x: T, bias: T, frequency: T) -> T:
 
 class Hyena(GatedConvolution):
     """Of order 2: one long convolution between two gates. Biases of projections and short convolutions are left out.
+    Time is l / L_max, the code's l / (L_max - 1), whose frequencies are evenly spaced up to n_f - 1.
 
     There is no decode state of constant size: a token is a sum over all gated values before it, which are kept, with
     taps made anew.

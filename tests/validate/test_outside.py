@@ -1,4 +1,4 @@
-"""Definitions against implementations by others: transformers' modules with the same weights, and torch's own.
+"""Definitions against implementations by others: transformers' modules with the same weights.
 
 Those work in float32 where they say so; then numbers near 1 agree to 1e-5. ``test_cells`` has torch.nn.LSTM and GRU.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
+    DeepseekV3Config,
     DeepseekV32Config,
+    FNetConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
@@ -22,8 +23,11 @@ from transformers import (
     NystromformerConfig,
     ReformerConfig,
     RwkvConfig,
+    xLSTMConfig,
 )
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
+from transformers.models.fnet.modeling_fnet import FNetBasicFourierTransform
 from transformers.models.kimi_linear.modeling_kimi_linear import recurrent_kimi_delta_attention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -34,46 +38,14 @@ from transformers.models.nystromformer.modeling_nystromformer import Nystromform
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
+from transformers.models.xlstm.modeling_xlstm import xLSTMLayer
 
-from costmodel.strategies.whole import whole
-from costmodel.subject import from_mixer
 from costmodel.written import delta_matrix
-from tests.validate.cases import Case
+from tests.validate.outside import BATCH, LENGTH, against, causal_mask, close, give, layer_of, output, rows
 from validate.template import written
 
-LENGTH, BATCH = 12, 2
-Weights = dict[str, Tensor]
 
-
-def layer_of(name: str, width: int, **sizes: int) -> tuple[Any, Weights, Tensor]:
-    """A layer with random weights, and an input."""
-    (layer,) = from_mixer(name, width, **sizes).layers
-    case = Case(layer, whole, {}, LENGTH, BATCH, kernel=layer.mixer.kernels[0])
-    return layer, case.weights(case.on(0).whole_shapes), case.tokens()[0]
-
-
-def output(layer: Any, x: Tensor, w: Weights, causal: bool = True) -> Tensor:
-    found: Tensor = written(layer, x, w, causal).output
-    return found
-
-
-def give(module: nn.Module, **weights: Tensor) -> None:
-    """Set parameters by name; all of the module's must be given."""
-    own = dict(module.named_parameters())
-    assert own.keys() == {name.replace("__", ".") for name in weights}
-    for name, value in weights.items():
-        own[name.replace("__", ".")].data = value.reshape(own[name.replace("__", ".")].shape).clone()
-
-
-def rows(*weights: Tensor) -> Tensor:
-    """Weights [D, ...] one after the other as those of a linear layer [out, D]."""
-    return torch.cat([w.flatten(1) for w in weights], 1).T
-
-
-def close(actual: Tensor, expected: Tensor, limit: float = 1e-5) -> None:
-    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=limit * max(1.0, float(expected.abs().max())))
-
-
+@against("transformers LlamaAttention", "attention")
 @torch.no_grad()
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_attention_is_llamas(kv_heads: int) -> None:
@@ -89,10 +61,10 @@ def test_attention_is_llamas(kv_heads: int) -> None:
         o_proj__weight=w["w_o"].flatten(0, 1).T,
     )
     places = LlamaRotaryEmbedding(config)(x, torch.arange(LENGTH)[None])
-    mask = torch.full((LENGTH, LENGTH), -torch.inf, dtype=torch.float64).triu(1)[None, None]
-    close(module(x, places, mask)[0], output(layer, x, w))
+    close(module(x, places, causal_mask())[0], output(layer, x, w))
 
 
+@against("transformers MllamaTextCrossAttention", "cross-attention")
 @torch.no_grad()
 def test_cross_attention_is_llama_visions() -> None:
     sizes = {"heads": 4, "kv_heads": 2, "head_dim": 8, "memory": 10, "memory_width": 32}
@@ -115,6 +87,7 @@ def test_cross_attention_is_llama_visions() -> None:
     close(module(x, memory, attention_mask=None)[0], written(layer, x, w, True, memory).output)
 
 
+@against("transformers DeepseekV32Attention", "dsa")
 @torch.no_grad()
 def test_sparse_attention_is_deepseeks() -> None:
     """Whose rotary entries of queries and keys are in pairs, those of the index in halves as ours."""
@@ -148,10 +121,10 @@ def test_sparse_attention_is_deepseeks() -> None:
         indexer__weights_proj__weight=w["w_ig"].T,
     )
     places = DeepseekV32RotaryEmbedding(config)(x, torch.arange(LENGTH)[None])
-    mask = torch.full((LENGTH, LENGTH), -torch.inf, dtype=torch.float64).triu(1)[None, None]
-    close(module(x, places, mask)[0], output(layer, x, w))
+    close(module(x, places, causal_mask())[0], output(layer, x, w))
 
 
+@against("transformers LSHSelfAttention", "reformer")
 @torch.no_grad()
 @pytest.mark.parametrize("causal", [True, False])
 def test_hashed_attention_is_transformers(causal: bool) -> None:
@@ -171,6 +144,7 @@ def test_hashed_attention_is_transformers(causal: bool) -> None:
     close(mixed @ w["w_o"].flatten(0, 1), output(layer, x, w, causal), 1e-10)
 
 
+@against("transformers MambaMixer", "mamba1")
 @torch.no_grad()
 def test_mamba_is_transformers() -> None:
     layer, w, x = layer_of("mamba1", 6, channels=12, state_dim=4, step_rank=3, taps=4)
@@ -192,6 +166,7 @@ def test_mamba_is_transformers() -> None:
     close(module(x), output(layer, x, w))
 
 
+@against("transformers Mamba2Mixer", "mamba2")
 @torch.no_grad()
 def test_mamba2_is_transformers() -> None:
     """With one head, over which alone our norm goes."""
@@ -214,6 +189,8 @@ def test_mamba2_is_transformers() -> None:
     close(module(x), output(layer, x, w))
 
 
+@against("transformers recurrent_kimi_delta_attention (recurrence)", "kda")
+@against("transformers torch_recurrent_gated_delta_rule (recurrence)", "gated-deltanet")
 @torch.no_grad()
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_the_delta_rule_is_that_of_qwen_and_kimi(per_channel: bool) -> None:
@@ -229,6 +206,7 @@ def test_the_delta_rule_is_that_of_qwen_and_kimi(per_channel: bool) -> None:
     close(theirs(*given, initial_state=None, output_final_state=False)[0].transpose(1, 2), expected)
 
 
+@against("transformers RwkvSelfAttention", "rwkv4")
 @torch.no_grad()
 def test_rwkv4_is_transformers() -> None:
     layer, w, x = layer_of("rwkv4", 6, channels=10)
@@ -248,6 +226,7 @@ def test_rwkv4_is_transformers() -> None:
     close(module(x)[0], output(layer, x, w))
 
 
+@against("transformers MiniMaxLightningAttention", "lightning")
 @torch.no_grad()
 def test_lightning_attention_is_minimaxs() -> None:
     """With one head, over which alone our norm goes, and the decay that theirs has as a constant."""
@@ -269,6 +248,7 @@ def test_lightning_attention_is_minimaxs() -> None:
     close(module(x, (x, x), None)[0], output(layer, x, w))
 
 
+@against("transformers NystromformerSelfAttention", "nystromformer")
 @torch.no_grad()
 def test_nystromformer_is_transformers() -> None:
     layer, w, x = layer_of("nystromformer", 12, heads=3, head_dim=4, value_dim=4, landmarks=4, taps=5)
@@ -291,7 +271,58 @@ def test_nystromformer_is_transformers() -> None:
     close(module(x)[0] @ w["w_o"].flatten(0, 1), output(layer, x, w, causal=False))
 
 
+@against("transformers FNetBasicFourierTransform", "fnet")
 @torch.no_grad()
-def test_fourier_mixing_is_torchs() -> None:
+def test_fourier_mixing_is_transformers() -> None:
     layer, w, x = layer_of("fnet", 10)
-    close(torch.fft.fftn(x, dim=(1, 2)).real, output(layer, x, w, causal=False), 1e-10)
+    close(FNetBasicFourierTransform(FNetConfig())(x)[0], output(layer, x, w, causal=False), 1e-10)
+
+
+@against("transformers DeepseekV3Attention", "mla")
+@torch.no_grad()
+def test_latent_attention_is_deepseeks() -> None:
+    sizes = {"heads": 4, "q_rank": 6, "kv_rank": 5, "nope_dim": 4, "rope_dim": 4, "value_dim": 3}
+    layer, w, x = layer_of("mla", 16, **sizes)
+    config = DeepseekV3Config(
+        hidden_size=16, num_attention_heads=4, num_key_value_heads=4, q_lora_rank=6, kv_lora_rank=5, v_head_dim=3,
+        qk_nope_head_dim=4, qk_rope_head_dim=4, rope_interleave=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    module = DeepseekV3Attention(config, 0).double()
+    for norm in (module.q_a_layernorm, module.kv_a_layernorm):
+        norm.variance_epsilon = 1e-5
+    give(
+        module,
+        q_a_proj__weight=w["w_qc"].T,
+        q_a_layernorm__weight=w["q_norm"],
+        q_b_proj__weight=rows(w["w_uq"]),
+        kv_a_proj_with_mqa__weight=rows(w["w_c"], w["w_kr"]),
+        kv_a_layernorm__weight=w["c_norm"],
+        kv_b_proj__weight=rows(torch.cat([w["w_uk"], w["w_uv"]], 2)),
+        o_proj__weight=w["w_o"].flatten(0, 1).T,
+    )
+    places = DeepseekV3RotaryEmbedding(config)(x, torch.arange(LENGTH)[None])
+    close(module(x, places, causal_mask())[0], output(layer, x, w))
+
+
+@against("transformers xLSTMLayer", "mlstm")
+@torch.no_grad()
+def test_mlstm_is_transformers() -> None:
+    layer, w, x = layer_of("mlstm", 12, heads=2, head_dim=3, value_dim=6, chunk=4)
+    config = xLSTMConfig(hidden_size=12, num_heads=2, norm_eps=1e-5, eps=0.0, norm_reduction_force_float32=False)
+    module = xLSTMLayer(config).double()
+    give(
+        module,
+        q__weight=rows(w["w_q"]),
+        k__weight=rows(w["w_k"]),
+        v__weight=rows(w["w_v"]),
+        ogate_preact__weight=rows(w["w_g"]),
+        igate_preact__weight=rows(w["w_i"]),
+        igate_preact__bias=w["b_i"],
+        fgate_preact__weight=rows(w["w_f"]),
+        fgate_preact__bias=w["b_f"],
+        multihead_norm__weight=w["norm"],
+        out_proj__weight=w["w_o"].flatten(0, 1).T,
+    )
+    close(module(x)[0], output(layer, x, w))
