@@ -2,7 +2,7 @@
 # make test    the whole test suite
 # make quick   without the slow tests: those of every mixer under every strategy on real ranks, and of memory
 # make lint    ruff, ruff format, mypy
-# make docs    docs/mixers.md, the formulas of every mixer; what the README's commands print
+# make docs    docs/mixers.md, the formulas of every mixer; what the commands in README.md and docs/ print
 # make bench   the benchmarks
 # make mutations  how many changes to mixers their definitions find out; half an hour
 # make venv    the development environment, in $(VENV)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from costmodel.cli.options import JSON
 from costmodel.errors import InputError
+from costmodel.outputs import writable, write
 
 
 @click.command()
@@ -28,7 +30,8 @@ from costmodel.errors import InputError
 )
 @click.option("--csv", "table", metavar="FILE", type=click.Path(dir_okay=False), help="Every run and its prediction.")
 @JSON
-def calibrate(**options: Any) -> None:
+@click.pass_context
+def calibrate(ctx: click.Context, /, **options: Any) -> None:
     """Fit a profile to measured kernels and collectives, and show how well it predicts runs left out.
 
     \b
@@ -47,6 +50,10 @@ def calibrate(**options: Any) -> None:
         given = " ".join(f"--{'from' if name == 'source' else name} {options[name]}" for name in asked) or "neither"
         rule = "give one of them, or --check with --from"
         raise InputError("--into, --from or --check", given, rule, "for example --into cpu.jsonl")
+    _check_the_others(ctx, asked)
+    for name, option in (("output", "--profile"), ("table", "--csv")):
+        if options[name] is not None:
+            writable(options[name], option)
     if len(asked) == 2:
         _against(options)
     elif options["check"] is not None:
@@ -55,6 +62,31 @@ def calibrate(**options: Any) -> None:
         _machine(options)
     else:
         _published(options)
+
+
+#: Options that are not for all of --from, --into and --check, and which they are for.
+ONLY_FOR = {
+    "budget": ("into", "check"),
+    "device": ("into",),
+    "onto": ("source", "into"),
+    "names": ("source",),
+    "output": ("source", "into"),
+    "table": ("source",),
+}
+
+
+def _check_the_others(ctx: click.Context, asked: list[str]) -> None:
+    """Refuse an option that would change nothing.
+
+    Raises:
+        InputError: saying what it is for.
+    """
+    opts = {parameter.name: parameter.opts for parameter in ctx.command.params}
+    here = " with ".join(opts[name][0] for name in reversed(asked))
+    for name, kinds in ONLY_FOR.items():
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and (len(asked) > 1 or asked[0] not in kinds):
+            rule = f"is for {' and '.join(opts[kind][0] for kind in kinds)}, not for {here}"
+            raise InputError(opts[name][0], ctx.params[name], rule, "leave it out")
 
 
 def _needs(package: str, extra: str, what: str) -> None:
@@ -128,5 +160,5 @@ def _published(options: dict[str, Any]) -> None:
     if options["table"]:
         write_csv(found, Path(options["table"]))
     if output:
-        Path(output).write_text(written, encoding="utf-8")
+        write(Path(output), "--profile", written)
         click.echo(f"Written to {output}", err=options["as_json"])

@@ -19,6 +19,7 @@ from calibrate.store import Contents, Environment
 from calibrate.store import read as read_store
 from costmodel.errors import InputError
 from costmodel.hardware import profiles
+from costmodel.outputs import write
 from costmodel.report import data
 from costmodel.report.page import Page
 from costmodel.units import format_bytes
@@ -50,7 +51,7 @@ def calibrated(path: Path, onto: str | None, output: str | None, as_json: bool) 
     else:
         print_machine(fitted, found, environment)
     if output:
-        Path(output).write_text(written, encoding="utf-8")
+        write(Path(output), "--profile", written)
         click.echo(f"Written to {output}", err=as_json)
 
 

@@ -16,6 +16,7 @@ from calibrate.held_out import Errors, by_shape, by_source, checked, widened
 from calibrate.measurement import Measurement
 from calibrate.profile_numbers import HALF_90
 from costmodel.hardware.profile import Profile
+from costmodel.outputs import replacing
 from costmodel.report.page import Page
 
 
@@ -114,7 +115,7 @@ def _data(errors: Errors) -> dict[str, float] | None:
 
 def write_csv(found: Calibration, path: Path) -> None:
     """Every run, and what a fit without its shape predicts, with the 90 % interval."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path, "--csv") as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("block", "kernel", "source", "measured_s", "predicted_s", "low_s", "high_s"))
         for fit, errors in zip(found.fits, found.shapes, strict=True):

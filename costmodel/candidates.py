@@ -17,7 +17,8 @@ from costmodel.compiled import Array
 from costmodel.data_parallel import Sharing
 from costmodel.dims import Dim
 from costmodel.documents import MOST
-from costmodel.mixture import JOIN, Mixture, alike, each, together
+from costmodel.mixture import Mixture, alike, each, together
+from costmodel.registry import JOIN
 from costmodel.strategy import Requirement, Situation, Strategy, divides, strategies, takes, whole_pieces
 from costmodel.subject import Layer, Subject
 from costmodel.workload import Workload

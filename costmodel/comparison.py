@@ -119,10 +119,10 @@ def compare(
             one = standard if name == against else Contender(name, setting)
         except InputError as error:
             left_out[name] = error.rule
-            continue
-        samples[one.mixer.name] = tuple(one.samples(lengths))
-        if one is not standard:
-            found[one.mixer.name] = {metric: tuple(crossings(one, standard, metric, lengths)) for metric in METRICS}
+        else:
+            samples[one.mixer.name] = tuple(one.samples(lengths))
+            if one is not standard:
+                found[one.mixer.name] = {metric: tuple(crossings(one, standard, metric, lengths)) for metric in METRICS}
         done(name)
     return Comparison(setting, tuple(lengths), standard.mixer.name, samples, found, left_out)
 

@@ -301,15 +301,4 @@ class Unmasked(Mixer):
         return ()
 
 
-class Mixers(Registry[Mixer]):
-    """Mixers by name; several with a ``+`` between them are a mixture, side by side in one layer."""
-
-    def get(self, name: str) -> Mixer:
-        if "+" not in name or ".py:" in name:
-            return super().get(name)
-        from costmodel.mixture import mixture
-
-        return mixture(tuple(super(Mixers, self).get(part) for part in name.split("+")))
-
-
-mixers = Mixers("mixer", "costmodel.mixers", Mixer)
+mixers = Registry("mixer", "costmodel.mixers", Mixer, joined="costmodel.mixture:mixture")

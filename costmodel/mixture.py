@@ -18,12 +18,10 @@ from costmodel.errors import InputError
 from costmodel.mixer import INPUT, SWITCHES, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.registry import JOIN
 from costmodel.strategy import Requirement, Situation, Strategy
 
 T = TypeVar("T")
-
-#: Between the names of parts.
-JOIN = "+"
 
 #: Sizes that all parts have in common; keys that a query sees are among them.
 COMMON = ("D", "L", "rows", "grid_rows", "grid_columns", "grid_parts", "w")

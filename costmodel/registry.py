@@ -16,20 +16,24 @@ from costmodel.errors import InputError, UnknownNameError
 
 T = TypeVar("T")
 
+#: Between the names of several things that are one together.
+JOIN = "+"
+
 
 class Registry(Generic[T]):
     """Named things of one kind, one file each.
 
     A module of the package that defines instances of ``base`` adds them by being there. Other packages name theirs in
-    the entry-point group of that package's name; a user names one as ``path/to/file.py:NAME``.
+    the entry-point group of that package's name; a user names one as ``path/to/file.py:NAME``. Several names with a
+    ``+`` between them are one thing, which the function ``joined`` (``module:function``, of a tuple of them) makes.
 
     Raises (when asked for a name):
         UnknownNameError: for a name that nothing has.
         InputError: for a file that is not there, does not load, or does not hold such a thing.
     """
 
-    def __init__(self, kind: str, package: str, base: type[T]) -> None:
-        self.kind, self._package, self._base = kind, package, base
+    def __init__(self, kind: str, package: str, base: type[T], joined: str) -> None:
+        self.kind, self._package, self._base, self._joined = kind, package, base, joined
         self._load = cache(self._load_all)
 
     def names(self) -> list[str]:
@@ -38,6 +42,11 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The thing of that name."""
+        parts = name.split(JOIN)
+        if len(parts) > 1 and not Path(name.rpartition(":")[0]).is_file():
+            module, _, function = self._joined.partition(":")
+            joined: T = getattr(importlib.import_module(module), function)(tuple(map(self.get, parts)))
+            return joined
         if ".py:" in name:
             return self._from_file(name)
         own = self._in_its_own_module(name)

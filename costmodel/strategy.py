@@ -198,15 +198,4 @@ def whole_pieces(at: Situation, pieces: Dim, reason: str) -> Requirement:
     return replace(divides(at.length, pieces, reason), pieces=pieces)
 
 
-class Strategies(Registry[Strategy]):
-    """Strategies by name; several with a ``+`` between them are for the parts of a mixture."""
-
-    def get(self, name: str) -> Strategy:
-        if "+" not in name or ".py:" in name:
-            return super().get(name)
-        from costmodel.mixture import together
-
-        return together(tuple(super(Strategies, self).get(part) for part in name.split("+")))
-
-
-strategies = Strategies("strategy", "costmodel.strategies", Strategy)
+strategies = Registry("strategy", "costmodel.strategies", Strategy, joined="costmodel.mixture:together")

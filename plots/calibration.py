@@ -2,67 +2,47 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from costmodel.errors import InputError
-from plots.style import COLOURS, FULL_WIDTH, paper
+from plots.style import panels, point_style
+from plots.table import Table
 
 NUMBERS = ("measured_s", "predicted_s", "low_s", "high_s")
+NEEDED = ("block", *NUMBERS)
+
+#: Inches.
+HEIGHT = 2.6
 
 
-def is_calibration(table: Path) -> bool:
-    """Whether a file begins as one that ``costmodel calibrate --csv`` writes."""
-    try:
-        with table.open(encoding="utf-8", newline="") as file:
-            return {"block", *NUMBERS} <= set(next(csv.reader(file), ()))
-    except OSError:
-        return False
-
-
-def draw(table: Path, output: Path) -> None:
+def draw(table: Table, output: Path, column: bool = False) -> None:
     """Draw predictions over measurements, and their ratio with its 90 % interval.
 
     Raises:
-        InputError: for a number that is none, or a format of picture that is not known.
+        InputError: for a table that is none, a number that is none, or a file that no picture can be written to.
     """
     blocks = _read(table)
-    with paper() as pyplot:
-        known = pyplot.figure().canvas.get_supported_filetypes()
-        if output.suffix[1:] not in known:
-            raise InputError("--output", str(output), "has no known format", f"formats: {', '.join(sorted(known))}")
-        figure, (times, ratios) = pyplot.subplots(1, 2, figsize=(FULL_WIDTH, 3.0))
-        for (name, runs), colour in zip(blocks.items(), COLOURS, strict=False):
+    with panels(output, 2, HEIGHT, column) as (times, ratios):
+        for place, (name, runs) in enumerate(blocks.items()):
             measured, predicted, low, high = zip(*runs, strict=True)
-            times.plot(measured, predicted, ".", color=colour, markersize=3, label=name)
+            style = point_style(place) | {"linestyle": "none", "markersize": 2.5, "markeredgewidth": 0}
+            times.plot(measured, predicted, label=name.replace("_", " "), **style)
             ratio = [p / m for p, m in zip(predicted, measured, strict=True)]
             below = [(p - end) / m for p, end, m in zip(predicted, low, measured, strict=True)]
             above = [(end - p) / m for p, end, m in zip(predicted, high, measured, strict=True)]
-            style = {"color": colour, "markersize": 3, "elinewidth": 0.4, "alpha": 0.8}
-            ratios.errorbar(measured, ratio, (below, above), fmt=".", **style)
+            ratios.errorbar(measured, ratio, (below, above), elinewidth=0.4, alpha=0.8, **style)
         every = [number for runs in blocks.values() for run in runs for number in run[:2]]
         times.plot([min(every), max(every)], [min(every), max(every)], color="#000000", linewidth=0.6)
         ratios.axhline(1, color="#000000", linewidth=0.6)
-        times.set(xscale="log", yscale="log", xlabel="measured, seconds", title="predicted, seconds")
-        ratios.set(
-            xscale="log", yscale="log", xlabel="measured, seconds", title="predicted over measured, 90 % intervals"
-        )
-        figure.legend(*times.get_legend_handles_labels(), loc="lower center", ncols=len(blocks))
-        figure.tight_layout(rect=(0, 0.06, 1, 1))
-        figure.savefig(output)
+        times.set(xscale="log", yscale="log", title="predicted time, seconds")
+        ratios.set(xscale="log", title="predicted / measured, 90 % intervals", xlabel="measured time, seconds")
+        times.set_xlabel("" if column else "measured time, seconds")
 
 
-def _read(table: Path) -> Mapping[str, Sequence[tuple[float, ...]]]:
+def _read(table: Table) -> Mapping[str, Sequence[tuple[float, ...]]]:
     """Numbers of each run by block."""
+    table.needs(NEEDED, "costmodel calibrate --csv")
     found: dict[str, list[tuple[float, ...]]] = {}
-    with table.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            try:
-                found.setdefault(row["block"], []).append(tuple(float(row[name]) for name in NUMBERS))
-            except (TypeError, ValueError):
-                raise InputError("the table", f"{table}, line {reader.line_num}", "holds no four numbers") from None
-    if not found:
-        raise InputError("the table", str(table), "has no runs", "make it with costmodel calibrate --csv")
+    for place, row in enumerate(table.rows):
+        found.setdefault(row["block"], []).append(tuple(table.positive(place, name) for name in NUMBERS))
     return found

@@ -23,6 +23,7 @@ from costmodel.cli.options import (
     parse_sizes,
 )
 from costmodel.errors import InputError
+from costmodel.outputs import writable
 from costmodel.units import parse_count
 
 if TYPE_CHECKING:
@@ -160,7 +161,8 @@ def _asked(options: Mapping[str, Any]) -> Asked:
         parse_documents(options["documents"], length),
     )
     repetitions, timeout = (parse_count(options[name], f"--{name}") for name in ("repetitions", "timeout"))
-    return Asked(job, _profile(options["profile"], job.ranks), repetitions, float(timeout), _file(options["save"]))
+    save = None if options["save"] is None else writable(options["save"], "--save")
+    return Asked(job, _profile(options["profile"], job.ranks), repetitions, float(timeout), save)
 
 
 def _ranks(text: str) -> int:
@@ -171,7 +173,7 @@ def _ranks(text: str) -> int:
     """
     asked = parse_count(text, "--ranks")
     launched = os.environ.get("WORLD_SIZE")
-    if launched is not None and int(launched) != asked:
+    if launched is not None and parse_count(launched, "WORLD_SIZE") != asked:
         raise InputError("--ranks", asked, f"the launcher started {launched} processes", f"give --ranks {launched}")
     return asked
 
@@ -190,22 +192,6 @@ def _profile(name: str | None, ranks: int) -> str:
         told = f"the ranks run on {torch.cuda.get_device_name()}"
         raise InputError("--profile", "none", told, "name its profile, see costmodel list profiles")
     return "cpu"
-
-
-def _file(name: str | None) -> Path | None:
-    """A file that can be added to.
-
-    Raises:
-        InputError: for one that cannot.
-    """
-    if name is None:
-        return None
-    path = Path(name)
-    try:
-        with path.open("a"):
-            return path
-    except OSError as error:
-        raise InputError("--save", name, f"cannot be written: {error.strerror}") from None
 
 
 def _measured(asked: Asked) -> Measured | None:

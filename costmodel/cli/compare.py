@@ -11,6 +11,7 @@ import click
 
 from costmodel.cli.options import CLUSTER, JSON, PASSES, complete_mixer
 from costmodel.errors import InputError
+from costmodel.outputs import picture, writable, write
 from costmodel.units import parse_count, parse_counts
 from costmodel.workload import WIDTHS
 
@@ -41,6 +42,7 @@ def compare(ctx: click.Context, /, **options: Any) -> None:
     from costmodel.report import comparison_page
 
     plot = _plot_command(ctx, options["plot"])
+    tables = _tables(options["table"], options["plot"])
     lengths = sorted(set(parse_counts(options["seq"], "--seq")))
     if options["phase"] == "decode":
         raise InputError("--pass", "decode", "compares whole sequences; what decoding keeps is told beside them")
@@ -48,15 +50,26 @@ def compare(ctx: click.Context, /, **options: Any) -> None:
     width = parse_count(options["width"], "--width")
     setting = Setting(parse_cluster(options["cluster"]), width, options["phase"], options["dtype"])
     found = _compared(list(dict.fromkeys([*names, options["against"]])), options["against"], setting, lengths)
-    beside = str(Path(options["plot"]).with_suffix(".csv")) if options["plot"] else None
-    for path in dict.fromkeys(filter(None, (options["table"], beside))):
-        Path(path).write_text(comparison_page.as_csv(found), encoding="utf-8")
+    for option, path in tables.items():
+        write(path, option, comparison_page.as_csv(found))
     if options["as_json"]:
         click.echo(comparison_page.as_json(found))
     else:
         comparison_page.print_comparison(found)
     if plot:
-        ctx.invoke(plot, table=beside, output=options["plot"])
+        ctx.invoke(plot, table=str(tables["--plot"]), output=options["plot"])
+
+
+def _tables(table: str | None, drawn: str | None) -> dict[str, Path]:
+    """Files that the numbers are saved in, by the options that ask for them.
+
+    Raises:
+        InputError: for one that cannot be written.
+    """
+    found = {"--csv": writable(table, "--csv")} if table else {}
+    if drawn:
+        found["--plot"] = writable(picture(drawn, "--plot").with_suffix(".csv"), "--plot")
+    return found
 
 
 def _compared(names: list[str], against: str, setting: Any, lengths: list[int]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import sys
@@ -81,6 +82,10 @@ class Commands(click.Group):
             raise Refused(str(error)) from error
         except KeyboardInterrupt:
             ctx.exit(130)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise  # a closed pipe is click's to end quietly
+            raise click.ClickException(f"the answer cannot be written: {error.strerror}") from None
 
     def _line(self, name: str) -> str:
         found = BUILT_IN.get(name)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from costmodel.errors import InputError, UnknownNameError
-from costmodel.hardware.profile import Collectives, Link, Profile, load_profile
+from costmodel.hardware.profile import Collectives, Link, Profile, load_profile, profiles
 from costmodel.hardware.quantity import Quantity
 
 MAX_DEVICES = 10_000_000
@@ -190,9 +190,12 @@ def parse_cluster(text: str) -> Cluster:
     """
     found = re.fullmatch(r"\s*([-+.0-9][^xX×/]*)[xX×](.*)", text, re.DOTALL)
     count, name = (found[1].strip(), found[2].strip()) if found else ("1", text.strip())
+    turned = re.fullmatch(r"(\w+?)\s*[xX×*]\s*([0-9]+)", name)
+    if turned and turned[1] in profiles() and name not in profiles():
+        raise InputError("cluster", text, "the number of devices comes first", f"write {turned[2]}x{turned[1]}")
     if not re.fullmatch(r"0*[0-9]{1,12}", count) or int(count[-12:]) < 1:
         rule = "the number of devices must be a whole number, at least 1"
-        raise InputError("hardware", text, rule, f"write for example 8x{name or 'h100'}")
+        raise InputError("cluster", text, rule, f"write for example 8x{name or 'h100'}")
     if int(count[-12:]) > MAX_DEVICES:
-        raise InputError("hardware", text, f"the number of devices must be at most {MAX_DEVICES:,}")
+        raise InputError("cluster", text, f"the number of devices must be at most {MAX_DEVICES:,}")
     return Cluster(load_profile(name), int(count[-12:]))

@@ -13,7 +13,7 @@ from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.provenance import kinds
 from costmodel.plan import Plan
 from costmodel.rates import usable_memory
-from costmodel.report import words
+from costmodel.report import frameworks, words
 from costmodel.report.answer import Answer
 from costmodel.subject import Subject
 from costmodel.workload import Workload
@@ -117,6 +117,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
     return workload(asked) | {
         "fits": answer.best is not None,
         "best": plan(answer.best, asked, capacity) if answer.best else None,
+        "frameworks": frameworks.options(answer.best) if answer.best else {},
         "longest_tokens_in_best": answer.longest[0] if answer.best else None,
         "longest_tokens_in_any": answer.longest[1],
         "others": others,

@@ -12,7 +12,7 @@ from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.provenance import kinds
 from costmodel.model import Model
 from costmodel.plan import Plan
-from costmodel.report import words
+from costmodel.report import frameworks, words
 from costmodel.report.answer import Answer
 from costmodel.report.page import Page
 from costmodel.subject import Subject
@@ -43,7 +43,7 @@ def print_answers(answers: Sequence[Answer], model: Model | None, verbose: bool)
             if answer.best is None:
                 _print_advice(page, answer)
             else:
-                page.facts(_facts(answer, answer.best))
+                page.facts(_facts(answer, answer.best, verbose))
             _print_others(page, answer, verbose)
             _print_refused(page, answer, verbose)
         page.heading("About these numbers")
@@ -161,11 +161,13 @@ def _sent(plan: Plan) -> str:
     return f"{' and '.join(axes)}, by each device; {hidden}"
 
 
-def _facts(answer: Answer, best: Plan) -> Iterator[tuple[str, str | Text]]:
+def _facts(answer: Answer, best: Plan, verbose: bool) -> Iterator[tuple[str, str | Text]]:
     yield from plan_facts(best, answer.ranking.workload, answer.ranking.capacity)
     held, most = answer.longest
     also = "" if most <= held else f"; {_tokens(most)} in {words.name(answer.longest_plan)}"
     yield "Longest", f"{_tokens(held)} would fit in this plan{also}"
+    if verbose:
+        yield from frameworks.facts(best)
 
 
 def _tokens(length: int) -> str:

@@ -9,7 +9,7 @@ from costmodel.estimate import Peak, flops
 from costmodel.model import Model
 from costmodel.ops.primitive import FLOP_CLASSES, Reading
 from costmodel.plan import Plan, Ranking
-from costmodel.report import data, words
+from costmodel.report import data, frameworks, words
 from costmodel.report.document import PASS, plan_facts, print_notes, print_question
 from costmodel.report.page import Page
 from costmodel.units import format_bytes, format_count, format_flop, format_seconds
@@ -55,6 +55,7 @@ def _print_one(page: Page, ranking: Ranking) -> None:
     plan = ranking.plan(0)
     page.facts(plan_facts(plan, ranking.workload, ranking.capacity))
     page.facts([("Longest", f"{format_count(ranking.longest(0))} tokens would fit"), ("MFU", _mfu(ranking, plan))])
+    page.facts(frameworks.facts(plan))
     counted = flops(ranking, 0)
     kinds = [kind for kind in FLOP_CLASSES if any(kind in classes for classes in counted.values())]
     rows = [[kind, *(format_flop(counted[reading].get(kind, 0)) for reading in Reading)] for kind in kinds]
@@ -128,6 +129,7 @@ def _predictions(ranking: Ranking) -> Iterator[dict[str, Any]]:
     for candidate, plan in plans(ranking):
         counted = {READING[reading]: classes for reading, classes in flops(ranking, candidate).items()}
         more = {
+            "frameworks": frameworks.options(plan),
             "longest_tokens": ranking.longest(candidate),
             "flop_by_reading_and_class": counted,
             "mfu": peak.model / plan.seconds,

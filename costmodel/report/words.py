@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from costmodel.arrangement import Way
 from costmodel.data_parallel import Sharing
 from costmodel.plan import Plan
+from costmodel.report import frameworks
 from costmodel.units import format_bytes, format_seconds
 
 COLLECTIVE = {
@@ -46,9 +47,7 @@ def _each(names: Iterable[str]) -> str:
 
 def mesh(plan: Plan) -> str:
     """The axes of the mesh that have more than one rank, outermost first: ``context 4 x tensor 2``."""
-    grid = ("ulysses", "context") if plan.context_inside else ("context", "ulysses")
-    used = [f"{axis} {plan.mesh[axis]}" for axis in ("data", *grid, "tensor") if plan.mesh[axis] > 1]
-    return " x ".join(used) or "1 device"
+    return " x ".join(f"{axis} {ranks}" for axis, ranks in frameworks.axes(plan).items()) or "1 device"
 
 
 def details(plan: Plan, train: bool) -> list[str]:

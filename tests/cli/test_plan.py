@@ -90,7 +90,7 @@ def test_the_document_keeps_its_keys(ask) -> None:
     assert list(forward) == [
         *("pass", "length_tokens", "batch_sequences", "causal", "documents_tokens"),
         *("dtype", "cache_bytes_per_element", "whole_logits"),
-        *("fits", "best"),
+        *("fits", "best", "frameworks"),
         *("longest_tokens_in_best", "longest_tokens_in_any", "others", "not_applicable", "advice", "plans_timed"),
         *("plans_that_fit", "search_seconds"),
     ]
