@@ -29,7 +29,8 @@ from costmodel.units import format_seconds
 from costmodel.workload import Phase, Workload
 from validate.allocations import keep_memory
 from validate.executor import Executor
-from validate.layer import DistributedLayer, Task
+from validate.layer import DistributedLayer
+from validate.task import Task
 
 #: Of every structure some; those that go token by token in Python are left out, as nobody runs them so.
 MIXERS = (

@@ -17,7 +17,21 @@ from costmodel.ops.relay import Double, PassOn
 from costmodel.ops.scan import Operands, Recurrence, with_axis, without_axis
 from costmodel.ops.scan import backward as scan_backward
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.program import Chain, Condition, Fused, Leaf, Loop, Node, Overlap, Program, Seq, Step, When, operations
+from costmodel.program import (
+    Chain,
+    Condition,
+    Fused,
+    Leaf,
+    Loop,
+    Node,
+    Operation,
+    Overlap,
+    Program,
+    Seq,
+    Step,
+    When,
+    operations,
+)
 from costmodel.tensor import Storage, Tensor
 
 Pullback = Callable[[Sequence[Any]], Sequence[Any]]
@@ -74,7 +88,7 @@ class Tracer(Vocabulary[Tensor]):
             else Tensor(spec.shape, spec.width, inputs[spec.view_of].storage)
             for spec in specs
         )
-        self._sink.append(Leaf(primitive, inputs, outputs))
+        self._did(Leaf(primitive, inputs, outputs))
 
         def pullback(gradients: Sequence[Tensor | None]) -> Sequence[Any]:
             if gradients[0] is None:  # only the first output of a primitive is differentiable
@@ -96,7 +110,7 @@ class Tracer(Vocabulary[Tensor]):
         with self._capture() as nodes, self._taping(None):
             result = body(self, *inputs)
         outputs = tuple(result) if isinstance(result, tuple) else (result,)
-        self._sink.append(Fused(name, Seq(nodes), inputs, outputs, family, apart=not self.fuses))
+        self._did(Fused(name, Seq(nodes), inputs, outputs, family, apart=not self.fuses))
 
         def pullback(gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
             needed = [x in self._needed for x in inputs]
@@ -228,7 +242,7 @@ class Tracer(Vocabulary[Tensor]):
         last = tuple(Tensor.new(x.shape, x.width) for x in after)
         ys = tuple(Tensor.new(with_axis(y.shape, axis, count), y.width) for y in out)
         apart = not self.fuses
-        self._sink.append(Fused(loop.name, Seq(nodes), given.all, (*last, *ys), loop.family, count, apart))
+        self._did(Fused(loop.name, Seq(nodes), given.all, (*last, *ys), loop.family, count, apart))
         self._record(given.all, (*last, *ys), lambda gradients: scan_backward(self, loop, given, gradients))
         return last, ys
 
@@ -309,6 +323,10 @@ class Tracer(Vocabulary[Tensor]):
     def _as_precise(self, gradient: Tensor, x: Tensor) -> Tensor:
         """A gradient at the precision of what it is the gradient of."""
         return gradient if same(gradient.width, x.width) else self.cast(gradient, self.precision(x))
+
+    def _did(self, operation: Operation) -> None:
+        """An operation has been done."""
+        self._sink.append(operation)
 
     def _record(self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], pullback: Pullback) -> None:
         if self._tape is not None:

@@ -34,7 +34,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from validate.layer import distributed
+    from validate.by_name import distributed
 
 __all__ = ["distributed"]
 
@@ -42,7 +42,7 @@ __all__ = ["distributed"]
 def __getattr__(name: str) -> Any:
     """Load torch when it is first needed."""
     if name in __all__:
-        from validate.layer import distributed
+        from validate.by_name import distributed
 
         return distributed
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -181,10 +181,15 @@ class Transport:
     ) -> Pending:
         """Tensors on their way to the next rank, and as many from the one before; one message each.
 
+        What comes lies in memory as what goes does, in whatever order that is: nothing is copied.
+
         Args:
-            into: contiguous tensors of their shapes that are written to, in place of new memory.
+            into: what came in an earlier shift and is written over, in place of new memory.
         """
-        return self.exchange(axis, 1, what, tensors, [_like(x) for x in tensors] if into is None else into)
+        received = [torch.empty_like(x) for x in tensors] if into is None else into
+        pending = self.exchange(axis, 1, what, [_as_it_lies(x) for x in tensors], [_as_it_lies(x) for x in received])
+        pending.received = tuple(received)
+        return pending
 
     def all_gather(self, x: Tensor, axis: Axis, dim: int, order: str = "rank") -> Tensor:
         """Every rank's shard [..., n, ...] of ``dim``, as [..., P n, ...]; P - 1 rounds, each one rank on.
@@ -256,14 +261,23 @@ class Transport:
         return whole.movedim(0, concat)
 
 
-def _tag(axis: Axis, place: int, x: Tensor) -> int:
-    """A number below 2^31 that tells the axis, the place among its messages, and the size of a message.
+def _as_it_lies(x: Tensor) -> Tensor:
+    """A tensor with its dimensions in the order of its memory; a copy in their own order where that has gaps."""
+    by_memory = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
+    return by_memory if by_memory.is_contiguous() else x.contiguous()
 
-    Gloo lets a short message pass for a long one, and ends the process at a long one: with its size in the tag, a
-    message of the wrong size is not taken, and missed.
+
+def _tag(axis: Axis, place: int, x: Tensor) -> int:
+    """A number below 2^31 that tells the axis, the place among its messages, and the shape of a message.
+
+    Gloo lets a short message pass for a long one, and ends the process at a long one: with its shape in the tag, a
+    message of another shape, or in another order, is not taken, and missed.
     """
-    size = x.nbytes * 2654435761 % 2**32 >> 12  # multiplicative hashing (Knuth, TAOCP 3, 6.4), 20 bits
-    return (TAGS.index(axis.name) * LARGEST + place) << 20 | size
+    code = x.itemsize
+    for size in x.shape:
+        code = code if size == 1 else code * 31 + size
+    code = code * 2654435761 % 2**32 >> 12  # multiplicative hashing (Knuth, TAOCP 3, 6.4), 20 bits
+    return (TAGS.index(axis.name) * LARGEST + place) << 20 | code
 
 
 def _like(x: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from costmodel.errors import InputError
 from costmodel.ops.mesh import Axis
 from costmodel.ops.primitive import Primitive
 from costmodel.ops.scan import Operands, Recurrence
-from costmodel.ops.vocabulary import Vocabulary
 from validate import kernels
 from validate.communication import Pending, Transport
 from validate.mesh import Mesh
+from validate.one_rank import OneRank
 from validate.releasing import Memory, Releasing
 from validate.reverse import pulled_back, recomputed, recorded, scanned, stated
 
@@ -26,7 +26,7 @@ class NotFiniteError(RuntimeError):
     """A value that is no finite number."""
 
 
-class Executor(Vocabulary[Tensor]):
+class Executor(OneRank[Tensor]):
     """Runs a method; differentiable by autograd.
 
     Args:
@@ -150,57 +150,13 @@ class Executor(Vocabulary[Tensor]):
             self.ended("saved", ())
         return result
 
-    def when(self, condition: bool, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-        return then() if condition else otherwise()
-
-    def visiting(self, axis: Axis, step: int) -> int:
-        place: int = (axis.rank - step) % axis.size
-        return place
-
-    def visitors(self, axis: Axis, step: int, earlier: bool | None) -> tuple[tuple[int, int], ...]:
-        return ((self.visiting(axis, step), 1),)
-
-    def relay(
-        self,
-        axis: Axis,
-        start: tuple[Tensor, ...],
-        body: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
-        reverse: bool = False,
-        behind: bool = False,
+    def hand_over(
+        self, axis: Axis, what: str, hop: int, sent: tuple[Tensor, ...], like: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        onward, given = -1 if reverse else 1, _copies(start)
-        self.transport.neighbours(axis, "relay, waiting for the state", {}, {-onward: given})
-        self.ended("relay, received", given)
-        passed = [x.contiguous() for x in body(given)]
-        self.transport.neighbours(axis, "relay, passing the state on", {onward: passed}, {})
-        self.ended("relay, passed on", ())
+        given = tuple(x.clone(memory_format=torch.contiguous_format) for x in like)
+        self.transport.neighbours(axis, what, {hop: [x.contiguous() for x in sent]}, {-hop: given})
+        self.ended(what, given)
         return given
-
-    def pass_on(
-        self, axis: Axis, start: tuple[Tensor, ...], own: tuple[Tensor, ...], reverse: bool = False
-    ) -> tuple[Tensor, ...]:
-        onward, given = -1 if reverse else 1, _copies(start)
-        passed = [x.contiguous() for x in own]
-        self.transport.neighbours(axis, "passing a state on", {onward: passed}, {-onward: given})
-        self.ended("pass on", given)
-        return given
-
-    def prefix(
-        self,
-        axis: Axis,
-        own: tuple[Tensor, ...],
-        combine: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]],
-        reverse: bool = False,
-    ) -> tuple[Tensor, ...]:
-        distance, position = 1, axis.size - 1 - axis.rank if reverse else axis.rank
-        while distance < axis.size:
-            onward, given = -distance if reverse else distance, _copies(own)
-            passed = [x.contiguous() for x in own]
-            self.transport.neighbours(axis, f"prefix, {distance} ranks on", {onward: passed}, {-onward: given})
-            self.ended("prefix", given)
-            own = combine(given, own) if position >= distance else own
-            distance *= 2
-        return own
 
     def scan(
         self,
@@ -243,10 +199,6 @@ class Executor(Vocabulary[Tensor]):
             if following is not None:
                 blocks, spare = following.finish(), reused or None
             self.ended("ring step", (), reused)
-
-
-def _copies(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(x.clone(memory_format=torch.contiguous_format) for x in tensors)
 
 
 class Travelling:

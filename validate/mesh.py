@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from costmodel.ops.mesh import Axis
@@ -58,6 +58,10 @@ class Mesh:
     def ranks(self) -> int:
         """Ranks in the whole grid."""
         return math.prod(size for _, size in self.sizes)
+
+    def ranks_along(self, names: Iterable[str]) -> int:
+        """Ranks along some axes together."""
+        return math.prod(dict(self.sizes).get(name, 1) for name in names)
 
     @property
     def axes(self) -> dict[str, Axis]:

@@ -104,8 +104,11 @@ class Recomputed(torch.autograd.Function):
                 result = ctx.body(ctx.ops, *inputs)
             outputs = result if isinstance(result, tuple) else (result,)
             sources = [x for x, want in zip(inputs, ctx.wanted, strict=True) if want]
-            found = iter(torch.autograd.grad(outputs, sources, gradients))
-        return None, None, *(next(found) if want else None for want in ctx.wanted)
+            found = torch.autograd.grad(outputs, sources, gradients)
+            del result, outputs
+        ctx.ops.ended("backward of a kernel", found)
+        each = iter(found)
+        return None, None, *(next(each) if want else None for want in ctx.wanted)
 
 
 class Scanned(torch.autograd.Function):

@@ -20,8 +20,9 @@ from validate.communication import Traffic
 from validate.counting import FlopCounter, GradientSums, Watched, keeping
 from validate.expected import Expected
 from validate.launch import Rank, RankPool
-from validate.layer import DistributedLayer, Task
+from validate.layer import DistributedLayer
 from validate.mesh import Mesh
+from validate.task import Task
 from validate.template import whole_layer
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}

@@ -8,17 +8,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from costmodel.mixer import mixers
 from costmodel.strategy import strategies
 from costmodel.subject import from_mixer
 from costmodel.workload import Phase
 from tests.validate.cases import DTYPES, Case, expected
+from tests.validate.small import SMALL, meshes, small_case
 from validate.allocations import allocating
 from validate.launch import Rank, RankPool
-from validate.layer import DistributedLayer, Task
+from validate.layer import DistributedLayer
 from validate.live_memory import Live, Remembering, Sink, Source
 from validate.mesh import Mesh
+from validate.task import Task
 
 #: Strategies of softmax attention whose peak is in the backward pass, and the axes that they cut.
 ATTENTION = {
@@ -38,25 +41,41 @@ class Held:
     allocated: int
 
 
+def empty_cache(made: DistributedLayer, case: Case) -> tuple[Tensor, ...]:
+    """A rank's part of a cache of zeros for what is decoded; nothing for other passes."""
+    if case.phase != "decode":
+        return ()
+    kept = case.layer.mixer.cache(made.layer.sizes, case.layer.kept(case.length))
+    return made.shard_cache([torch.zeros(case.batch, *k.shape, dtype=made.ops.dtypes[k.precision]) for k in kept])
+
+
 def held(rank: Rank, case: Case) -> Held:
-    """A pass whose input nothing else holds and, trained, whose output only the graph holds; twice."""
+    """A pass whose input nothing else holds and, trained, whose output only the graph holds; twice.
+
+    What is decoded is the last token, against a cache of zeros.
+    """
     ops = Remembering(DTYPES[case.dtype], Mesh.of(case.mesh, rank.index), flash=case.flash, timeout_s=20)
     made = DistributedLayer(case.layer, Task(case.way, case.causal, case.phase, case.length), ops)
     made.load(case.weights(made.whole_shapes))
-    x, seed = (made.shard(t.to(DTYPES[case.dtype])).contiguous() for t in case.tokens())
+    tokens = [t[:, -1:] if case.phase == "decode" else t for t in case.tokens()]
+    x, seed = (made.shard(t.to(DTYPES[case.dtype])).contiguous() for t in tokens)
+    cache = empty_cache(made, case)
     given_ = [x, *(made.shard_memory(t.to(DTYPES[case.dtype])).contiguous() for t in case.memory())]
 
     def step() -> None:
-        if case.phase == "forward":
+        if case.phase != "train":
             with torch.no_grad():
-                made(*(t.clone() for t in given_), spend=True)
+                if cache:
+                    made.decode(x.clone(), cache, case.length, spend=True)
+                else:
+                    made(*(t.clone() for t in given_), spend=True)
             return
         out = made(*(Source.apply(torch.zeros(0, requires_grad=True), t.clone) for t in given_), spend=True)
         end = Sink.apply(out, seed.clone)
         del out
         end.backward(torch.zeros(0))
 
-    with Live(without=[*made.weights.values(), *made.tables(case.length), *given_, seed]) as ops.live:
+    with Live(without=[*made.weights.values(), *made.tables(case.length), *given_, *cache, seed]) as ops.live:
         step()
     live, ops.live = ops.live, None
     assert live is not None
@@ -111,22 +130,17 @@ def usual(name: str, phase: Phase) -> Case:
 
 
 #: Of live over predicted memory, trained, where it is not 1. Reshaping heads that are apart in memory makes a copy of
-#: them where the formula has a view; and autograd frees some tensors of a fused kernel before its backward has ended.
+#: them where the formula has a view; and the last steps of scans within fused kernels are counted by the formula alone.
 TRAINED = {
     "bigbird": (1.0, 1.15),
-    "log-linear-mamba2": (0.97, 1.0),
     "longformer": (1.0, 1.08),
     "longnet": (1.0, 1.24),
     "nsa": (1.0, 1.11),
     "reformer": (1.0, 1.09),
     "sparse-strided": (1.0, 1.06),
     "mamba3": (1.0, 1.001),
-    "multiresconv": (0.91, 1.0),
-    "poolformer": (0.99, 1.0),
-    "rwkv4": (0.96, 1.0),
-    "s5": (0.88, 1.0),
     "titans": (0.99, 1.0),
-    "ttt-linear": (0.97, 1.0),
+    "ttt-linear": (0.99, 1.0),
     "ttt-mlp": (0.97, 1.0),
 }
 
@@ -140,8 +154,8 @@ def test_every_trained_mixer_holds_what_the_formula_says(name: str) -> None:
     assert least * told <= found.live <= most * told, f"{found.live} at {found.where}, not {told}"
 
 
-#: Reshaping the heads of a product, which are apart in its memory, makes a copy of them where the formula has a view.
-COPIED = {"bigbird": 1.05, "longnet": 1.22}
+#: Of live over predicted memory, forward, where it is not 1: what is reshaped by a copy is freed before the copy.
+FREED = {"bigbird": 0.99}
 
 
 @pytest.mark.slow
@@ -149,6 +163,18 @@ COPIED = {"bigbird": 1.05, "longnet": 1.22}
 def test_every_mixer_holds_what_the_formula_says_to_the_byte(name: str) -> None:
     case = usual(name, "forward")
     found, told = held(Rank(0, 1, 20.0), case), expected(case).peak(0)
-    most = int(told * COPIED.get(name, 1))
-    assert told <= found.live <= most, f"{found.live} at {found.where}, not {told}"
+    assert FREED.get(name, 1) * told <= found.live <= told, f"{found.live} at {found.where}, not {told}"
     assert found.allocated >= found.live
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "mesh"), [(name, mesh) for name in SMALL for mesh in meshes(name, 4)])
+def test_every_strategy_holds_what_the_formula_says_to_the_byte(
+    pool: RankPool, strategy: str, mesh: dict[str, int]
+) -> None:
+    """Forward, or decoding; of the rank that has most, as above."""
+    case = small_case(strategy, mesh, phase="forward", dtype="fp32")
+    known, found = expected(case), pool.run(held, case, ranks=case.ranks)
+    told = [known.peak(rank) for rank in range(case.ranks)]
+    assert max(each.live for each in found) == max(told)
+    assert all(each.live <= own for each, own in zip(found, told, strict=True))
