@@ -23,9 +23,12 @@ from costmodel.trace import Tracer, Widths, trace
 from costmodel.workload import WIDTHS
 
 
-def axis(ranks: int) -> str:
-    """The axis along which a measured collective runs; ranks are in its name, so that rates of several stay apart."""
-    return f"ranks{ranks}"
+def axis(ranks: int, groups: int = 1) -> str:
+    """The axis along which a measured collective runs, in so many groups of ranks at once.
+
+    Both are in its name, so that rates of several stay apart.
+    """
+    return f"ranks{ranks}x{groups}"
 
 
 def _heads(s: Sizes) -> tuple[tuple[int, ...], ...]:
@@ -66,30 +69,40 @@ def _buffer(shard: bool) -> Shapes:
 
 @dataclass(frozen=True)
 class Collective:
-    """A collective of the vocabulary: ``make(axis)``, and whether a rank's larger buffer is its output."""
+    """A collective of the vocabulary.
+
+    Attributes:
+        make: of an axis.
+        shard: whether a rank's larger buffer is its output.
+        heads: whether its operand has heads, rows and columns.
+    """
 
     make: Callable[[Axis], Communication]
     shard: bool = False
+    heads: bool = False
 
-    def case(self) -> Case:
-        """Its case: sizes P and bytes."""
+    def case(self, *sizes: str) -> Case:
+        """Its case: sizes P, bytes and others."""
 
         def run(ops: Tracer, s: Sizes, x: Tensor) -> Any:
-            return ops.apply(self.make(Axis(axis(s["P"]), s["P"], 0)), Tensor.new(x.shape, 1))
+            return ops.apply(self.make(Axis(axis(s["P"], s.get("groups", 1)), s["P"], 0)), Tensor.new(x.shape, 1))
 
-        return Case("link", ("P", "bytes"), _buffer(self.shard), run)
+        return Case("link", ("P", *sizes, "bytes"), _buffer(self.shard), run)
 
 
 COLLECTIVES = {
     "all_reduce": Collective(AllReduce),
     "all_gather": Collective(lambda axis: AllGather(axis, 0), shard=True),
     "reduce_scatter": Collective(lambda axis: ReduceScatter(axis, 0)),
-    "all_to_all": Collective(lambda axis: AllToAll(axis, 0, 1)),
+    "all_to_all": Collective(lambda axis: AllToAll(axis, 0, 1), heads=True),
     "ring_shift": Collective(RingShift),
 }
 
 #: What sends one message one way, and is compared with a ring shift, which sends and receives.
 ONE_WAY = ("point_to_point", "broadcast")
+
+#: What several groups of ranks do at the same time: ``groups`` of them, each of P ranks.
+SEVERAL = {"ring_shifts": "ring_shift", "all_to_alls": "all_to_all"}
 
 _QUERIES = ("B", "H", "H_kv", "n_q", "n_k", "d", "causal")
 
@@ -136,6 +149,7 @@ CASES: dict[str, Case] = {
     "copy": Case("copy", ("n",), _vector, lambda ops, s, x: ops.concat([x], 0)),
     **{name: collective.case() for name, collective in COLLECTIVES.items()},
     **{name: COLLECTIVES["ring_shift"].case() for name in ONE_WAY},
+    **{name: COLLECTIVES[one].case("groups") for name, one in SEVERAL.items()},
 }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from calibrate.case import Case, Operand, Sizes
 from calibrate.cases import CASES
+from calibrate.host import HostCopy
 from calibrate.method import Clock, CudaClock, ThreadClock, WallClock, Work, rotating
 from calibrate.shapes import Shape
 from validate.executor import Executor
@@ -63,6 +64,16 @@ class Bench:
         """What is timed again and again to see whether the device is as fast as before."""
         return self.work(Shape("gemm", "fp32", {"M": 256, "K": 256, "N": 256}))
 
+    def copy(self, copy: HostCopy) -> Work:
+        """A copy between this device and the host, in memory that both have touched."""
+        host = [torch.ones(copy.bytes, dtype=torch.uint8, pin_memory=copy.pinned) for _ in range(2)]
+        device = [torch.ones(copy.bytes, dtype=torch.uint8, device=self.device) for _ in range(2)]
+        if copy.way == "to the device":
+            return lambda: device[0].copy_(host[0], non_blocking=True)
+        if copy.way == "from the device":
+            return lambda: host[1].copy_(device[1], non_blocking=True)
+        return _both_ways((device[0], host[0]), (host[1], device[1]))
+
     def _sets(self, operands: tuple[Operand, ...], ops: Executor) -> list[tuple[Tensor, ...]]:
         dtypes = [torch.int64 if x.precision == "index" else ops.dtypes[x.precision] for x in operands]
         sizes = [math.prod(operand.shape) + GAP for operand in operands]
@@ -97,6 +108,20 @@ def _call(case: Case, ops: Executor, sizes: Sizes) -> Any:
         return case.run(ops, sizes, *operands)
 
     return call
+
+
+def _both_ways(to: tuple[Tensor, Tensor], back: tuple[Tensor, Tensor]) -> Work:
+    """A copy into the first of each pair from its second, both at the same time."""
+    other = torch.cuda.Stream()
+
+    def both() -> None:
+        other.wait_stream(torch.cuda.current_stream())
+        to[0].copy_(to[1], non_blocking=True)
+        with torch.cuda.stream(other):
+            back[0].copy_(back[1], non_blocking=True)
+        torch.cuda.current_stream().wait_stream(other)
+
+    return both
 
 
 def _adam(parameters: Tensor) -> Work:

@@ -16,7 +16,7 @@ import numpy as np
 
 from calibrate.additive import ALIKE, amounts, costs, kernel, predicted, special_rate
 from calibrate.block import BLOCKS, Block
-from calibrate.cases import case, program
+from calibrate.cases import SEVERAL, case, program
 from calibrate.fit import FOLDS, fit, fit_keys, fold, settled
 from calibrate.fitted import Fit, Variances
 from calibrate.held_out import Errors, checked
@@ -235,12 +235,20 @@ def fit_machine(text: str, file: str, rows: Sequence[Measurement], tell: Tell) -
     fits = [fit for tried in families.values() for fit in widened(tried)]
     errors = {family: reported(tried) for family, tried in families.items()}
     tell("link", len(groups) / (len(groups) + 1))
-    link = fit(next(block for block in BLOCKS if block.name == "link"), own, profile, ONE_SOURCE)
+    link = fit(link_block(own), own, profile, ONE_SOURCE)
     if link is not None:
         profile = link.profile
         fits.append(link)
         errors["link"] = held_out(link)
     return Machine(profile, text, fits, errors, checked(profile, own))
+
+
+def link_block(rows: Iterable[Measurement]) -> Block:
+    """The link's numbers, with what transfers share where several at once were measured."""
+    one = next(block for block in BLOCKS if block.name == "link")
+    if not any(row.kernel in SEVERAL for row in rows):
+        return one
+    return replace(one, kernels=(*one.kernels, *SEVERAL), terms=(("links[0].shared_bytes_per_s",), *one.terms))
 
 
 def by_family(found: Sequence[Part]) -> list[Group]:

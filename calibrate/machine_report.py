@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from calibrate.held_out import Errors
+from calibrate.host import NONE_ON_CPU, host_numbers, paths
 from calibrate.machine import Machine, fit_machine, started_text
-from calibrate.profile_file import profile_text, read
+from calibrate.overlap import contention, overlap_numbers, told
+from calibrate.profile_file import Changes, profile_text, read, rewritten
 from calibrate.store import Contents, Environment
 from calibrate.store import read as read_store
 from costmodel.errors import InputError
@@ -22,7 +25,7 @@ from costmodel.hardware import profiles
 from costmodel.outputs import write
 from costmodel.report import data
 from costmodel.report.page import Page
-from costmodel.units import format_bytes
+from costmodel.units import format_rate, format_seconds
 
 
 def calibrated(path: Path, onto: str | None, output: str | None, as_json: bool) -> None:
@@ -39,6 +42,7 @@ def calibrated(path: Path, onto: str | None, output: str | None, as_json: bool) 
     text, _ = profile_text(onto or _base(environment))
     name = Path(output).stem if output else environment.kind
     text = started_text(text, environment, found.measurements, name)
+    text = rewritten(text, Changes({**overlap_numbers(found), **host_numbers(found)}, ()))
     with _bar() as bar:
         task = bar.add_task("fitting", total=1.0)
         fitted = fit_machine(
@@ -86,11 +90,38 @@ def print_machine(fitted: Machine, found: Contents, environment: Environment) ->
         others = [[f"{what.removesuffix(' torch')}, not fitted", *cells(e)] for what, e in fitted.checks.items()]
         page.table(columns, [*rows, *others], columns[1:])
         page.heading("How it was measured")
-        page.facts([("timer", environment.timer), ("drift", _drift(found)), ("shapes", _known(found))])
-        if found.overlaps:
-            page.heading("Communication beside computation")
-            rows = [[o.what, format_bytes(o.bytes), f"{o.hidden:.0%}"] for o in found.overlaps]
-            page.table(["", "message", "of the shorter is hidden"], rows, ["message", "of the shorter is hidden"])
+        facts = [("timer", environment.timer), ("drift", _drift(found)), ("shapes", _known(found))]
+        page.facts([*facts, *([("left out", NONE_ON_CPU)] if environment.kind == "cpu" else [])])
+        _print_overlaps(page, found)
+        _print_copies(page, found)
+
+
+def _print_overlaps(page: Page, found: Contents) -> None:
+    """By what was sent: the part of the shorter that is hidden, and that of its time by which it delays computation."""
+    if not found.overlaps:
+        return
+    page.heading("Communication beside computation, medians")
+    columns = ["", "messages", "of the shorter is hidden", "delay, of its time"]
+    rows = []
+    for what in dict.fromkeys(pair.what for pair in found.overlaps):
+        pairs = [pair for pair in found.overlaps if pair.what == what]
+        hidden, delays = np.median([pair.hidden for pair in pairs]), told(pairs)
+        rows.append([what, str(len(pairs)), f"{hidden:.0%}", f"{np.median(delays):.0%}" if delays else "-"])
+    page.table(columns, rows, columns[1:])
+
+
+def _print_copies(page: Page, found: Contents) -> None:
+    """What copies between device and host take, of pinned and of pageable memory."""
+    if not found.copies:
+        return
+    page.heading("Copies between device and host")
+    columns = ["", "memory", "start", "rate one way", "median error"]
+    rows = []
+    for path in paths(found.copies):
+        start, error = format_seconds(path.start_s), f"{path.error:.0%}"
+        memory = "pinned" if path.pinned else "pageable"
+        rows.append([path.way, memory, start, format_rate(path.bytes_per_s, "B"), error])
+    page.table(columns, rows, columns[2:])
 
 
 def cells(errors: Errors) -> list[str]:
@@ -133,7 +164,10 @@ def as_data(fitted: Machine, found: Contents) -> dict[str, Any]:
         "not_fitted": errors_by_name(fitted.checks),
         "numbers": numbers,
         "drift": [check.ratio for check in found.drift],
-        "hidden": [{"what": o.what, "bytes": o.bytes, "part": o.hidden} for o in found.overlaps],
+        "hidden": [
+            {"what": o.what, "bytes": o.bytes, "part": o.hidden, "contention": contention(o)} for o in found.overlaps
+        ],
+        "host_copies": [asdict(path) for path in paths(found.copies)],
         "damaged_lines": list(found.damaged),
     }
 

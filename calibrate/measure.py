@@ -16,16 +16,20 @@ from itertools import product as combinations
 from typing import Protocol
 
 from calibrate.cases import ONE_WAY, program
+from calibrate.host import HostCopy, host_copies
 from calibrate.measurement import Measurement
 from calibrate.method import Clock, Drift, Timing, Work, measure
 from calibrate.shapes import Shape, bytes_of, rounds
-from calibrate.store import Beside, Checked, Environment, Run, Store, key
+from calibrate.store import Beside, Checked, Copied, Environment, Launched, Run, Store, key
 from costmodel.ops.primitive import Reading
 from costmodel.program import Fused, operations
 from costmodel.units import parse_seconds
 
-#: Part of the time that is for collectives.
-COLLECTIVE_PART = 0.15
+#: Messages, visits to them included, and pairs of communication and computation, in whose time a wire is measured.
+MESSAGES, PAIRS = 240, 50
+
+#: Copies between device and host that are measured in their time.
+COPIES = 60
 
 #: How often each shape is measured.
 VISITS = 4
@@ -38,6 +42,9 @@ LONGEST_PART, LONGEST_S = 1 / 800, (0.05, 0.8)
 
 #: Part of the memory that the tensors of one shape may take, and bytes at most.
 MEMORY_PART, MEMORY_BYTES = 1 / 16, 2**29
+
+#: A kernel that takes the device less time than the host.
+SMALLEST = Shape("add", "fp32", {"n": 2**10})
 
 #: What runs are for that are not fitted: several kernels together, or one way of a link.
 CHECKED = ("vanilla_attention", *ONE_WAY)
@@ -66,17 +73,26 @@ class Maker(Protocol):
     def reference(self) -> Work: ...
 
 
+class Copier(Protocol):
+    """What makes copies between device and host to be timed (``calibrate.kernels.Bench``)."""
+
+    def copy(self, copy: HostCopy) -> Work: ...
+
+
 class Wire(Protocol):
-    """What times collectives (``calibrate.collectives``), one after the other; closed in the end."""
+    """What times collectives (``calibrate.collectives``), in their order."""
 
-    def messages(self) -> Iterator[tuple[str, int]]: ...
+    def messages(self) -> Iterator[Shape]: ...
 
-    def timed(self, kernel: str, size: int, budget_s: float) -> Timing: ...
+    def timed(self, message: Shape, budget_s: float) -> Timing: ...
 
-    def beside(self, size: int, budget_s: float) -> tuple[float, float, float]: ...
 
-    @property
-    def ranks(self) -> int: ...
+class Overlapping(Protocol):
+    """What times collectives, computation, and both together, in their order."""
+
+    def overlaps(self) -> Iterator[Shape]: ...
+
+    def beside(self, message: Shape, budget_s: float) -> tuple[float, float, float]: ...
 
 
 #: Told what is being measured, and which part of the time is spent.
@@ -163,20 +179,57 @@ class Session:
             timing = measure(self.maker.work(shape), self.clock, self._within(SHAPE_PART, SHAPE_S))
             self._keep(shape.kernel, shape.dtype, dict(shape.sizes), timing)
 
-    def collectives(self, wire: Wire) -> None:
-        """Collectives in their order until the time is spent."""
-        share = COLLECTIVE_PART * self.budget_s / 60
-        for kernel, size in wire.messages():
-            if self.spent_s >= self.budget_s:
+    def launches(self, clock: Clock) -> None:
+        """How long the host takes to hand over a kernel, unless that is known.
+
+        Args:
+            clock: of the host.
+        """
+        if not self.store.found.launches:
+            timing = measure(self.maker.work(SMALLEST), clock, SHAPE_S[1])
+            self.store.add(Launched(self.environment.id, self._at_s, timing))
+
+    def copies(self, copier: Copier, part: float, end: float) -> None:
+        """Copies between device and host in their order, for a part of the time that ends at another."""
+        known = {(copied.way, copied.pinned, copied.bytes) for copied in self.store.found.copies}
+        share = part * self.budget_s / COPIES
+        for copy in host_copies():
+            if self.spent_s >= end * self.budget_s:
                 return
-            sizes = {"P": wire.ranks, "bytes": size}
-            if self._visited(kernel, "fp32", sizes):
+            if (copy.way, copy.pinned, copy.bytes) not in known:
+                self.tell(f"copy {copy.bytes} bytes {copy.way}", self.spent_s / self.budget_s)
+                timing = measure(copier.copy(copy), self.clock, share)
+                self.store.add(Copied(self.environment.id, self._at_s, copy.way, copy.pinned, copy.bytes, timing))
+
+    def collectives(self, wire: Wire, part: float, end: float) -> None:
+        """Collectives in their order, several times over, for a part of the time that ends at another.
+
+        Those that take longer than their share are as well known after one visit.
+        """
+        share = part * self.budget_s / MESSAGES
+        for visit, message in combinations(range(VISITS), wire.messages()):
+            if self.spent_s >= end * self.budget_s:
+                return
+            if self._visited(message.kernel, message.dtype, message.sizes) > visit:
                 continue
-            self.tell(f"{kernel} {size} bytes", self.spent_s / self.budget_s)
-            self._keep(kernel, "fp32", sizes, wire.timed(kernel, size, share))
-            if kernel == "ring_shift" and self.spent_s < self.budget_s:
-                times = wire.beside(size, 2 * share)
-                self.store.add(Beside(self.environment.id, self._at_s, kernel, size, *times))
+            self.tell(f"{message.kernel} {message.sizes['bytes']} bytes", self.spent_s / self.budget_s)
+            timing = wire.timed(message, share)
+            self._keep(message.kernel, message.dtype, dict(message.sizes), timing)
+            if sum(timing.samples) * timing.calls > 2 * share:
+                self.visits[key(self._row(message.kernel, message.dtype, message.sizes))] += VISITS
+
+    def overlaps(self, wire: Overlapping, part: float, end: float) -> None:
+        """Collectives beside computation in their order, for a part of the time that ends at another."""
+        known = {(beside.what, beside.bytes) for beside in self.store.found.overlaps}
+        share = part * self.budget_s / PAIRS
+        for message in wire.overlaps():
+            if self.spent_s >= end * self.budget_s:
+                return
+            if (message.kernel, message.sizes["bytes"]) not in known:
+                self.tell(f"{message.kernel} beside products", self.spent_s / self.budget_s)
+                times = wire.beside(message, share)
+                pair = message.kernel, message.sizes["bytes"]
+                self.store.add(Beside(self.environment.id, self._at_s, *pair, *times))
 
     def _shapes(self, dtypes: Sequence[str]) -> Iterator[Shape]:
         """Those that are not too large, each as often as it is measured; without visits of earlier sessions."""
@@ -192,7 +245,10 @@ class Session:
         return min(max(part * self.budget_s, limits[0]), limits[1])
 
     def _visited(self, kernel: str, dtype: str, sizes: Mapping[str, int]) -> int:
-        return self.visits[key(_row(kernel, dtype, sizes, 1.0, self.device, "-", ""))]
+        return self.visits[key(self._row(kernel, dtype, sizes))]
+
+    def _row(self, kernel: str, dtype: str, sizes: Mapping[str, int]) -> Measurement:
+        return _row(kernel, dtype, sizes, 1.0, self.device, "-", "")
 
     @property
     def _at_s(self) -> float:

@@ -39,6 +39,9 @@ FEWEST, MOST = 7, 400
 #: A sample is disturbed where other work had the processor for more than this part of it.
 STOLEN = 0.05
 
+#: Clock cycles, some 50 us, that a GPU waits for each call of a sample, in which the host hands it over.
+AHEAD = 100_000
+
 #: Samples further from the median than so many scaled median deviations are outliers.
 OUTLYING = 5.0
 
@@ -102,7 +105,7 @@ class ThreadClock(Clock):
 
 
 class CudaClock(Clock):
-    """Events on the current stream: time on the device, without that of handing work to it where it keeps up."""
+    """Events on the current stream: time on the device, which waits until the host has handed the work to it."""
 
     name = "CUDA events"
     slowed = False  # its own clock rises and falls with the heat
@@ -114,6 +117,7 @@ class CudaClock(Clock):
 
     def sample(self, work: Work, calls: int) -> Sample:
         start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        self._cuda._sleep(calls * AHEAD)
         start.record()
         for _ in range(calls):
             work()

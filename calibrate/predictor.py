@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +31,20 @@ def _seconds(row: Measurement, tile: Tile) -> Expression:
     return lift(times(run.forward).total + times(run.backward).total)
 
 
+def _groups(row: Measurement) -> tuple[int, int]:
+    """Ranks of a group that communicates, and how many groups do so at once."""
+    return int(row.sizes["P"]), int(row.sizes.get("groups", 1))
+
+
+def _cluster(profile: Profile, ranks: int, groups: int) -> Cluster:
+    """The devices of a run; several groups are measured in one unit, of more devices than the profile's if need be."""
+    devices = ranks * groups
+    if groups > 1 and 0 < profile.links[0].devices < devices:
+        inner = msgspec.structs.replace(profile.links[0], devices=devices)
+        profile = msgspec.structs.replace(profile, links=(inner, *profile.links[1:]))
+    return Cluster(profile, devices)
+
+
 class Predictor:
     """Seconds of measured runs by a profile."""
 
@@ -40,18 +55,18 @@ class Predictor:
         for number, row in enumerate(self.measurements):
             by_dtype.setdefault(row.dtype, {})[str(number)] = _seconds(row, tile)
         self._compiled = {dtype: Compiled(formulas) for dtype, formulas in by_dtype.items()}
-        self._ranks = sorted({int(row.sizes["P"]) for row in self.measurements if "P" in row.sizes})
+        self._groups = sorted({_groups(row) for row in self.measurements if "P" in row.sizes})
 
     def __call__(self, profile: Profile) -> Floats:
         """Seconds of each run."""
         found = np.empty(len(self.measurements))
         for dtype, compiled in self._compiled.items():
             values = Rates(Cluster(profile, 1), dtype).device(compiled.symbols)
-            for ranks in self._ranks:
-                name = axis(ranks)
+            for ranks, groups in self._groups:
+                name = axis(ranks, groups)
                 symbols = [symbol for symbol in compiled.symbols if symbol.split(":")[1:2] == [name]]
-                one = np.ones(1)
-                values |= Rates(Cluster(profile, ranks), dtype).links(symbols, {name: ranks * one}, {name: one})
+                cluster, one = _cluster(profile, ranks, groups), np.ones(1)
+                values |= Rates(cluster, dtype).links(symbols, {name: ranks * one}, {name: one})
             for number, seconds in compiled(values).items():
                 found[int(number)] = seconds[0]
         return found

@@ -51,8 +51,9 @@ def started(profile: Profile, keys: Iterable[str]) -> Profile:
             value = STARTS.get(name)
             if name == "cache_bytes_per_s":  # faster than memory, or it would change nothing
                 value = 2 * profile.device.memory_bytes_per_s.value
-            if value is None:  # of a collective: as the link's
-                number = Quantity(values(profile, ["links[0].bytes_per_s"])["links[0].bytes_per_s"], START, "assumed")
+            if value is None:  # of a collective: as the link's; of all devices together: as of two
+                rate = values(profile, ["links[0].bytes_per_s"])["links[0].bytes_per_s"]
+                number = Quantity(rate * (2 if name == "shared_bytes_per_s" else 1), START, "assumed")
             else:
                 number = Quantity(value, START, "assumed", low=value / 2, high=value * 2)
             profile = placed(profile, {key: number})

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import click
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from calibrate.collectives import Ranks
+from calibrate.collectives import Pairs, Ranks
 from calibrate.environment import environment
 from calibrate.kernels import Bench, clock_for
-from calibrate.measure import COLLECTIVE_PART, Session, parse_budget
+from calibrate.measure import Session, parse_budget
+from calibrate.method import WallClock
 from calibrate.store import Contents, Store
 from costmodel.errors import InputError
 from validate.allocations import keep_memory
-from validate.launch import RankError, RankPool
+from validate.launch import Device, RankError, RankPool
 
 DTYPES = ("fp32", "bf16")
 
 #: Seconds without which there are too few shapes to fit anything, and with which a slip is likely.
 LEAST_S, MOST_S = 20.0, 24 * 3600.0
 
-#: Processes between which collectives run.
-RANKS = 2
+#: Parts of the time for copies between device and host, and for collectives: alone, beside products, several at once.
+COPIES, COLLECTIVES, OVERLAPS, SEVERAL = 0.04, 0.1, 0.05, 0.03
+
+#: Processes between which collectives run on a CPU, and of which there are several pairs; elsewhere one for each GPU.
+RANKS, PAIRED = 2, 4
 
 
-def measured(path: Path, device: Literal["cpu", "cuda"], budget: str, profile: str | None) -> None:
+def measured(path: Path, device: Device, budget: str, profile: str | None) -> None:
     """Measure until the time is spent.
 
     Args:
@@ -57,23 +63,64 @@ def measured(path: Path, device: Literal["cpu", "cuda"], budget: str, profile: s
 
         bench = Bench(device, here.cache_bytes)
         session = Session(store, here, name, budget_s, bench, clock, tell)
+        stages = _stages(session, bench, device)
+        end = 1 - sum(stage.part for stage in stages)
         try:
-            session.kernels(DTYPES, 1 - COLLECTIVE_PART if device == "cpu" else 1.0)
-            if device == "cpu":
-                _collectives(session)
+            if device == "cuda":
+                session.launches(WallClock())
+            session.kernels(DTYPES, end)
+            for stage in stages:
+                end += stage.part
+                if session.spent_s < end * budget_s:
+                    stage.measure(stage.part, end)
         except KeyboardInterrupt:
             click.echo(f"Stopped. What was measured is in {path}; the same command goes on from there.", err=True)
             raise
 
 
-def _collectives(session: Session) -> None:
-    if session.spent_s >= session.budget_s:
-        return
-    try:
-        with RankPool(RANKS) as pool:
-            session.collectives(Ranks(pool))
-    except RankError as error:
-        click.echo(f"Collectives were not all measured: {str(error).splitlines()[0]}", err=True)
+@dataclass(frozen=True)
+class Stage:
+    """What is measured after the kernels, in a part of the time: given that part, and the part at which it ends."""
+
+    part: float
+    measure: Callable[[float, float], None]
+
+
+def _stages(session: Session, bench: Bench, device: Device) -> list[Stage]:
+    """Those that the machine has: copies where the host is apart, collectives where there are ranks, pairs of these."""
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    ranks, paired = (RANKS, PAIRED) if device == "cpu" else (gpus, gpus)
+    found = []
+    if device == "cuda":
+        found.append(Stage(COPIES, partial(session.copies, bench)))
+    if ranks >= RANKS:
+        found.append(Stage(COLLECTIVES + OVERLAPS, _on_ranks(ranks, device, partial(_messages, session))))
+    if paired >= PAIRED:
+        several = _on_ranks(paired, device, lambda pool, part, end: session.collectives(Pairs(pool), part, end))
+        found.append(Stage(SEVERAL, several))
+    return found
+
+
+def _messages(session: Session, pool: RankPool, part: float, end: float) -> None:
+    """Collectives alone, and then beside products."""
+    ranks = Ranks(pool)
+    session.collectives(ranks, part - OVERLAPS, end - OVERLAPS)
+    session.overlaps(ranks, OVERLAPS, end)
+
+
+def _on_ranks(
+    count: int, device: Device, measure: Callable[[RankPool, float, float], None]
+) -> Callable[[float, float], None]:
+    """With so many ranks; what is measured until one fails is kept."""
+
+    def run(part: float, end: float) -> None:
+        try:
+            with RankPool(count, device) as pool:
+                measure(pool, part, end)
+        except RankError as error:
+            click.echo(f"Collectives were not all measured: {str(error).splitlines()[0]}", err=True)
+
+    return run
 
 
 def _bar() -> Progress:

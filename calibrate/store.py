@@ -13,13 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from calibrate.measurement import Measurement
 from calibrate.method import Timing
 from costmodel.errors import InputError
+
+#: Which way bytes go between a device and its host.
+Way = Literal["to the device", "from the device", "both ways"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", forbid_unknown_fields=True):
@@ -102,7 +105,30 @@ class Beside(Record, frozen=True, tag="overlap"):
         return 1 - (self.both_s - longer) / shorter
 
 
-Entry = Environment | Run | Checked | Beside
+class Copied(Record, frozen=True, tag="host copy"):
+    """Bytes copied between the device and the host's memory: seconds of one copy, of one each way for both ways.
+
+    Attributes:
+        pinned: whether the host's pages stay where they are, so that the device copies by itself.
+    """
+
+    environment: str
+    at_s: float
+    way: Way
+    pinned: bool
+    bytes: int
+    timing: Timing
+
+
+class Launched(Record, frozen=True, tag="host launch"):
+    """The smallest kernel handed to the device again and again, on the host's clock."""
+
+    environment: str
+    at_s: float
+    timing: Timing
+
+
+Entry = Environment | Run | Checked | Beside | Copied | Launched
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,6 +172,8 @@ class Contents:
     runs: tuple[Run, ...] = ()
     drift: tuple[Checked, ...] = ()
     overlaps: tuple[Beside, ...] = ()
+    copies: tuple[Copied, ...] = ()
+    launches: tuple[Launched, ...] = ()
     damaged: Mapping[int, str] = field(default_factory=dict)
     torn: int = 0
 
@@ -174,7 +202,7 @@ class Contents:
     def spent_s(self) -> float:
         """Seconds of measuring in all sessions."""
         ends = dict.fromkeys(self.environments, 0.0)
-        for record in (*self.runs, *self.drift, *self.overlaps):
+        for record in (*self.runs, *self.drift, *self.overlaps, *self.copies, *self.launches):
             ends[record.environment] = max(ends[record.environment], record.at_s)
         return sum(ends.values())
 
@@ -216,19 +244,15 @@ def _records(lines: Sequence[bytes]) -> tuple[dict[int, Entry], dict[int, str]]:
 
 def _contents(records: Mapping[int, Entry], damaged: dict[int, str], torn: int) -> Contents:
     environments = {record.id: record for record in records.values() if isinstance(record, Environment)}
-    runs, drift, overlaps = list[Run](), list[Checked](), list[Beside]()
+    held: dict[type[Entry], list[Any]] = {kind: [] for kind in (Run, Checked, Beside, Copied, Launched)}
     for number, record in records.items():
         if isinstance(record, Environment):
             continue
-        if record.environment not in environments:
-            damaged[number] = f"it names the environment '{record.environment}', which no line before it describes"
-        elif isinstance(record, Run):
-            runs.append(record)
-        elif isinstance(record, Checked):
-            drift.append(record)
+        if record.environment in environments:
+            held[type(record)].append(record)
         else:
-            overlaps.append(record)
-    return Contents(environments, tuple(runs), tuple(drift), tuple(overlaps), dict(sorted(damaged.items())), torn)
+            damaged[number] = f"it names the environment '{record.environment}', which no line before it describes"
+    return Contents(environments, *(tuple(each) for each in held.values()), dict(sorted(damaged.items())), torn)
 
 
 class Store:

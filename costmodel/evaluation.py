@@ -29,7 +29,7 @@ from costmodel.rates import Rates, absent, is_link_rate, is_scalar, strides
 from costmodel.step import MEMORY, Costs, Parts, Step, update_costs
 from costmodel.subject import Subject
 from costmodel.symbols import symbol
-from costmodel.timing import Times
+from costmodel.timing import Times, rate
 from costmodel.trace import Tracer, Widths
 from costmodel.uncertainty import Uncertainty
 from costmodel.workload import LONGEST, Workload
@@ -293,7 +293,8 @@ class Group:
         if step.train:
             update = Costs(self._run(self.evaluator.update, {**given, "updated": step.updated})).times("update")
         times = step.seconds(update)
-        return dict(zip(TIME, (times.total, times.compute, times.communication), strict=True))
+        seconds = times.total if self.evaluator.workload.phase == "decode" else times.handed_over
+        return dict(zip(TIME, (seconds, times.compute, times.communication), strict=True))
 
     def bytes(self, length: Array | None = None) -> dict[str, Array]:
         """Bytes of every candidate, by kind of memory; ``length`` as for ``costs``, but with the padding."""
@@ -331,8 +332,11 @@ class Group:
     def breakdown(self) -> dict[str, float]:
         """Seconds of one candidate by what is kept busy, as if nothing overlapped."""
         found: dict[str, list[Dim]] = {}
+        launches = self.evaluator.cluster.profile.device.host_launch_s and self.evaluator.workload.phase != "decode"
         for label, seconds, count in self._parts.busy():
             found.setdefault(label, []).append(seconds * count)
+            if launches:
+                found.setdefault("host", []).append(rate("host") * count)
         return self._evaluated({label: total(each) for label, each in found.items()})
 
     def extrapolated(self) -> dict[str, float]:

@@ -19,7 +19,7 @@ from costmodel.workload import WIDTHS
 #: Symbols of rates that are one number for a whole cluster.
 SCALARS = (
     "launch", "step", "matrix", "vector", "special", "memory", "exposed", "ramp", "uneven", "fill", "cache", "saved",
-    "filled", "kept", "line", "left", "right", "apart", "result", "again", "scores", "between", "far",
+    "filled", "kept", "line", "left", "right", "apart", "result", "again", "scores", "between", "far", "host",
 )  # fmt: skip
 
 #: Numbers of a kernel family that a profile may leave out, which are then 0.
@@ -138,6 +138,8 @@ def _device_rate(device: Device, dtype: str, symbol: str) -> float:
     if kind in ("cache", "filled"):
         held = _value(device.cache_bytes, 0.0)
         return held if kind == "cache" or not held else 1 / held
+    if kind == "host":
+        return _value(device.host_launch_s, 0.0)
     kernel = _kernel(device, where)
     if kind in TERMS:
         return _value(getattr(kernel, kind), 0.0)
@@ -200,6 +202,7 @@ def absent(profile: Profile, symbols: Iterable[str]) -> frozenset[str]:
         "kept": partial(_has_term, device, "cached"),
         "filled": lambda _: device.cache_bytes is not None,
         "cache": lambda _: device.cache_bytes is not None,
+        "host": lambda _: device.host_launch_s is not None,
         "saved": lambda _: device.cache_bytes_per_s is not None,
         "start": lambda _: any(link.start_s for link in profile.links),
         "sooner": lambda _: any(link.small_latency_s for link in profile.links),

@@ -76,12 +76,14 @@ class Times:
 
     Attributes:
         hindrance: what computation beside the communication takes longer.
+        host: seconds in which the host hands over what the device does, ahead of it.
     """
 
     total: Dim = 0
     compute: Dim = 0
     communication: Dim = 0
     hindrance: Dim = 0
+    host: Dim = 0
 
     def __add__(self, other: Times) -> Times:
         return Times(*(mine + its for mine, its in zip(self.parts, other.parts, strict=True)))
@@ -99,7 +101,12 @@ class Times:
         """The time of this work with communication at the same time, which slows it down."""
         both = self + sent
         together = maximum(self.total + sent.hindrance, sent.total)
-        return Times(together, both.compute, both.communication, both.hindrance)
+        return Times(together, both.compute, both.communication, both.hindrance, both.host)
+
+    @property
+    def handed_over(self) -> Dim:
+        """Seconds of the device, or of its host where that is slower: of a queue that never runs empty otherwise."""
+        return maximum(self.total, self.host)
 
     @property
     def exposed(self) -> Dim:
@@ -185,14 +192,14 @@ _known: dict[Hashable, Times] = {}
 def _operation_times(operation: Operation) -> Times:
     if isinstance(operation, Leaf) and isinstance(operation.primitive, Communication):
         seconds = factor(_wire_seconds(operation, operation.primitive))
-        return Times(seconds, 0, seconds, seconds * rate("contention", operation.primitive.axis.name))
+        return Times(seconds, 0, seconds, seconds * rate("contention", operation.primitive.axis.name), rate("host"))
     arithmetic, traffic = _arithmetic_seconds(operation), _traffic_seconds(operation)
     busy = traffic if is_number(arithmetic, 0) else _both(operation, arithmetic, traffic)
     if isinstance(operation, Fused) and not is_number(operation.repeat, 1):
         steps = operation.repeat * rate("step", *operation.kernel)
         busy = maximum(busy, steps) + rate("exposed", *operation.kernel) * minimum(busy, steps)
     seconds = factor(rate("launch", *operation.kernel) + busy + _overhead_seconds(operation))
-    return Times(seconds, seconds, 0)
+    return Times(seconds, seconds, 0, 0, rate("host"))
 
 
 def _overhead_seconds(operation: Operation) -> Dim:

@@ -15,9 +15,9 @@ from costmodel.candidates import factorisations, meshes
 from costmodel.data_parallel import Sharing
 from costmodel.errors import InputError
 from costmodel.estimate import Chosen, estimate
-from costmodel.hardware import load_profile, parse_cluster
+from costmodel.hardware import Quantity, load_profile, parse_cluster
 from costmodel.hardware.cluster import Cluster
-from costmodel.hardware.profile import Collectives
+from costmodel.hardware.profile import Collectives, placed
 from costmodel.huggingface import read_config
 from costmodel.mixer import mixers
 from costmodel.ops.primitive import Reading
@@ -26,7 +26,7 @@ from costmodel.report import words
 from costmodel.step import MEMORY
 from costmodel.strategy import strategies
 from costmodel.subject import from_mixer, from_model
-from costmodel.workload import Workload
+from costmodel.workload import Phase, Workload
 
 LLAMA = Path(__file__).resolve().parents[1] / "examples" / "llama-3-8b.json"
 
@@ -279,3 +279,22 @@ def test_all_logits_at_once() -> None:
     assert working(tokens, whole=True) > 8 * working(tokens, whole=False)
     with pytest.raises(InputError, match="only training takes a loss"):
         Workload(tokens, whole_logits=True)
+
+
+@pytest.mark.parametrize(("phase", "waits"), [("forward", True), ("train", True), ("decode", False)])
+def test_a_step_takes_its_hosts_launches_unless_they_are_replayed(phase: Phase, waits: bool) -> None:
+    plain = load_profile("h100")
+    slow = placed(plain, {"device.host_launch_s": Quantity(1e-2, "for the test", "assumed")})
+    device, host = (
+        estimate(from_mixer("attention"), Workload(256, 1, phase), Cluster(profile, 1), Chosen(("whole",), {})).plan(0)
+        for profile in (plain, slow)
+    )
+    if not waits:
+        assert host.seconds == device.seconds
+        assert "host" not in host.breakdown
+        return
+    launches = host.breakdown.pop("host") / 1e-2
+    assert launches == pytest.approx(round(launches)) and 5 < launches < 100
+    assert host.seconds == pytest.approx(launches * 1e-2)
+    assert host.breakdown == device.breakdown
+    assert words.busy("host") == "the host, which launches kernels"

@@ -15,7 +15,7 @@ from costmodel.ops.mesh import Axis
 from costmodel.ops.scan import Recurrence
 from costmodel.rates import OVERHEADS
 from costmodel.tensor import Tensor
-from costmodel.timing import times
+from costmodel.timing import Times, times
 from costmodel.trace import Tracer, Widths, trace
 
 #: What a profile need not say of a kernel, and is then 0.
@@ -31,6 +31,25 @@ def seconds(run: Callable[..., Any], rates: Mapping[str, float], *shapes: tuple[
     unsaid = dict.fromkeys((symbol for symbol in families if symbol.split(":")[0] in UNSAID), 0.0)
     said = {symbol: rates.get(symbol, rates.get(family)) for symbol, family in families.items()}
     return formula.approximate(unsaid | {symbol: rate for symbol, rate in said.items() if rate is not None})
+
+
+def test_the_host_hands_over_every_kernel_and_message() -> None:
+    # Two kernels in each of three steps of a ring, of which the last sends nothing, and one after it.
+    def around(ops: Any, x: Tensor) -> Any:
+        for _, (block,), _ in ops.rotate(Axis("ring", 3, 1), (x,)):
+            ops.scale(ops.scale(block, 2), 2)
+        return ops.scale(x, 2)
+
+    found = times(
+        trace(Tracer(Widths(2, 4, 4), 64), lambda ops, x, _: around(ops, x), [Tensor.new((50,), 2)], {}).forward
+    )
+    assert lift(found.host).approximate({"host": 3e-6}) == pytest.approx(9 * 3e-6)
+
+
+@pytest.mark.parametrize(("host", "expected"), [(1.0, 5.0), (7.0, 7.0)])
+def test_the_device_waits_for_a_slower_host(host: float, expected: float) -> None:
+    assert (Times(2.0, host=host / 2) + Times(3.0, host=host / 2)).handed_over == expected
+    assert Times(5.0, host=1.0).beside(Times(1.0, host=2.0)).host == 3.0
 
 
 GEMM = {"ramp:gemm": 0.0, "launch:gemm": 1e-6, "matrix:gemm": 1e12, "memory:gemm": 1e9}

@@ -196,6 +196,8 @@ class Device(Noun, frozen=True):
     ``memory_bytes`` capacity, of which ``reserved_bytes`` (driver context, communication buffers) are not for
     tensors; ``memory_bytes_per_s`` bandwidth to it; ``vector_flop_per_s`` fp32 rate outside the matrix units;
     ``special_op_per_s`` rate of exp, log, sin and the like; ``launch_s`` time of a kernel that does nothing;
+    ``host_launch_s`` time in which the host hands one kernel over, ahead of the device: a step takes at least so long
+    for each of its kernels and collectives, but for decoding, whose kernels engines record once and replay;
     ``step_s`` time of one step of a loop inside a kernel whose next step waits for it (a scan).
     ``cache_bytes`` of what a kernel just before wrote are read again at ``cache_bytes_per_s`` (the last-level cache);
     a kernel with a ``cached`` of its own has that instead.
@@ -217,6 +219,7 @@ class Device(Noun, frozen=True):
     kernels: Kernels
     cache_bytes: Quantity | None = None
     cache_bytes_per_s: Quantity | None = None
+    host_launch_s: Quantity | None = None
     fuses: bool = True
     single: dict[str, Kernel] = {}
 

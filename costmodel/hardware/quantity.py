@@ -107,6 +107,7 @@ ALLOWED: dict[str, Allowed] = {
     "vector_flop_per_s": _RATE,
     "special_op_per_s": Allowed("operations/s", 1e6, 1e16, "5e12"),
     "launch_s": Allowed("seconds", 1e-9, 1e-2, "5e-6", zero=True),
+    "host_launch_s": Allowed("seconds", 1e-8, 1e-2, "5e-6", zero=True),
     "step_s": Allowed("seconds", 1e-9, 1e-2, "1e-6", zero=True),
     "latency_s": Allowed("seconds", 1e-9, 1e-1, "10e-6", zero=True),
     "bytes_per_s": _LINK_RATE,

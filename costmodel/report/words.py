@@ -109,6 +109,8 @@ def is_link(label: str) -> bool:
 
 def busy(label: str) -> str:
     """What an entry of a breakdown keeps busy."""
+    if label == "host":
+        return "the host, which launches kernels"
     if not is_link(label):
         return f"{label.replace('_', ' ')} kernels"
     axis, collective = label.split()

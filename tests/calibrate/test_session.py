@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from calibrate.measure import Session, expected_s
+from calibrate.host import HostCopy, host_copies
+from calibrate.measure import VISITS, Session, expected_s
 from calibrate.method import Clock, Sample, Timing
 from calibrate.shapes import Shape, bytes_of
 from calibrate.store import Environment, Store, key, read
@@ -41,21 +42,27 @@ class Maker:
     def reference(self):
         return lambda: None
 
+    def copy(self, copy: HostCopy):
+        return lambda: None
+
 
 class Wire:
-    ranks = 2
+    """Long messages take a second, others a millisecond."""
 
     def __init__(self, clock: Steady) -> None:
         self.clock = clock
 
-    def messages(self) -> Iterator[tuple[str, int]]:
-        return iter([("ring_shift", 1024), ("broadcast", 1024), ("ring_shift", 2**20)])
+    def messages(self) -> Iterator[Shape]:
+        sent = (("ring_shift", 1024), ("broadcast", 1024), ("ring_shift", 2**20))
+        return (Shape(kernel, "fp32", {"P": 2, "bytes": size}) for kernel, size in sent)
 
-    def timed(self, kernel: str, size: int, budget_s: float) -> Timing:
+    overlaps = messages
+
+    def timed(self, message: Shape, budget_s: float) -> Timing:
         self.clock.time += budget_s
-        return Timing.of([Sample(1e-3)] * 7, 1)
+        return Timing.of([Sample(1.0 if message.sizes["bytes"] > 1024 else 1e-3)] * 7, 1)
 
-    def beside(self, size: int, budget_s: float) -> tuple[float, float, float]:
+    def beside(self, message: Shape, budget_s: float) -> tuple[float, float, float]:
         self.clock.time += budget_s
         return 1.0, 1.0, 1.5
 
@@ -100,16 +107,49 @@ def test_a_session_goes_on_where_the_one_before_ended(tmp_path: Path) -> None:
     assert shorter > 0.8 * len(shapes)
 
 
-def test_collectives_are_measured_once_each_with_their_overlap(tmp_path: Path) -> None:
+def test_collectives_are_visited_several_times_and_long_ones_once(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    made = session(path, 60.0)
+    with made.store:
+        made.collectives(Wire(made.clock), 0.1, 1.0)
+    runs = [(run.measurement.kernel, run.measurement.sizes["bytes"], run.measurement.use) for run in read(path).runs]
+    short = [("ring_shift", 1024, "fit"), ("broadcast", 1024, "check")]
+    assert runs == [*short, ("ring_shift", 2**20, "fit"), *short * (VISITS - 1)]
+
+
+def test_overlaps_and_copies_are_measured_once_each(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     for name in ("a1", "a2"):
         made = session(path, 60.0, name)
         with made.store:
-            made.collectives(Wire(made.clock))
+            made.overlaps(Wire(made.clock), 0.1, 1.0)
+            made.copies(made.maker, 0.1, 1.0)
     found = read(path)
-    runs = [(run.measurement.kernel, run.measurement.sizes["bytes"], run.measurement.use) for run in found.runs]
-    assert runs == [("ring_shift", 1024, "fit"), ("broadcast", 1024, "check"), ("ring_shift", 2**20, "fit")]
-    assert [(beside.bytes, beside.hidden) for beside in found.overlaps] == [(1024, 0.5), (2**20, 0.5)]
+    pairs = [(pair.what, pair.bytes, pair.hidden) for pair in found.overlaps]
+    assert pairs == [("ring_shift", 1024, 0.5), ("broadcast", 1024, 0.5), ("ring_shift", 2**20, 0.5)]
+    copies = [HostCopy(copied.way, copied.pinned, copied.bytes) for copied in found.copies]
+    assert copies == list(host_copies())
+
+
+def test_launches_are_measured_once(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    for name in ("a1", "a2"):
+        made = session(path, 60.0, name)
+        with made.store:
+            made.launches(Steady())
+    (launched,) = read(path).launches
+    assert (launched.environment, launched.timing.seconds) == ("a1", 1e-3)
+
+
+def test_each_part_ends_when_its_time_is_spent(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    made = session(path, 24.0)  # of which one visit to a message has 24 / 240 s, one to a copy 24 / 60 s at most
+    with made.store:
+        made.collectives(Wire(made.clock), 1.0, 0.02)
+        assert 0.02 * 24 <= made.spent_s < 0.02 * 24 + 0.11
+        before = len(read(path).copies)
+        made.copies(made.maker, 1.0, 0.02)
+    assert before == len(read(path).copies) == 0
 
 
 def test_what_takes_too_long_or_too_much_memory_is_not_measured(tmp_path: Path) -> None:
