@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from calibrate.cases import case, program
@@ -15,8 +18,8 @@ from calibrate.fitted import Fit
 from calibrate.measurement import Measurement
 from calibrate.profile_numbers import HALF_90, START, limits
 from costmodel.errors import InputError
-from costmodel.hardware.decode import decode, read_bytes
-from costmodel.hardware.profile import Correlation, Measured, Profile, load_profile, look_up
+from costmodel.hardware.decode import parsed, read_bytes
+from costmodel.hardware.profile import Correlation, Measured, Profile, load_profile, look_up, read_profile
 from costmodel.hardware.quantity import ALLOWED, Kind, Plain, Quantity
 from costmodel.ops.communication import Communication
 from costmodel.ops.primitive import Reading
@@ -200,16 +203,25 @@ def read(text: str, file: str) -> Profile:
     Raises:
         InputError: for what is no profile.
     """
-    return decode(text.encode(), Profile, file)
+    return read_profile(text.encode(), file)
 
 
 def profile_text(name_or_path: str) -> tuple[str, str]:
     """The text of a built-in profile or of a user's file, and the file's name.
 
+    What a profile takes from others is written out, so that a fit can put other numbers in its place or none.
+
     Raises:
         UnknownNameError: for a name that is not built in.
         InputError: for a file that cannot be read.
     """
+    text, name = _file_text(name_or_path)
+    raw = parsed(text.encode(), name)
+    heads = [raw, *(link for link in raw.get("links", ()) if isinstance(link, dict))]
+    return (written_out(read(text, name)), name) if any("like" in head for head in heads) else (text, name)
+
+
+def _file_text(name_or_path: str) -> tuple[str, str]:
     if not name_or_path.endswith(".toml"):
         load_profile(name_or_path)
         file = resources.files("costmodel.hardware") / "profiles" / f"{name_or_path}.toml"
@@ -218,3 +230,33 @@ def profile_text(name_or_path: str) -> tuple[str, str]:
         return read_bytes(name_or_path).decode("utf-8"), name_or_path
     except UnicodeDecodeError as error:
         raise InputError(name_or_path, Plain(f"byte {error.start}"), "the file must be UTF-8 text") from None
+
+
+def written_out(profile: Profile) -> str:
+    """The text of a profile with every number, whatever file it is from."""
+    whole: dict[str, Any] = msgspec.to_builtins(profile)
+    text = "".join(_tables({key: child for key, child in whole.items() if key != "like"}, ""))
+    return text.rstrip("\n") + "\n"
+
+
+def _tables(noun: Mapping[str, Any], path: str) -> Iterator[str]:
+    """A table of plain values, then each table below it."""
+    said = {key: child for key, child in noun.items() if child is not None and child != {}}
+    nested = {key: child for key, child in said.items() if isinstance(child, dict) or _is_tables(child)}
+    plain = [f"{key} = {json.dumps(child)}\n" for key, child in said.items() if key not in nested]
+    if plain:
+        yield (f"[{path}]\n" if path else "") + "".join(plain) + "\n"
+    for key, child in nested.items():
+        below = f"{path}.{key}" if path else key
+        if isinstance(child, dict) and "source" in child:
+            yield _table(below, msgspec.convert(child, Quantity))
+        elif isinstance(child, dict):
+            yield from _tables(child, below)
+        else:
+            for one in child:
+                first, *rest = _tables(one, below)
+                yield from (first.replace(f"[{below}]", f"[[{below}]]", 1), *rest)
+
+
+def _is_tables(child: object) -> bool:
+    return isinstance(child, list | tuple) and len(child) > 0 and isinstance(child[0], dict)

@@ -36,6 +36,13 @@ DEVICES = {
     "B200 SXM": "b200",
     "GB200": "gb200",
     "L40S": "l40s",
+    "A100 PCIe": "a100_pcie",
+    "H100 PCIe": "h100_pcie",
+    "L40": "l40",
+    "RTX6000Ada": "rtx6000_ada",
+    "MI300X": "mi300x",
+    "RTX3090": "rtx3090",
+    "RTX5090": "rtx5090",
 }
 DTYPES = {"fp16_acc32": "fp16", "fp16": "fp16", "bf16": "bf16", "fp32": "fp32", "": "bf16"}
 #: Rows that are left out, by file or source, and why.
@@ -201,7 +208,7 @@ def _transport(row: Row) -> str:
     if int(row["num_gpus"]) < 2:
         return ""
     topology = row["topology"]
-    if "SHM" in topology:
+    if "SHM" in topology or "stock" in topology:
         return "host memory"
     return "peer to peer" if "P2P" in topology else "nvlink"
 

@@ -31,20 +31,8 @@ def read_bytes(path: str) -> bytes:
     return data
 
 
-def decode(data: bytes, kind: type[S], file: str) -> S:
-    """Read TOML as a ``kind``; ``file`` is only for the messages.
-
-    Raises `InputError` for bytes that are not UTF-8, text that is not TOML, and keys that are unknown,
-    missing, of the wrong type or out of range.
-    """
-    raw = _parse(data, file)
-    try:
-        return msgspec.convert(raw, kind)
-    except msgspec.ValidationError as error:
-        raise _explain(error, raw, kind, file) from None
-
-
-def _parse(data: bytes, file: str) -> dict[str, Any]:
+def parsed(data: bytes, file: str) -> dict[str, Any]:
+    """TOML as plain dicts and lists; raises `InputError` for bytes that are not UTF-8 and text that is not TOML."""
     try:
         return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -53,6 +41,17 @@ def _parse(data: bytes, file: str) -> dict[str, Any]:
         raise InputError(file, Plain("the text"), "is nested too deeply to be a profile") from None
     except ValueError as error:  # TOMLDecodeError, and integers of thousands of digits
         raise InputError(file, Plain("the text"), f"must be TOML: {str(error).partition(';')[0]}") from None
+
+
+def converted(raw: dict[str, Any], kind: type[S], file: str) -> S:
+    """Plain dicts and lists as a ``kind``; ``file`` is only for the messages.
+
+    Raises `InputError` for keys that are unknown, missing, of the wrong type or out of range.
+    """
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise _explain(error, raw, kind, file) from None
 
 
 def _explain(error: Exception, raw: object, kind: type[msgspec.Struct], file: str) -> InputError:
@@ -69,14 +68,14 @@ def _explain(error: Exception, raw: object, kind: type[msgspec.Struct], file: st
     if name:
         field = _join(path, name[1])
         return InputError(f"{file}: {field}", Plain("no value"), "this key is required", _wanted(field))
-    value = _shown(_look_up(raw, path))
+    value = _shown(found_at(raw, path, Plain("what is there")))
     return InputError(f"{file}: {path or 'top level'}", value, _type_rule(message, path), _wanted(path))
 
 
 def _named(path: str, raw: Any, kind: type[msgspec.Struct]) -> str:
     """The path with the key of the free-form table that it passes, which msgspec leaves out: the first with a fault."""
     table, free, below = path.partition("[...]")
-    for name in _look_up(raw, table) if free else ():  # type: ignore[attr-defined]
+    for name in found_at(raw, table) if free else ():
         try:
             msgspec.convert(_with_only(raw, table.split("."), name), kind)
         except msgspec.ValidationError:
@@ -95,7 +94,7 @@ def _with_only(raw: Any, parts: list[str], name: str) -> dict[str, Any]:
 def _unknown_key(file: str, path: str, key: str, raw: object, known: list[str]) -> InputError:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     field = _join(path, key)
-    table = _look_up(raw, path)
+    table = found_at(raw, path)
     value = _shown(table.get(key)) if isinstance(table, dict) else Plain("it")
     hint = f"did you mean {close[0]!r}?" if close else None
     rule = f"there is no such key; known here: {', '.join(known)}"
@@ -159,13 +158,13 @@ def _struct_in(annotation: Any) -> Any:
     return next(a for a in annotation.__args__ if isinstance(a, type) and issubclass(a, msgspec.Struct))
 
 
-def _look_up(raw: Any, path: str) -> object:
+def found_at(raw: Any, path: str, otherwise: object = None) -> Any:
     """The value at a path such as ``links[0].devices`` in plain dicts and lists."""
     for part in _parts(path):
         try:
             raw = raw[int(part)] if isinstance(raw, list) else raw[part]
         except (KeyError, IndexError, TypeError, ValueError):
-            return Plain("what is there")
+            return otherwise
     return raw
 
 

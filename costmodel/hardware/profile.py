@@ -5,6 +5,7 @@ Nothing here computes a time. Numbers are in SI base units (bytes, seconds, FLOP
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
@@ -16,7 +17,8 @@ import msgspec
 import numpy as np
 
 from costmodel.errors import InputError, UnknownNameError
-from costmodel.hardware.decode import decode, read_bytes
+from costmodel.hardware.decode import converted, parsed, read_bytes
+from costmodel.hardware.like import Like, completed
 from costmodel.hardware.quantity import ALLOWED, Plain, Quantity
 from costmodel.masks import Columns, Tile
 
@@ -347,6 +349,8 @@ class Correlation(Noun, frozen=True):
 class Profile(Noun, frozen=True):
     """A machine: what `load_profile` returns. ``calibrated`` says whether it was fitted to measured runs.
 
+    ``like``: the profile from which its device has the numbers that its own file does not say.
+
     Raises `InputError` naming the key for a number outside its plausible range (`ALLOWED`) or links that
     contradict each other.
     """
@@ -360,6 +364,7 @@ class Profile(Noun, frozen=True):
     host: Host
     correlations: tuple[Correlation, ...] = ()
     composition: Composition | None = None
+    like: Like | None = None
 
     def __post_init__(self) -> None:
         _check_ranges(self, "")
@@ -499,9 +504,12 @@ def load_profile(name_or_path: str | Path) -> Profile:
     Raises `UnknownNameError` for a name that is not built in, and `InputError` naming file, key, rule and
     remedy for a file that cannot be read or used.
     """
-    text = str(name_or_path)
+    return _loaded(str(name_or_path))
+
+
+def _loaded(text: str, above: tuple[str, ...] = ()) -> Profile:
     if text.endswith(".toml"):
-        return decode(read_bytes(text), Profile, text)
+        return read_profile(read_bytes(text), text, above)
     if text not in profiles():
         raise UnknownNameError("hardware profile", text, profiles())
     return _built_in(text)
@@ -510,4 +518,29 @@ def load_profile(name_or_path: str | Path) -> Profile:
 @cache
 def _built_in(name: str) -> Profile:
     file = resources.files("costmodel.hardware") / "profiles" / f"{name}.toml"
-    return decode(file.read_bytes(), Profile, file.name)
+    return read_profile(file.read_bytes(), file.name)
+
+
+def read_profile(data: bytes, file: str, above: tuple[str, ...] = ()) -> Profile:
+    """The profile in the bytes of a file, with what it takes from others.
+
+    Args:
+        file: its path, from whose folder the paths of other files count; also for messages.
+        above: files that take from this one.
+
+    Raises:
+        InputError: as `load_profile` does, and for a file that takes from itself.
+    """
+
+    def load(name: str, key: str) -> dict[str, Any]:
+        path = str(Path(file).parent / name) if name.endswith(".toml") else name
+        if os.path.abspath(path) in (found := [*above, os.path.abspath(file)]):
+            raise InputError(f"{file}: {key}", name, f"leads back to itself: {' -> '.join([*found, name])}")
+        try:
+            other = _loaded(path, tuple(found))
+        except UnknownNameError as error:
+            raise InputError(f"{file}: {key}", name, error.rule, error.remedy) from None
+        plain: dict[str, Any] = msgspec.to_builtins(other)
+        return plain
+
+    return converted(completed(parsed(data, file), file, load), Profile, file)

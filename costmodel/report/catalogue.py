@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from costmodel.carry import Structure
 from costmodel.hardware import Profile, Quantity, load_profile, profiles
 from costmodel.hardware.provenance import kinds as kinds_of
@@ -121,15 +123,25 @@ def _profile_table(page: Page) -> None:
     for name in names("profiles"):
         profile = load_profile(name)
         said = ", ".join(f"{count} {kind}" for kind, count in kinds_of(profile).items())
-        rows.append([profile.name, profile.title, "yes" if profile.calibrated else "no", said])
+        rows.append([profile.name, profile.title, _rests_on(profile), said])
     page.table(["profile", "", "calibrated", "numbers"], rows)
+
+
+def _rests_on(profile: Profile) -> str:
+    """Whether a profile is calibrated, or which one its kernels are from."""
+    if profile.like and not profile.calibrated:
+        return f"as {profile.like.profile}"
+    return "yes" if profile.calibrated else "no"
 
 
 def _print_profile(page: Page, name: str) -> None:
     profile = load_profile(name)
     page.heading(profile.name)
     calibrated = "fitted to measured runs" if profile.calibrated else "no: put together from the sources below"
-    page.facts([("What", profile.title), ("Calibrated", calibrated)])
+    facts = [("What", profile.title), ("Calibrated", calibrated)]
+    if profile.like:
+        facts.append(("Like", f"{profile.like.profile}, {profile.like.die} die: what is not known of this device"))
+    page.facts(facts)
     page.gap()
     for path, quantity in numbers(profile):
         page.line(f"{path}  {_written(path, quantity)}  ({quantity.kind})", "cyan")
@@ -214,6 +226,7 @@ def _profile_data(profile: Profile) -> dict[str, Any]:
         "name": profile.name,
         "title": profile.title,
         "calibrated": profile.calibrated,
+        "like": msgspec.to_builtins(profile.like),
         "provenance": kinds_of(profile),
         "numbers": found,
     }

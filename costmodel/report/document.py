@@ -98,7 +98,8 @@ def print_notes(page: Page, cluster: Cluster, workload: Workload, model: Model |
     )
     counted = kinds(profile)
     number = ", ".join(f"{count} {kind}" for kind, count in counted.items())
-    fitted = "has numbers fitted to published runs" if profile.calibrated else "is not calibrated"
+    other = f", and has the kernels of {profile.like.profile}" if profile.like else ""
+    fitted = "has numbers fitted to published runs" if profile.calibrated else f"is not calibrated{other}"
     page.note(f"{profile.name} {fitted}: {sum(counted.values())} numbers, {number}. Each with its source:")
     page.indented(f"costmodel list profiles {profile.name}", 2)
     if workload.documents:

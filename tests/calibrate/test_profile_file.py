@@ -47,6 +47,7 @@ def test_what_is_written_is_read(name: str) -> None:
         placed(load_profile(name), {**NUMBERS, "device.kernels.gemm.measured": measured}),
         correlations=(*kept, *correlations),
         calibrated=True,
+        like=None,
     )
     assert found == expected
 
@@ -64,6 +65,15 @@ def test_a_number_is_taken_out() -> None:
     assert look_up(read(text, "x"), "device.kernels.gemm.exposed") == number(0.3)
     without = rewritten(text, Changes({"device.kernels.gemm.exposed": None}, ()))
     assert look_up(read(without, "x"), "device.kernels.gemm.exposed") is None
+
+
+@pytest.mark.parametrize("name", ["a800", "l40", "v100"])
+def test_a_profile_like_another_is_written_out(name: str) -> None:
+    text = profile_text(name)[0]
+    assert "like" not in text.replace("alike", "").partition("[device]")[0]
+    assert read(text, "x") == msgspec.structs.replace(load_profile(name), like=None)
+    key = "device.kernels.gemm.exposed"  # taken from the other profile, and found by a fit not to be there
+    assert look_up(read(rewritten(text, Changes({key: None}, ())), "x"), key) is None
 
 
 def test_texts_of_profiles(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from costmodel.errors import InputError, UnknownNameError
 from costmodel.hardware import load_profile
-from costmodel.hardware.decode import decode
-from costmodel.hardware.profile import Profile
+from costmodel.hardware.profile import read_profile
 from costmodel.hardware.quantity import ALLOWED
 
 #: What a fit writes beside numbers: tables of sizes, and correlations.
@@ -45,7 +44,7 @@ def mutant(number: int, line: str) -> str:
     lines = H200.splitlines()
     lines[number] = line
     try:
-        decode("\n".join(lines).encode(), Profile, "mutant.toml")
+        read_profile("\n".join(lines).encode(), "mutant.toml")
     except InputError as error:
         return str(error)
     return ""
@@ -54,7 +53,7 @@ def mutant(number: int, line: str) -> str:
 def replaced(old: str, new: str) -> str:
     assert H200.count(old) >= 1
     with pytest.raises(InputError) as caught:
-        decode(H200.replace(old, new, 1).encode(), Profile, "h200.toml")
+        read_profile(H200.replace(old, new, 1).encode(), "h200.toml")
     return str(caught.value)
 
 
@@ -124,14 +123,14 @@ def test_bare_number_shows_how_to_write_a_quantity() -> None:
     table = H200[H200.index("[device.memory_bytes]") : H200.index("[device.memory_bytes_per_s]")]
     text = H200.replace(table, "").replace("[device]\n", "[device]\nmemory_bytes = 80e9\n")
     with pytest.raises(InputError, match=r"device\.memory_bytes: 8.*must be a table; write \{ value = 80e9, source"):
-        decode(text.encode(), Profile, "h200.toml")
+        read_profile(text.encode(), "h200.toml")
 
 
 def test_no_rate_at_all() -> None:
     start, end = H200.index("[device.peak_flop_per_s.bf16_dense]"), H200.index("[device.vector_flop_per_s]")
     text = f"{H200[:start]}[device.peak_flop_per_s]\n{H200[end:]}"
     with pytest.raises(InputError, match=r"device\.peak_flop_per_s: .* must hold at least one rate"):
-        decode(text.encode(), Profile, "h200.toml")
+        read_profile(text.encode(), "h200.toml")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,7 @@ def test_totals_belong_to_their_level(link: int, key: str, other: str) -> None:
     first, rest = parts[1 + link].split("\n\n", 1)
     parts[1 + link] = first + "\n" + head + rest
     with pytest.raises(InputError, match=rf"links\[{link}\].{key}_bytes_per_s.value.*use {other}_bytes_per_s"):
-        decode("[[links]]\n".join(parts).encode(), Profile, "h200.toml")
+        read_profile("[[links]]\n".join(parts).encode(), "h200.toml")
 
 
 def test_only_an_all_reduce_may_pass_the_line_rate() -> None:
@@ -154,7 +153,7 @@ def test_only_an_all_reduce_may_pass_the_line_rate() -> None:
 
 @pytest.mark.parametrize("name", ["h10O", "", "toml", "/", "H100", "../profiles/h100"])
 def test_unknown_name(name: str) -> None:
-    with pytest.raises(UnknownNameError, match="Known: a100, b200, cpu, gb200, h100, h200, l40s, rtx4090"):
+    with pytest.raises(UnknownNameError, match=r"Known: a10, a100, a100_40gb, .*h100, .*rtx4090"):
         load_profile(name)
 
 
@@ -190,7 +189,7 @@ def test_a_users_file(tmp_path: Path) -> None:
 @example(b"\xef\xbb\xbfschema = 1")
 def test_any_bytes(data: bytes) -> None:
     with pytest.raises(InputError, match=r"fuzz\.toml"):
-        decode(data, Profile, "fuzz.toml")
+        read_profile(data, "fuzz.toml")
 
 
 VALUES = st.recursive(
