@@ -25,7 +25,7 @@ from calibrate.measurement import Measurement, read_measurements
 from calibrate.predictor import Predictor
 from calibrate.published import DATA
 from costmodel.hardware.decode import converted
-from costmodel.hardware.like import FURTHER, OWN, completed
+from costmodel.hardware.like import FURTHER, completed, is_own
 from costmodel.hardware.profile import Profile, load_profile, look_up, placed
 from costmodel.hardware.quantity import Quantity
 from costmodel.uncertainty import Uncertainty
@@ -93,7 +93,7 @@ def _own(noun: Raw) -> Raw:
     """What a profile that is like another has to say of a device."""
     found = {}
     for key, child in noun.items():
-        kept = child if key in OWN else _own(child) if isinstance(child, dict) and "source" not in child else None
+        kept = child if is_own(key) else _own(child) if isinstance(child, dict) and "source" not in child else None
         if kept:
             found[key] = kept
     return found

@@ -1,7 +1,7 @@
 """A profile that takes what it does not say from others, as far as that carries over to another device.
 
 Shares of a peak, of a bandwidth or of a line rate carry over, and so do times (launches, latencies) and the sizes of
-tiles. What a device has of its own does not (`OWN`): the file says it. Rates of a link that is like another one are in
+tiles. What a device has of its own does not (`is_own`): the file says it. Rates of a link that is like another one are in
 proportion to their line rates. Each number that is taken says so in its source, and the ``spread`` of every kernel
 family and link is widened by `FURTHER`, since none was measured on this machine.
 """
@@ -24,25 +24,6 @@ Which = Literal["same", "another"]
 
 #: The document of the profile of a name that the file has at a key.
 Load = Callable[[str, str], Raw]
-
-#: What a file has to say itself where the profile that it is like says it: sizes and rates of the device, and how many
-#: tiles it works on at a time.
-OWN = frozenset(
-    {
-        "memory_bytes",
-        "memory_bytes_per_s",
-        "peak_flop_per_s",
-        "vector_flop_per_s",
-        "special_op_per_s",
-        "cache_bytes",
-        "cache_bytes_per_s",
-        "fill",
-        "flop_per_s",
-        "left_bytes_per_s",
-        "right_bytes_per_s",
-        "again_bytes_per_s",
-    }
-)
 
 #: Rates of a link that are in proportion to its line rate.
 IN_PROPORTION = ("bytes_per_s", "switch_bytes_per_s", "shared_bytes_per_s", "uplink_bytes_per_s")
@@ -85,6 +66,14 @@ class _LinkHeading(msgspec.Struct, frozen=True):
 
 class _LinkHeadings(msgspec.Struct, frozen=True):
     links: tuple[_LinkHeading, ...] = ()
+
+
+def is_own(key: str) -> bool:
+    """Whether a file has to say a number itself where the profile that it is like says it.
+
+    These are the device's rates, the sizes of its memory and cache, and how many tiles it works on at a time.
+    """
+    return key.endswith("_per_s") or key in ("memory_bytes", "cache_bytes", "fill")
 
 
 def completed(raw: Raw, file: str, load: Load) -> Raw:
@@ -133,7 +122,7 @@ def _device(raw: Raw, parent: Raw, like: Like, file: str) -> Raw:
 def _own(noun: Raw, path: str) -> Iterator[str]:
     """Where a device has what others have to say themselves."""
     for key, child in noun.items():
-        if key in OWN and child is not None:
+        if is_own(key) and child is not None:
             yield f"{path}.{key}"
         elif isinstance(child, dict):
             yield from _own(child, f"{path}.{key}")
@@ -143,7 +132,7 @@ def _carried(noun: Any) -> Any:
     """What of a device carries over."""
     if not isinstance(noun, dict):
         return noun
-    return {key: _carried(child) for key, child in noun.items() if key not in OWN}
+    return {key: _carried(child) for key, child in noun.items() if not is_own(key)}
 
 
 def _link(link: Raw, parent: Raw, like: LikeLink, where: str) -> tuple[Raw, int]:
