@@ -1,8 +1,8 @@
 """A profile that takes what it does not say from others, as far as that carries over to another device.
 
 Shares of a peak, of a bandwidth or of a line rate carry over, and so do times (launches, latencies) and the sizes of
-tiles. What a device has of its own does not (`is_own`): the file says it. Rates of a link that is like another one are in
-proportion to their line rates. Each number that is taken says so in its source, and the ``spread`` of every kernel
+tiles. What a device has of its own does not (`is_own`): the file says it. Rates of a link that is like another one are
+in proportion to their line rates. Each number that is taken says so in its source, and the ``spread`` of every kernel
 family and link is widened by `FURTHER`, since none was measured on this machine.
 """
 
