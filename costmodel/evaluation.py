@@ -73,7 +73,7 @@ class Evaluator:
 
     def __init__(self, subject: Subject, workload: Workload, cluster: Cluster) -> None:
         self.subject, self.workload, self.cluster = subject, workload, cluster
-        self.widths = Widths(workload.width, max(4, workload.width), max(4, workload.width))
+        self.widths = Widths(workload.width, max(4, workload.width), workload.gradient_width)
         self.train = workload.phase == "train"
         self.replicas = Replicas(symbol("P_d") * symbol("P_c") * symbol("P_u"), symbol("P_d"), self.widths)
         self.tape = Tape(is_scalar, lambda name: bool(absent(cluster.profile, [name])))

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 Phase = Literal["forward", "train", "prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("forward", "train", "prefill", "decode")
 
+#: Precisions of gradients that several ranks add to: as they are accumulated, or the dtype of the model.
+GradientPrecision = Literal["fp32", "model"]
+GRADIENTS: tuple[GradientPrecision, ...] = ("fp32", "model")
+
 #: Bytes of one element, by dtype.
 WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1}
 
@@ -36,10 +40,12 @@ class Workload:
             whose logits are dropped.
         documents: lengths of the documents that each sequence is packed with, in their order; none where a sequence is
             one.
+        gradient: precision of gradients that several ranks add to, on their way between them: those of keys and values
+            in a ring, and in reduce-scatters.
 
     Raises:
         InputError: for a number out of range.
-        UnknownNameError: for an unknown pass or dtype.
+        UnknownNameError: for an unknown pass, dtype or precision.
     """
 
     length: int
@@ -51,6 +57,7 @@ class Workload:
     cached: int = 0
     whole_logits: bool = False
     documents: tuple[int, ...] = ()
+    gradient: GradientPrecision = "fp32"
 
     def __post_init__(self) -> None:
         for field, value, limit in (("--seq", self.length, LONGEST), ("--batch", self.batch, 2**30)):
@@ -70,7 +77,15 @@ class Workload:
             raise InputError("--whole-logits", True, rule, "add --pass train")
         if self.dtype not in WIDTHS:
             raise UnknownNameError("dtype", self.dtype, WIDTHS)
+        self._check_gradient()
         self._check_documents()
+
+    def _check_gradient(self) -> None:
+        if self.gradient not in GRADIENTS:
+            raise UnknownNameError("precision of gradients", self.gradient, GRADIENTS)
+        if self.gradient != "fp32" and self.phase != "train":
+            rule = f"only training has gradients; a {self.phase} pass sends none"
+            raise InputError("--gradient", self.gradient, rule, "add --pass train")
 
     def _check_documents(self) -> None:
         if not self.documents:
@@ -94,6 +109,11 @@ class Workload:
     def width(self) -> int:
         """Bytes of one element."""
         return WIDTHS[self.dtype]
+
+    @property
+    def gradient_width(self) -> int:
+        """Bytes of one element of gradients between ranks."""
+        return self.width if self.gradient == "model" else max(4, self.width)
 
     @property
     def cache_width(self) -> float:

@@ -10,17 +10,19 @@ from itertools import accumulate, pairwise
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 from costmodel.arrangement import Way
 from costmodel.dims import Shape
 from costmodel.strategy import strategies
 from costmodel.subject import Layer, from_mixer
-from costmodel.workload import Phase, Workload
+from costmodel.workload import GradientPrecision, Phase, Workload
 from validate.executor import Executor
 from validate.expected import Expected
 from validate.launch import Rank
-from validate.layer import DistributedLayer, Task
+from validate.layer import DistributedLayer
 from validate.mesh import Mesh
+from validate.task import Task
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -40,6 +42,8 @@ class Job:
         batch: sequences, over all ranks.
         context_inside: of a grid, whether context ranks follow each other, within Ulysses ranks.
         documents: lengths of those that each sequence is packed with.
+        cached: tokens that a prefill follows on.
+        gradient: precision of gradients that several ranks add to, on their way between them.
     """
 
     mixer: str
@@ -56,6 +60,8 @@ class Job:
     seed: int = 0
     context_inside: bool = False
     documents: tuple[int, ...] = ()
+    cached: int = 0
+    gradient: GradientPrecision = "fp32"
 
     @property
     def ranks(self) -> int:
@@ -71,29 +77,46 @@ class Job:
 
     @property
     def workload(self) -> Workload:
-        return Workload(self.length, self.batch, self.phase, self.causal, documents=self.documents)
+        return Workload(
+            self.length,
+            self.batch,
+            self.phase,
+            self.causal,
+            cached=self.cached,
+            documents=self.documents,
+            gradient=self.gradient,
+        )
 
     @property
     def expected(self) -> Expected:
         """The formulas of this run."""
-        return Expected(self.layer, self.way, self.workload, self.mesh, DTYPES[self.dtype], self.context_inside)
+        dtype, gradient = DTYPES[self.dtype], self.travelling
+        return Expected(self.layer, self.way, self.workload, self.mesh, dtype, self.context_inside, gradient)
+
+    @property
+    def travelling(self) -> torch.dtype | None:
+        """Of gradients between ranks; ``None`` for that of accumulation."""
+        return DTYPES[self.dtype] if self.gradient == "model" else None
 
     def of(self, length: int) -> Job:
-        """The same for the first tokens only."""
+        """The same for the first tokens only, and for as large a part of cached ones, which the ranks can share."""
+        ranks = self.mesh.get("context", 1) * self.mesh.get("ulysses", 1)
+        cached = self.cached and max(1, self.cached * length // self.length // ranks) * ranks
         ends = [min(end, length) for end in accumulate(self.documents)]
         lengths = (end - begin for begin, end in pairwise([0, *ends]))
-        return replace(self, length=length, documents=tuple(n for n in lengths if n))
+        return replace(self, length=length, documents=tuple(n for n in lengths if n), cached=cached)
 
     def alone(self) -> Job:
         """The same in one process, in float64."""
-        return replace(self, strategy="whole", mesh={}, dtype="fp64", context_inside=False)
+        return replace(self, strategy="whole", mesh={}, dtype="fp64", context_inside=False, gradient="fp32")
 
     def on(self, rank: Rank) -> DistributedLayer:
         """The layer on a rank, on its GPU where the ranks talk over NCCL."""
         cuda = dist.is_initialized() and dist.get_backend() == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else "cpu"
         mesh = Mesh.of(self.mesh, rank.index, self.context_inside)
-        ops = Executor(DTYPES[self.dtype], mesh, timeout_s=rank.timeout_s, device=device)
+        dtype, gradient = DTYPES[self.dtype], self.travelling
+        ops = Executor(dtype, mesh, gradient=gradient, timeout_s=rank.timeout_s, device=device)
         return DistributedLayer(self.layer, Task(self.way, self.causal, self.phase, self.length, self.documents), ops)
 
     # Tensors ------------------------------------------------------------------------------------------------------
@@ -130,14 +153,20 @@ class Job:
         return [made.shard_memory(whole).to(made.ops.device, made.ops.dtypes["model"], copy=True)]
 
     def cache(self, made: DistributedLayer, dtype: str) -> list[Tensor]:
-        """A rank's part of what earlier tokens left: random numbers for every token, and empty states."""
+        """A rank's part of what earlier tokens left: random numbers for every token, and empty states.
+
+        Before a prefill, with room for its new tokens.
+        """
         random = torch.Generator().manual_seed(self.seed + 1)
-        kept = made.layer.mixer.cache(self.layer.sizes, self.layer.kept(self.length))
+        kept = made.layer.mixer.cache(self.layer.sizes, self.layer.kept(self.cached or self.length))
         shapes = [(self.batch, *k.shape) for k in kept]
         whole = [
             torch.randn(shape, generator=random).to(DTYPES[dtype]) if k.tokens else torch.full(shape, k.start)
             for shape, k in zip(shapes, kept, strict=True)
         ]
         parts = made.shard_cache(whole)
+        if self.cached:
+            room = made.padded(self.length) // made.mesh.ranks_along(("context", "ulysses"))
+            parts = tuple(pad(part, (0, 0) * (part.dim() - 3) + (0, room)) for part in parts)
         precise = [made.ops.dtypes[k.precision] for k in kept]
         return [part.to(made.ops.device, to, copy=True) for part, to in zip(parts, precise, strict=True)]

@@ -19,11 +19,14 @@ AFFORDED_FLOP, AFFORDED_BYTES, AFFORDED_TOKENS = 5e10, 2**30, 2**13
 
 @dataclass(frozen=True)
 class Checked:
-    """What the ranks were compared on with one process: the first ``length`` tokens; and the worst error."""
+    """What the ranks were compared on with one process: the first ``length`` tokens, after so many cached ones; and the
+    worst error.
+    """
 
     length: int
     error: float
     tolerance: float
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def slice_of(job: Job) -> Job:
 
 def _affordable(job: Job) -> bool:
     alone = job.alone().expected
-    small = job.length <= AFFORDED_TOKENS or job.phase == "decode"
+    small = job.length + job.cached <= AFFORDED_TOKENS or job.phase == "decode"
     return small and alone.flops() <= AFFORDED_FLOP and alone.peak(0) <= AFFORDED_BYTES
 
 
@@ -132,4 +135,4 @@ def _check(part: Job, found: list[Values]) -> Checked:
     if not error <= tolerance:  # also where it is not a number
         told = f"the ranks' result for the first {part.length} tokens is off by {error:.2g} from that of one process"
         raise WrongResultError(f"{told} in float64, relative to its usual size; {part.dtype} allows {tolerance:g}")
-    return Checked(part.length, error, tolerance)
+    return Checked(part.length, error, tolerance, part.cached)

@@ -87,7 +87,7 @@ class Prepared:
         self._inputs = [job.tokens(self.layer, 0, dtype), *job.memory(self.layer, dtype)]
         self.given: list[Tensor] = []
         self.seed = job.tokens(self.layer, 1, dtype) if job.phase == "train" else None
-        self.cache = job.cache(self.layer, dtype) if job.phase == "decode" else []
+        self.cache = job.cache(self.layer, dtype) if job.phase == "decode" or job.cached else []
         self.adam = Adam(list(self.layer.weights.values())) if job.phase == "train" else None
 
     def renew(self) -> None:
@@ -99,7 +99,9 @@ class Prepared:
     def forward(self) -> Tensor:
         x, *second = self.given
         if self.job.phase == "decode":
-            return self.layer.decode(x, self.cache, self.job.length)
+            return self.layer.decode(x, self.cache, self.job.length, spend=True)
+        if self.job.cached:
+            return self.layer.extend(x, self.cache, self.job.cached, spend=True)
         return self.layer(x, *second, spend=True)
 
     def step(self) -> Tensor:

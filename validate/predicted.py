@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from costmodel.estimate import Chosen, estimate
 from costmodel.hardware import parse_cluster
 from costmodel.plan import Ranking
 from costmodel.subject import from_mixer
-from costmodel.workload import Workload
 from validate.communication import Traffic
 from validate.job import Job
 
@@ -36,7 +35,7 @@ def predict(job: Job, profile: str) -> Predicted:
         InputError: where the layer cannot be run so.
     """
     subject = from_mixer(job.mixer, job.width, **job.sizes)
-    workload = Workload(job.length, job.batch, job.phase, job.causal, job.dtype, documents=job.documents)
+    workload = replace(job.workload, dtype=job.dtype)
     chosen = Chosen((job.strategy,), job.mesh, (job.kernel,), context_inside=job.context_inside)
     ranking = estimate(subject, workload, parse_cluster(f"{job.ranks}x{profile}"), chosen)
     known = job.expected

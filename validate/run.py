@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from costmodel.cli.options import (
+    CACHED,
     CAUSAL,
     DOCUMENTS,
+    GRADIENT,
     JSON,
     PASSES,
     apply,
     complete_mixer,
     complete_strategy,
+    parse_cached,
     parse_documents,
     parse_sizes,
 )
@@ -69,6 +72,8 @@ SPREAD = apply(
 @click.option("--pass", "phase", type=PASSES, default="forward", show_default=True, help="Which pass.")
 @CAUSAL
 @DOCUMENTS
+@CACHED
+@GRADIENT
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="fp32", show_default=True)
 @click.option("--repetitions", metavar="N", default="3", show_default=True, help="Timed runs, after one that is not.")
 @click.option("--profile", metavar="NAME", help="Device that is predicted for.  [default: cpu, where it runs there]")
@@ -82,6 +87,7 @@ def run(**options: Any) -> None:
     \b
     costmodel run --mixer attention --set heads=4 --set head_dim=64 --strategy zigzag --ranks 2 --seq 16Ki
     costmodel run --mixer mamba2 --strategy state-gather --ranks 4 --seq 4Ki --pass train --save results.jsonl
+    costmodel run --mixer attention --strategy pass-q --ranks 2 --seq 1Ki --pass prefill --cached 7Ki
     torchrun --nproc-per-node 4 -m costmodel run --mixer attention --strategy ring --ranks 4 --seq 64Ki
 
     Ranks are processes of one thread that talk over gloo, or over NCCL where each has a GPU of its own. First the
@@ -159,6 +165,8 @@ def _asked(options: Mapping[str, Any]) -> Asked:
         0 if options["seed"] == "0" else parse_count(options["seed"], "--seed"),
         options["context_inside"],
         parse_documents(options["documents"], length),
+        parse_cached(options["cached"]),
+        options["gradient"],
     )
     repetitions, timeout = (parse_count(options[name], f"--{name}") for name in ("repetitions", "timeout"))
     save = None if options["save"] is None else writable(options["save"], "--save")

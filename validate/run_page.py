@@ -72,6 +72,8 @@ def _checked(job: Job, checked: Checked) -> str:
         tokens = f"token {format_count(checked.length)}"
     elif checked.length == job.length:
         tokens = f"all {format_count(checked.length)} tokens"
+    if checked.cached:
+        tokens += f" after {format_count(checked.cached)} cached ones"
     told = f"off by {checked.error:.1e}, where {job.dtype} allows {checked.tolerance:g}"
     return f"{tokens} against one process in float64: {told}"
 
@@ -118,6 +120,7 @@ def as_record(job: Job, predicted: Predicted, found: Measured) -> dict[str, Any]
         },
         "measured": {
             "checked_tokens": found.checked.length,
+            "checked_cached_tokens": found.checked.cached,
             "relative_error": found.checked.error,
             "tolerance": found.checked.tolerance,
             "seconds": found.seconds,

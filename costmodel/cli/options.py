@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from costmodel.errors import InputError
 from costmodel.units import parse_count
-from costmodel.workload import PHASES, WIDTHS, Phase, Workload
+from costmodel.workload import GRADIENTS, PHASES, WIDTHS, Phase, Workload
 
 if TYPE_CHECKING:
     from costmodel.model import Model
@@ -89,6 +89,14 @@ DOCUMENTS = click.option(
     metavar="N|L,...",
     help="Documents packed into each sequence, for attention: how many equal ones, or their lengths: 4Ki,60Ki.",
 )
+CACHED = click.option("--cached", metavar="N", help="Tokens that a prefill follows on: each sequence's, in its cache.")
+GRADIENT = click.option(
+    "--gradient",
+    type=click.Choice(list(GRADIENTS)),
+    default="fp32",
+    show_default=True,
+    help="Precision of gradients that ranks pass on and add to, as those of keys and values in a ring.",
+)
 WORKLOAD = apply(
     click.option("--batch", metavar="N", default="1", show_default=True, help="Sequences, over all devices."),
     click.option(
@@ -96,7 +104,8 @@ WORKLOAD = apply(
     ),
     CAUSAL,
     DOCUMENTS,
-    click.option("--cached", metavar="N", help="Tokens that a prefill follows on: each sequence's, in its cache."),
+    CACHED,
+    GRADIENT,
     click.option("--whole-logits", is_flag=True, help="Train with the logits of all tokens held at once."),
     click.option("--cache-bytes", metavar="X", help="Bytes of one element of the KV cache; 1 for an 8-bit cache."),
 )
@@ -147,6 +156,15 @@ def parse_documents(text: str | None, length: int) -> tuple[int, ...]:
         rule = f"{length} tokens are not so many equal documents"
         raise InputError("--documents", text, rule, "give a number that divides them, or lengths: 4Ki,60Ki")
     return (size,) * number
+
+
+def parse_cached(text: str | None) -> int:
+    """Tokens that a prefill follows on; none for ``None``.
+
+    Raises:
+        InputError: for what is no number above 0.
+    """
+    return 0 if text is None else parse_count(text, "--cached")
 
 
 def parse_cache_bytes(text: str | None) -> float | None:
@@ -224,10 +242,18 @@ class Question:
         batch, cache = parse_count(self.options["batch"], "--batch"), parse_cache_bytes(self.options["cache_bytes"])
         asked = self.options["causal"]
         causal = self.subject.causal if asked is None else asked
-        cached = parse_count(self.options["cached"], "--cached") if self.options["cached"] else 0
-        documents = parse_documents(self.options["documents"], length)
-        logits = self.options["whole_logits"]
-        return Workload(length, batch, phase, causal, self.dtype, cache, cached, logits, documents)
+        return Workload(
+            length,
+            batch,
+            phase,
+            causal,
+            self.dtype,
+            cache,
+            parse_cached(self.options["cached"]),
+            self.options["whole_logits"],
+            parse_documents(self.options["documents"], length),
+            self.options["gradient"],
+        )
 
 
 #: What a dtype is called in a config and here.

@@ -63,10 +63,12 @@ def workload(asked: Workload) -> dict[str, Any]:
     return {
         "pass": asked.phase,
         "length_tokens": asked.length,
+        "cached_tokens": asked.cached,
         "batch_sequences": asked.batch,
         "causal": asked.causal,
         "documents_tokens": list(asked.documents),
         "dtype": asked.dtype,
+        "gradient": asked.gradient,
         "cache_bytes_per_element": asked.cache_width,
         "whole_logits": asked.whole_logits,
     }

@@ -62,7 +62,8 @@ def print_question(
     length = f" of {_tokens(workload.length)}" if one_length else ""
     after = f" after {_tokens(workload.cached)} in the cache" if workload.cached else ""
     whole = ", logits of all tokens at once" if workload.whole_logits else ""
-    page.line(f"{sequences}{length}{after}, {mask}, {workload.dtype}{whole}")
+    gradients = f", gradients of ranks added up in {workload.dtype}" if workload.gradient == "model" else ""
+    page.line(f"{sequences}{length}{after}, {mask}, {workload.dtype}{whole}{gradients}")
     page.line(f"{sizes(subject)}", "dim")
     page.line(f"{cluster.profile.title}; {format_bytes(capacity)} usable on each device", "dim")
 

@@ -88,8 +88,8 @@ def test_the_document_keeps_its_keys(ask) -> None:
     forward, train = document["answers"]
     assert (forward["pass"], train["pass"]) == ("forward", "train")
     assert list(forward) == [
-        *("pass", "length_tokens", "batch_sequences", "causal", "documents_tokens"),
-        *("dtype", "cache_bytes_per_element", "whole_logits"),
+        *("pass", "length_tokens", "cached_tokens", "batch_sequences", "causal", "documents_tokens"),
+        *("dtype", "gradient", "cache_bytes_per_element", "whole_logits"),
         *("fits", "best", "frameworks"),
         *("longest_tokens_in_best", "longest_tokens_in_any", "others", "not_applicable", "advice", "plans_timed"),
         *("plans_that_fit", "search_seconds"),

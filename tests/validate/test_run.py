@@ -19,6 +19,7 @@ from validate.measured import AFFORDED_TOKENS, slice_of
 
 SMALL = ("run", "--mixer", "attention", "--set", "heads=2", "--set", "head_dim=8", "--repetitions", "1")
 RING = (*SMALL, "--strategy", "ring", "--ranks", "2", "--seq", "64")
+STATES = ("run", "--mixer", "mamba2", "--strategy", "state-gather", "--ranks", "2", "--seq", "512")
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_a_page_for_people(run) -> None:
         ("--strategy", "tree", "--ranks", "3", "--seq", "33", "--pass", "decode"),
         ("--strategy", "pass-q-decode", "--ranks", "2", "--batch", "4", "--seq", "32", "--pass", "decode"),
         ("--strategy", "ulysses-zigzag", "--ulysses", "2", "--ranks", "4", "--seq", "64", "--pass", "prefill"),
+        ("--strategy", "whole", "--ranks", "2", "--tensor", "2", "--seq", "33", "--pass", "decode"),
     ],
 )
 def test_other_passes_and_meshes(run, arguments: tuple[str, ...]) -> None:
@@ -89,6 +91,33 @@ def test_either_axis_of_a_grid_may_be_the_inner_one(run) -> None:
         assert told["job"]["context_inside"] == bool(inside)
         assert [own["sent"] for own in told["measured"]["ranks"]] == [own["sent"] for own in told["predicted"]["ranks"]]
         assert 0 < told["measured"]["relative_error"] < 1e-5
+
+
+@pytest.mark.parametrize("spread", [("pass-q",), ("zigzag",), ("ulysses", "--batch", "2"), ("all-gather",)])
+def test_a_prefill_that_follows_on_cached_tokens(run, spread: tuple[str, ...]) -> None:
+    asked = ("--pass", "prefill", "--seq", "30", "--cached", "96")
+    found = document(run(*SMALL, "--strategy", *spread, "--ranks", "2", *asked, "--json"))
+    measured = found["measured"]
+    assert [own["sent"] for own in measured["ranks"]] == [own["sent"] for own in found["predicted"]["ranks"]]
+    assert (found["job"]["cached"], measured["checked_tokens"], measured["checked_cached_tokens"]) == (96, 30, 96)
+    assert 0 < measured["relative_error"] < 1e-5
+    told = " ".join(run(*SMALL, "--strategy", *spread, "--ranks", "2", *asked).stdout.split())
+    assert "of 30 tokens after 96 tokens in the cache" in told
+    assert "all 30 tokens after 96 cached ones against one process" in told
+
+
+def test_gradients_of_half_precision_are_half_the_bytes(run) -> None:
+    trained = (*RING, "--pass", "train", "--dtype", "bf16", "--json")
+    half, whole = (document(run(*trained, "--gradient", precision)) for precision in ("model", "fp32"))
+    for found in (half, whole):
+        assert [own["sent"] for own in found["measured"]["ranks"]] == [
+            own["sent"] for own in found["predicted"]["ranks"]
+        ]
+    # Keys and values of 32 tokens, 2 heads of 8, in bf16: once forward, once backward. Their gradients go round twice.
+    keys, elements = 2 * 2 * 2 * 32 * 16, 2 * 2 * 32 * 16
+    assert half["measured"]["ranks"][0]["sent"]["context"]["bytes"] == keys + 2 * elements
+    assert whole["measured"]["ranks"][0]["sent"]["context"]["bytes"] == keys + 4 * elements
+    assert half["job"]["gradient"] == "model"
 
 
 WRONG = """
@@ -125,6 +154,14 @@ def test_a_wrong_result_is_an_error(run, tmp_path: Path) -> None:
         ((*RING, "--save", "/nowhere/results.jsonl"), "--save: '/nowhere/results.jsonl' is not valid: cannot be"),
         ((*RING, "--context-inside"), "only a grid of context and Ulysses ranks has two placements"),
         ((*RING, "--dtype", "fp8"), "'fp8' is not one of"),
+        ((*RING, "--cached", "64"), "only a prefill adds to a cache"),
+        ((*RING, "--cached", "0", "--pass", "prefill"), "--cached: '0' is not valid"),
+        ((*RING, "--cached", "63", "--pass", "prefill"), "63 cached tokens do not divide over 2 x 1 ranks"),
+        ((*RING, "--cached", "64", "--pass", "prefill", "--full"), "cached tokens do not see new ones"),
+        ((*RING, "--cached", "64", "--pass", "prefill", "--documents", "2"), "no decoding, and no cached tokens"),
+        ((*STATES, "--cached", "64", "--pass", "prefill"), "mamba2 is modelled from its first token on only"),
+        ((*RING, "--gradient", "model"), "only training has gradients"),
+        ((*RING, "--gradient", "fp16", "--pass", "train"), "'fp16' is not one of"),
     ],
 )
 def test_bad_input_is_told_before_anything_starts(run, arguments: tuple[str, ...], told: str) -> None:
@@ -145,6 +182,9 @@ def test_a_slice_is_what_one_process_affords() -> None:
     long = Job("attention", "zigzag", "fused", {"context": 4}, 2**20, sizes=sizes)
     assert slice_of(long).length == AFFORDED_TOKENS
     assert slice_of(long.of(96)).length == 96
+    # As large a part of what is cached, which both ranks share.
+    after = replace(long, mesh={"context": 2}, phase="prefill", cached=3 * 2**19)
+    assert (slice_of(after).length, slice_of(after).cached) == (2**11, 3 * 2**10)
     # Halved until the ranks cannot be given less: 8 pieces of 3 x 2^11 tokens would be 8 of 3.
     assert slice_of(long.of(3 * 2**18)).length == 3 * 2**11
 
