@@ -151,7 +151,7 @@ def test_a_wrong_result_is_an_error(run, tmp_path: Path) -> None:
         ((*RING, "--profile", "h10"), "Did you mean 'h100'?"),
         ((*RING, "--kernel", "fast"), "no kernel of attention named 'fast'"),
         ((*RING, "--repetitions", "none"), "--repetitions: 'none' is not valid"),
-        ((*RING, "--save", "/nowhere/results.jsonl"), "--save: '/nowhere/results.jsonl' is not valid: there is no directory"),
+        ((*RING, "--save", "/nowhere/results.jsonl"), "--save: '/nowhere/results.jsonl' is not valid: there is no"),
         ((*RING, "--context-inside"), "only a grid of context and Ulysses ranks has two placements"),
         ((*RING, "--dtype", "fp8"), "'fp8' is not one of"),
         ((*RING, "--cached", "64"), "only a prefill adds to a cache"),
