@@ -32,11 +32,11 @@ from costmodel.uncertainty import Uncertainty
 
 Raw = dict[str, Any]
 
-#: Measured devices, the one that each is predicted from, and whether it has the same die.
+#: Measured devices, the one that each is predicted from, and whose die it has.
 PAIRS = (
     ("h200", "h100", "same"),
     ("gb200", "b200", "same"),
-    ("l40s", "rtx4090", "same"),
+    ("l40s", "rtx4090", "binned"),
     ("h100", "a100", "another"),
     ("b200", "h100", "another"),
     ("a100", "rtx4090", "another"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
 from costmodel.errors import InputError
-from costmodel.hardware.quantity import ALLOWED, Allowed, Kind, Plain, Quantity
+from costmodel.hardware.quantity import ALLOWED, Allowed, Plain, Quantity
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -69,7 +69,8 @@ def _explain(error: Exception, raw: object, kind: type[msgspec.Struct], file: st
         field = _join(path, name[1])
         return InputError(f"{file}: {field}", Plain("no value"), "this key is required", _wanted(field))
     value = _shown(found_at(raw, path, Plain("what is there")))
-    return InputError(f"{file}: {path or 'top level'}", value, _type_rule(message, path), _wanted(path))
+    rule = _type_rule(message, path, _choices(kind, path))
+    return InputError(f"{file}: {path or 'top level'}", value, rule, _wanted(path))
 
 
 def _named(path: str, raw: Any, kind: type[msgspec.Struct]) -> str:
@@ -101,12 +102,20 @@ def _unknown_key(file: str, path: str, key: str, raw: object, known: list[str]) 
     return InputError(f"{file}: {field}", value, rule, hint)
 
 
-def _type_rule(message: str, path: str) -> str:
+def _choices(kind: Any, path: str) -> tuple[object, ...]:
+    """Values that may stand at ``path`` below ``kind``, if they are few."""
+    above, _, last = path.rpartition(".")
+    fields = msgspec.structs.fields(_struct_at(kind, above))
+    found = next((field.type for field in fields if field.encode_name == last), None)
+    return get_args(found) if get_origin(found) is Literal else ()
+
+
+def _type_rule(message: str, path: str, choices: tuple[object, ...]) -> str:
     """The rule behind ``Expected `x`, got `y``` or ``Invalid enum value``."""
-    if path.endswith("kind"):
-        return "must be one of " + ", ".join(get_args(Kind))
     if path == "schema":
         return "must be 1, the only schema there is"
+    if choices:
+        return f"must be one of {', '.join(map(str, choices))}"
     found = re.match(r"Expected `([^`|]*)", message)
     expected = found[1].strip() if found else "float"  # else "Number out of range"
     if expected == "float":
@@ -134,8 +143,8 @@ def _wanted(path: str) -> str | None:
     return f"for example {allowed.example}" if path.rpartition(".")[2] in ("value", "low", "high") else None
 
 
-def _fields(kind: Any, path: str) -> list[str]:
-    """Keys that are valid at ``path`` below ``kind``."""
+def _struct_at(kind: Any, path: str) -> Any:
+    """The struct class at ``path`` below ``kind``."""
     free = False
     for part in _parts(path):
         if not (free or part.isdigit()):
@@ -143,7 +152,12 @@ def _fields(kind: Any, path: str) -> list[str]:
             kind, free = _struct_in(field.type), get_origin(field.type) is dict
         else:
             free = False
-    return [f.encode_name for f in msgspec.structs.fields(kind)]
+    return kind
+
+
+def _fields(kind: Any, path: str) -> list[str]:
+    """Keys that are valid at ``path`` below ``kind``."""
+    return [f.encode_name for f in msgspec.structs.fields(_struct_at(kind, path))]
 
 
 def _parts(path: str) -> list[str]:

@@ -158,7 +158,11 @@ def test_a_cache_is_asked_for_where_the_other_device_has_one(written: Written) -
     ("old", "new", "message"),
     [
         (LIKE, LIKE.replace("a100", "a10O"), "like.profile: 'a10O' is not valid: known: a10, a100"),
-        (LIKE, LIKE.replace("another", "other"), "like.die: 'other' is not valid"),
+        (
+            LIKE,
+            LIKE.replace("another", "other"),
+            "like.die: 'other' is not valid: must be one of same, binned, another",
+        ),
         (LIKE, 'like = "a100"\n', "like: 'a100' is not valid: must be a table"),
         (LIKE, 'like = { profile = "a100" }\n', "like.die: no value is not valid: this key is required"),
         (LIKE, LIKE.replace("die", "dye"), "did you mean 'die'?"),
