@@ -41,7 +41,7 @@ MANY = 2**16
 HEAD = 16
 
 #: Edge of the matrices that are multiplied beside communication: products long beside what starting them takes.
-EDGE = {"cpu": 256, "cuda": 2048}
+EDGE = {"cpu": 128, "cuda": 2048}
 
 #: Communication that has been started: waits for its end.
 Waiting = Callable[[], object]
@@ -197,7 +197,7 @@ def _overlapped(rank: Rank, message: Shape, budget_s: float) -> tuple[float, flo
         def communicate() -> None:
             start()()
 
-        product = _product_like(_middle(communicate, budget_s / 4))
+        product = _product_like(_middle(communicate, budget_s / 4), budget_s / 20)
 
         def both() -> None:
             wait = start()
@@ -230,12 +230,11 @@ def _on_stream(stream: torch.cuda.Stream, work: Callable[[], object]) -> Waiting
     return lambda: torch.cuda.current_stream().wait_stream(stream)
 
 
-def _product_like(seconds: float) -> Callable[[], object]:
-    """Matrix products that take about so long, on all ranks the same."""
+def _product_like(seconds: float, budget_s: float) -> Callable[[], object]:
+    """Matrix products that take about so long, on all ranks the same number."""
     edge = EDGE[_device()]
     a = torch.rand(edge, edge, device=_device())
-    _seconds(lambda: a @ a)
-    times = max(1, round(_slowest(seconds) / _slowest(_seconds(lambda: a @ a, 4))))
+    times = max(1, round(_slowest(seconds) / _slowest(_middle(lambda: a @ a, budget_s))))
 
     def product() -> None:
         for _ in range(times):
