@@ -86,7 +86,9 @@ def _check_the_others(ctx: click.Context, asked: list[str]) -> None:
     for name, kinds in ONLY_FOR.items():
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and (len(asked) > 1 or asked[0] not in kinds):
             rule = f"is for {' and '.join(opts[kind][0] for kind in kinds)}, not for {here}"
-            raise InputError(opts[name][0], ctx.params[name], rule, "leave it out")
+            given = ctx.params[name]
+            shown = " ".join(given) if isinstance(given, tuple) else given
+            raise InputError(opts[name][0], shown, rule, "leave it out")
 
 
 def _needs(package: str, extra: str, what: str) -> None:
@@ -98,11 +100,14 @@ def _machine(options: dict[str, Any]) -> None:
     """Measure, unless there are measurements already, and fit."""
     _needs("scipy", "calibrate", "calibrate")
     from calibrate.machine_report import calibrated
+    from calibrate.profile_file import profile_text
     from calibrate.session import measured
 
     for option in ("names", "table"):
         if options[option]:
             raise InputError({"names": "--block", "table": "--csv"}[option], options[option], "is for published runs")
+    if options["onto"] is not None:
+        profile_text(options["onto"])  # refuses an unknown one before minutes of measuring
     path = Path(options["into"] or options["source"])
     if options["into"] is not None:
         _needs("torch", "validate", "--into")

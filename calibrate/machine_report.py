@@ -37,7 +37,8 @@ def calibrated(path: Path, onto: str | None, output: str | None, as_json: bool) 
     found = read_store(path)
     tell_of_damage(path, found)
     if not found.measurements:
-        raise InputError("measurements", str(path), "holds no runs", f"costmodel calibrate --into {path}")
+        rule = "holds no runs" if path.exists() else "there is no such file"
+        raise InputError("measurements", str(path), rule, f"costmodel calibrate --into {path}")
     (*_, environment) = found.environments.values()
     text, _ = profile_text(onto or _base(environment))
     name = Path(output).stem if output else environment.kind

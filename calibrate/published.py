@@ -260,7 +260,7 @@ def published(name: str) -> Path | None:
         return None
     known = [path.stem for path in DATA.glob("*.csv")]
     if device not in known:
-        raise UnknownNameError("published measurements of", device, known)
+        raise UnknownNameError("device with published measurements", device, known)
     return DATA / f"{device}.csv"
 
 

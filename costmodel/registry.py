@@ -49,6 +49,8 @@ class Registry(Generic[T]):
             return joined
         if ".py:" in name:
             return self._from_file(name)
+        if name.endswith(".py"):
+            raise InputError(f"--{self.kind}", name, "must be a file and a name in it", f"give {name}:NAME")
         own = self._in_its_own_module(name)
         if own is not None:
             return own

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from validate.measured import Measured
 
 AXES = ("data", "context", "ulysses", "tensor")
+
+#: More processes than this for each core are taken for a slip.
+RANKS_PER_CORE = 16
 LAYER = apply(
     click.option(
         "--mixer",
@@ -183,6 +186,10 @@ def _ranks(text: str) -> int:
     launched = os.environ.get("WORLD_SIZE")
     if launched is not None and parse_count(launched, "WORLD_SIZE") != asked:
         raise InputError("--ranks", asked, f"the launcher started {launched} processes", f"give --ranks {launched}")
+    most = RANKS_PER_CORE * len(os.sched_getaffinity(0))
+    if launched is None and asked > most:
+        rule = f"must be at most {most}, {RANKS_PER_CORE} for each core of this machine"
+        raise InputError("--ranks", asked, rule, "start more with torchrun")
     return asked
 
 

@@ -66,8 +66,8 @@ def _tables(table: str | None, drawn: str | None) -> dict[str, Path]:
     Raises:
         InputError: for one that cannot be written.
     """
-    found = {"--csv": writable(table, "--csv")} if table else {}
-    if drawn:
+    found = {} if table is None else {"--csv": writable(table, "--csv")}
+    if drawn is not None:
         found["--plot"] = writable(picture(drawn, "--plot").with_suffix(".csv"), "--plot")
     return found
 

@@ -52,6 +52,8 @@ def formulas(**options: Any) -> None:
     if bool(options["mixer"]) == options["every"]:
         given = f"--mixer {options['mixer']} --all" if options["every"] else "neither"
         raise InputError("--mixer or --all", given, "give one of the two", "for example --mixer attention")
+    if options["as_json"] and options["style"]:
+        raise InputError("--json", f"--json --{options['style']}", "give one of the two")
     if options["every"]:
         _survey(options)
     else:
@@ -72,6 +74,8 @@ def _layer(options: Mapping[str, Any]) -> None:
     way = Way(strategies.get(options["strategy"] or "whole"), kernel, options["tensor"])
     causal = from_mixer(mixer).causal if options["causal"] is None else options["causal"]
     asked = options["cached"]
+    if asked and options["phase"] != "prefill":
+        raise InputError("--cached", asked, "only a prefill follows on cached tokens", "add --pass prefill")
     cached = 1 if asked == "T" else parse_count(asked, "--cached") if asked else 0
     workload = Workload(1, 1, options["phase"] or "forward", causal, cached=cached)
     found = layer_formulas(mixer, way, workload, sizes)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from costmodel.cli.options import CLUSTER, JSON, PASSES, SUBJECT, WORKLOAD, Question, apply, complete_strategy
 from costmodel.errors import InputError
 from costmodel.units import parse_count, parse_counts
 
 AXES = ("data", "context", "ulysses", "tensor")
+
+#: Options that decide one plan.
+CHOICES = (*AXES, "context_inside", "kernel", "recompute", "sharing")
 PLAN = apply(
     click.option(
         "--strategy",
@@ -39,7 +43,8 @@ PLAN = apply(
 @PLAN
 @WORKLOAD
 @JSON
-def predict(**options: Any) -> None:
+@click.pass_context
+def predict(ctx: click.Context, /, **options: Any) -> None:
     """What one plan costs: seconds, memory, bytes sent, FLOPs in every reading, MFU.
 
     \b
@@ -58,6 +63,10 @@ def predict(**options: Any) -> None:
     if bool(options["strategy"]) == options["every"]:
         given = options["strategy"] or "neither"
         raise InputError("--strategy or --all", given, "give one of the two", "for example --strategy ring")
+    chosen = [name for name in CHOICES if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if options["every"] and chosen:
+        said = ", ".join(f"--{name.replace('_', '-')}" for name in chosen)
+        raise InputError("--all", said, "these are of one plan", "leave them out, or name its --strategy")
     workloads = [question.workload(length, options["phase"]) for length in parse_counts(options["seq"], "--seq")]
     rankings = [_ranking(question, workload, cluster, options) for workload in workloads]
     if options["as_json"]:

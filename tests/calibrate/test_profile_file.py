@@ -131,7 +131,10 @@ def test_a_fitted_profile_is_fitted_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--from", "published/rtx409"], "no published measurements of named 'rtx409'. Did you mean 'rtx4090'"),
+        (
+            ["--from", "published/rtx409"],
+            "no device with published measurements named 'rtx409'. Did you mean 'rtx4090'",
+        ),
         (["--from", "none.csv"], "cannot be read"),
         (["--from", "published/rtx4090", "--block", "gem"], "no block of numbers named 'gem'"),
         (["--from", "published/rtx4090", "--onto", "h10"], "no hardware profile named 'h10'"),

@@ -154,6 +154,7 @@ def test_a_wrong_result_is_an_error(run, tmp_path: Path) -> None:
         ((*RING, "--save", "/nowhere/results.jsonl"), "--save: '/nowhere/results.jsonl' is not valid: there is no"),
         ((*RING, "--context-inside"), "only a grid of context and Ulysses ranks has two placements"),
         ((*RING, "--dtype", "fp8"), "'fp8' is not one of"),
+        ((*RING, "--ranks", "10000"), "for each core of this machine; start more with torchrun"),
         ((*RING, "--cached", "64"), "only a prefill adds to a cache"),
         ((*RING, "--cached", "0", "--pass", "prefill"), "--cached: '0' is not valid"),
         ((*RING, "--cached", "63", "--pass", "prefill"), "63 cached tokens do not divide over 2 x 1 ranks"),
