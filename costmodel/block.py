@@ -161,6 +161,7 @@ class Block:
         if self.phase == "decode" or at.cache:
             return self.mixer.decode(ops, read, w, at)
         carry, state = self.mixer.project(ops, read, w, at)
+        carry = carry.of_documents(at.mask.documents)
         if self.phase == "prefill":
             for kept in state:
                 ops.keep(kept)

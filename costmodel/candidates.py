@@ -262,6 +262,8 @@ def _documents(layer: Layer, strategy: Strategy, at: Situation) -> Iterator[Requ
     """Packed documents are kept apart."""
     packed = at.documents > 0
     yield Requirement(not packed or layer.mixer.documents, f"{layer.mixer.name} does not keep documents apart")
+    unmasked = f"{layer.mixer.name} does not keep documents apart without a causal mask"
+    yield Requirement(not packed or at.carry.documents, unmasked)
     yield Requirement(not packed or strategy.documents, "it does not keep documents apart")
     yield Requirement(
         at.different <= MOST,

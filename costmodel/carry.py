@@ -13,6 +13,8 @@ from enum import Enum
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from costmodel.dims import Dim
+from costmodel.documents import Documents, Packed
+from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -42,12 +44,16 @@ class Carry(ABC, Generic[T]):
             Each is one tensor, a tuple of them, or ``None``.
         aside: tensors of this rank's own tokens, such as gates, that only the mixer's ``finish`` reads; strategies
             leave them alone.
+        documents: whether it can keep packed documents apart, if its mixer does too.
+        packed: the documents that its tokens are of, where a mask does not say so.
     """
 
     kind: ClassVar[str] = "any carry"
+    documents: ClassVar[bool] = False
     along: ClassVar[tuple[str, ...]] = ()
     of_heads: ClassVar[tuple[str, ...]] = ()
     aside: tuple[T, ...] = field(default=(), kw_only=True)
+    packed: Packed | None = field(default=None, kw_only=True)
 
     def streams(self) -> tuple[T, ...]:
         """The tensors along the sequence, [B, heads, n, ...] each."""
@@ -64,6 +70,17 @@ class Carry(ABC, Generic[T]):
     def parameters(self) -> tuple[T, ...]:
         """Weights that differ from head to head, [heads, ...] each."""
         return self._held(self.of_heads)
+
+    def of_documents(self, documents: Documents | None) -> Self:
+        """The same over a whole sequence of packed documents, if there are any."""
+        return self if documents is None else replace(self, packed=Packed(documents))
+
+    def on_line(self, ops: Vocabulary[T], axis: Axis) -> Self:
+        """The same on one of the ranks that hold the sequence one after the other."""
+        if self.packed is None:
+            return self
+        start = axis.rank * ops.shape(self.streams()[0])[2]
+        return replace(self, packed=replace(self.packed, start=start))
 
     def cached(self, ops: Vocabulary[T]) -> tuple[Dim, ...]:
         """For each stream, with how many tokens it begins that came before this rank's new ones."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from costmodel.dims import product
+from costmodel.documents import Packed
 from costmodel.ops.mesh import Axis
+from costmodel.ops.resets import Reset
 from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -54,13 +56,15 @@ def mean(ops: Vocabulary[T], x: T, axes: tuple[int, ...]) -> T:
     return ops.scale(ops.sum(x, axes), 1 / product(shape[axis] for axis in axes))
 
 
-def token_shift(ops: Vocabulary[T], x: T, axis: int, line: Axis | None) -> T:
+def token_shift(ops: Vocabulary[T], x: T, axis: int, line: Axis | None, packed: Packed | None = None) -> T:
     """Every token's predecessor, zeros before the first: an axis moved on by one place.
 
     Args:
         line: the ranks that hold the sequence one after the other, or ``None`` where it is whole.
+        packed: the documents that the tokens are of, each of which has a first.
     """
-    return ops.slice(ops.halo(x, axis, 1, 0, line), axis, 0, ops.shape(x)[axis])
+    before = ops.slice(ops.halo(x, axis, 1, 0, line), axis, 0, ops.shape(x)[axis])
+    return before if packed is None else ops.apply(Reset(packed, axis), before)[0]
 
 
 def complex_of(ops: Vocabulary[T], real: T, imaginary: T) -> T:

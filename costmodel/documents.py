@@ -47,6 +47,14 @@ class Documents:
             ends = list(range(self.equal, length, self.equal))
         yield from zip([0, *ends], [*ends, length], strict=True)
 
+    def each(self, length: Dim) -> Iterator[tuple[Dim, Dim]]:
+        """Every document by itself, whatever their lengths, and all that comes after the last one, which may be none.
+
+        For places in which equal documents are not alike.
+        """
+        ends = [*accumulate(self.lengths)]
+        yield from zip([0, *ends], [*ends, length], strict=True)
+
     def pairs(self, corner: Corner, queries: Span, keys: Span) -> Dim:
         """Pairs of a stretch of queries with a stretch of keys.
 
@@ -70,3 +78,15 @@ class Documents:
             found += corner(*(minimum(maximum(n - begin, 0), size) for n in (x, y)))
             begin += size
         return found + corner(maximum(x - begin, 0), maximum(y - begin, 0))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Tokens of packed documents that follow on each other.
+
+    Attributes:
+        start: which token of the sequence is the first of them.
+    """
+
+    documents: Documents
+    start: Dim = 0

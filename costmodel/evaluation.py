@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -44,6 +45,9 @@ NOTHING = 1e-9
 
 #: Ranks of which the one with most work is looked for, where documents decide it.
 LOOKED_AT = 64
+
+#: What ranks are called in formulas, along the axes that a sequence is spread over.
+RANKS = {"rank_c": "context", "rank_u": "ulysses"}
 
 #: Lengths tried at once when the longest that fits is looked for.
 TRIED = 64
@@ -220,24 +224,35 @@ class Group:
         return pieces(evaluator.subject.layers, self.arrangement.ways, evaluator.workload, self.choices.base)
 
     @cached_property
-    def busiest(self) -> tuple[Value, Value]:
-        """The context rank that computes longest, and how many times the mean of all, for each of the meshes.
+    def busiest(self) -> tuple[dict[str, Value], Value]:
+        """Places of the rank that computes longest, and how many times the mean of all, for each of the meshes.
 
         Without documents it is the last one; with them it depends on where they lie, and ``LOOKED_AT`` ranks are looked
-        at, spread over the axis.
+        at, spread over the axes along which ranks do not all compute alike.
         """
         base = self.choices.base
-        ranks = base.sizes["context"]
         if not self.evaluator.workload.documents:
-            return ranks - 1, 1.0
+            return {"rank_c": base.sizes["context"] - 1}, 1.0
         symbols = frozenset().union(*(formulas.times.symbols for formulas in self.layers))
         known = self.evaluator.values(base, symbols) | {"L": self.length}
-        tried = [np.floor(place * np.maximum(1, ranks / LOOKED_AT)) for place in range(LOOKED_AT)]
-        there = np.array([rank < ranks for rank in tried])
-        seconds = np.array([self._computing(known | {"rank_c": rank}) for rank in tried]) * there
+        tried, there = self._looked_at(symbols)
+        seconds = np.array([self._computing(known | places) for places in tried]) * there
         most = np.argmax(seconds, axis=0)
         mean = seconds.sum(axis=0) / there.sum(axis=0)
-        return np.array(tried)[most, np.arange(len(base))], seconds.max(axis=0) / mean
+        found = {name: np.array([places[name] for places in tried])[most, np.arange(len(base))] for name in tried[0]}
+        return found, seconds.max(axis=0) / mean
+
+    def _looked_at(self, symbols: Collection[str]) -> tuple[list[dict[str, Array]], NDArray[np.bool_]]:
+        """Places along the axes, for each of the arrangement's meshes, and whether there is such a rank."""
+        sizes = self.choices.base.sizes
+        axes = {name: sizes[axis] for name, axis in RANKS.items() if name == "rank_c" or name in symbols}
+        number = LOOKED_AT if len(axes) == 1 else math.isqrt(LOOKED_AT)
+        lines = {
+            name: [np.floor(n * np.maximum(1, size / number)) for n in range(number)] for name, size in axes.items()
+        }
+        tried = [dict(zip(lines, places, strict=True)) for places in product(*lines.values())]
+        there = np.array([np.logical_and.reduce([places[name] < axes[name] for name in axes]) for places in tried])
+        return tried, there
 
     def _computing(self, values: Mapping[str, Value]) -> Array:
         """Seconds that all layers compute forward, for each of the arrangement's meshes."""
@@ -397,7 +412,7 @@ class Group:
         new = symbols - self.known.keys()
         if new:
             self.known.update(self.evaluator.values(self.choices.base, new))
-            self.known.update({"L": self.length, "rank_c": self.busiest[0]})
+            self.known.update({"L": self.length, **self.busiest[0]})
         values = {name: self.known[name] for name in symbols if name in self.known}
         row = self.choices.row
         return {name: value[row] if isinstance(value, np.ndarray) else value for name, value in values.items()}

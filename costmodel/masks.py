@@ -6,25 +6,12 @@ as the mask says. With n_q queries and n_k >= n_q keys, query i stands at key po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from costmodel.dims import Dim, ceil_div, clip, divide, floor_div, is_number, maximum, minimum
 from costmodel.documents import Documents, Span
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where queries and keys are in a sequence of documents, stretch by stretch in their order.
-
-    Attributes:
-        calls: of a formula, for how many calls the stretches of keys are, each of which has a like share of them.
-    """
-
-    queries: tuple[Span, ...]
-    keys: tuple[Span, ...]
-    calls: Dim = 1
+from costmodel.places import Place, Stretches, triangle
 
 
 @dataclass(frozen=True)
@@ -56,8 +43,7 @@ class Mask:
         stride: tokens that a key stands for, all of which a query must have reached to see it; of causal masks without
             window, over whole strides of queries of which the last stands at the last token of the last key.
         documents: packed into the sequence; a query sees no key of another.
-        place: of queries and keys among the documents, where it is not all keys and the last queries. Under a causal
-            mask the last stretch of queries ends where the last stretch of keys does, and so on for those before.
+        place: of queries and keys among the documents, where it is not all keys and the last queries.
     """
 
     causal: bool = False
@@ -68,35 +54,31 @@ class Mask:
     place: Place | None = None
 
     def at(self, queries: tuple[Span, ...], keys: tuple[Span, ...], calls: Dim = 1) -> Mask:
-        """The mask between stretches of the sequence; where there are no documents, the same anywhere."""
-        return self if self.documents is None else replace(self, place=Place(queries, keys, calls))
+        """The mask between stretches of the sequence; where there are no documents, the same anywhere.
+
+        Under a causal mask the last stretch of queries ends where the last of keys does, and so on for those before.
+        """
+        return self.placed(Stretches(queries, keys, self.causal, calls))
+
+    def placed(self, place: Place) -> Mask:
+        """The mask somewhere else in the sequence; where there are no documents, the same anywhere."""
+        return self if self.documents is None else replace(self, place=place)
 
     @property
     def within(self) -> Mask:
         """The mask inside one document."""
         return replace(self, documents=None, place=None)
 
-    def stretches(self, n_q: Dim, n_k: Dim) -> Iterator[tuple[Span, Span, Mask]]:
-        """Each stretch of queries with each of keys that it may see, and what holds inside a document of both."""
-        place = self.place or Place(((n_k - n_q, n_k),), ((0, n_k),))
-        for i, queries in enumerate(place.queries):
-            own = i + len(place.keys) - len(place.queries)
-            for j, keys in enumerate(place.keys):
-                if not self.causal or j <= own:
-                    yield queries, keys, self.within if j == own else replace(self.within, causal=False)
+    def where(self, n_q: Dim, n_k: Dim) -> Place:
+        """Where so many queries and keys are."""
+        return self.place or Stretches(((n_k - n_q, n_k),), ((0, n_k),), self.causal)
 
     def dense_pairs(self, n_q: Dim, n_k: Dim) -> Dim:
         """Pairs without regard to order: all of them, or all of one document."""
         if self.documents is None:
             return n_q * n_k
-        return self._in_documents(n_q, n_k, Mask().corner)
-
-    def _in_documents(self, n_q: Dim, n_k: Dim, corner: Callable[[Dim, Dim], Dim]) -> Dim:
-        """Pairs in one document, counted by a rule for its beginning."""
-        assert self.documents is not None
-        spans = self.stretches(n_q, n_k)
-        found = sum((self.documents.pairs(corner, queries, keys) for queries, keys, _ in spans), 0)
-        return found if self.place is None else divide(found, self.place.calls)
+        place = self.where(n_q, n_k)
+        return divide(place.dense(self.documents), place.calls)
 
     def corner(self, x: Dim, y: Dim) -> Dim:
         """Pairs of the first x queries and the first y keys of a sequence, or of a document.
@@ -122,12 +104,13 @@ class Mask:
         (4, 3)
         """
         if self.documents is not None:
-            return self._in_documents(n_q, n_k, self.corner)
+            place = self.where(n_q, n_k)
+            return divide(place.useful(self.documents, self.corner), place.calls)
         if not is_number(self.stride, 1):
             pieces = divide(n_q, self.stride)
-            return self.stride * (pieces * (n_k - pieces) + _triangle(pieces - 1)) + pieces
+            return self.stride * (pieces * (n_k - pieces) + triangle(pieces - 1)) + pieces
         if self.window is None:
-            return n_q * n_k - (_triangle(n_q - 1) if self.causal else 0)
+            return n_q * n_k - (triangle(n_q - 1) if self.causal else 0)
         seen = self._one_sided(n_k - self.ahead - n_q, n_q)
         return seen if self.causal else seen + self._one_sided(self.ahead, n_q) - n_q
 
@@ -142,7 +125,7 @@ class Mask:
         """Pairs of each query with its own key and those of its window to one side, where so many keys go before."""
         assert self.window is not None
         ramp = clip(self.window - 1 - before, 0, n_q)
-        return ramp * (before + 1) + _triangle(ramp - 1) + (n_q - ramp) * self.window
+        return ramp * (before + 1) + triangle(ramp - 1) + (n_q - ramp) * self.window
 
     def executed_pairs(self, n_q: Dim, n_k: Dim, tile: Tile) -> Dim:
         """Pairs that a kernel working in ``tile`` x ``tile`` squares computes: every square with an unmasked pair.
@@ -164,17 +147,17 @@ class Mask:
             return (upto + columns) * tile * tile
         before = n_k - self.ahead - n_q
         if self.causal:
-            end = _triangle(rows - 1) + (rows - 1) * ceil_div(before, tile) + columns
+            end = triangle(rows - 1) + (rows - 1) * ceil_div(before, tile) + columns
         elif self.window is not None:
             reached = ceil_div(before + self.window - 1, tile)
             ramp = clip(columns - reached, 0, rows)
-            end = _triangle(ramp) + ramp * reached + (rows - ramp) * columns
+            end = triangle(ramp) + ramp * reached + (rows - ramp) * columns
         else:
             end = rows * columns
         skipped: Dim = 0
         if self.window is not None:
             first = floor_div(before - self.window + 1, tile)
-            skipped = _triangle(maximum(rows + first, 0) - 1) - _triangle(maximum(first, 0) - 1)
+            skipped = triangle(maximum(rows + first, 0) - 1) - triangle(maximum(first, 0) - 1)
         return (end - skipped) * tile * tile
 
     def _in_columns(self, n_q: Dim, n_k: Dim, keys: int) -> Dim:
@@ -185,21 +168,16 @@ class Mask:
         if not self.causal:
             return n_q * n_k
         whole = floor_div(n_q, keys)
-        return keys * keys * _triangle(whole) + (n_q - keys * whole) * n_q + n_q * (n_k - n_q)
+        return keys * keys * triangle(whole) + (n_q - keys * whole) * n_q + n_q * (n_k - n_q)
 
 
 def _staircase(x: Dim, y: Dim) -> Dim:
     """Pairs of the first x queries with those of the first y keys that are not after them."""
     both = minimum(x, y)
-    return _triangle(both) + (x - both) * both
+    return triangle(both) + (x - both) * both
 
 
 def _floors(n: Dim, size: Dim) -> Dim:
     """The sum of floor(i / size) for i from 0 to n."""
     whole = floor_div(n, size)
-    return size * _triangle(whole - 1) + whole * (n + 1 - whole * size)
-
-
-def _triangle(n: Dim) -> Dim:
-    """1 + 2 + ... + n."""
-    return divide(n * (n + 1), 2)
+    return size * triangle(whole - 1) + whole * (n + 1 - whole * size)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from costmodel.carry import Carry, Structure
 from costmodel.dims import Dim, Shape
+from costmodel.documents import Packed
 from costmodel.errors import InputError
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
@@ -83,6 +84,12 @@ class Site(Generic[T]):
     aside: tuple[T, ...] = ()
     compressed: bool = False
     memory: T | None = None
+
+    def packed(self, n: Dim) -> Packed | None:
+        """The documents that this rank's n tokens are of, if any are packed; ranks have them one after the other."""
+        if self.mask.documents is None:
+            return None
+        return Packed(self.mask.documents, 0 if self.line is None else self.line.rank * n)
 
 
 @dataclass(frozen=True)

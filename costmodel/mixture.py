@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from costmodel.carry import Carry
 from costmodel.dims import Dim, Shape
+from costmodel.documents import Documents
 from costmodel.errors import InputError
 from costmodel.mixer import INPUT, SWITCHES, Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.mesh import Axis
@@ -41,6 +42,9 @@ class Beside(Carry[T]):
     def whole(self, ops: Vocabulary[T]) -> Any:
         """The mixed values of each part."""
         return tuple(part.whole(ops) for part in self.parts)
+
+    def of_documents(self, documents: Documents | None) -> Self:
+        return replace(self, parts=tuple(part.of_documents(documents) for part in self.parts))
 
     def on(self, streams: Sequence[T], parameters: Sequence[T]) -> Any:
         raise TypeError("a mixture is cut part by part")

@@ -12,6 +12,7 @@ import numpy as np
 from costmodel.carries.pairs import Pairs
 from costmodel.carry import Carry
 from costmodel.dims import Dim
+from costmodel.documents import MOST
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.registry import Registry
@@ -185,6 +186,13 @@ def only_fused(at: Situation) -> Requirement:
     """The strategy needs partial results with their log-sum-exp."""
     return Requirement(
         at.kernel == "fused", "it merges partial results by their log-sum-exp, which only the fused kernel gives"
+    )
+
+
+def each_by_itself(at: Situation) -> Requirement:
+    """Where equal documents are not alike on a rank, formulas name each by itself."""
+    return Requirement(
+        at.documents <= MOST, f"each of {{documents}} documents is counted by itself, and formulas take {MOST}"
     )
 
 

@@ -169,7 +169,9 @@ class Tracer(Vocabulary[Tensor]):
     def visiting(self, axis: Axis, step: Any) -> Dim:
         return axis.rank  # one stands for all: where a slice starts costs nothing
 
-    def visitors(self, axis: Axis, step: Any, earlier: bool | None) -> tuple[tuple[Dim, Dim], ...]:
+    def visitors(self, axis: Axis, step: Any, earlier: bool | None, own: bool = False) -> tuple[tuple[Dim, Dim], ...]:
+        if own:
+            return ((0, axis.size),)
         before, after = (0, axis.rank), (axis.rank + 1, axis.size - 1 - axis.rank)
         return (before, after) if earlier is None else (before,) if earlier else (after,)
 

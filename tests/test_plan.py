@@ -172,6 +172,23 @@ def test_the_last_rank_works_most(strategy: str, worst: float) -> None:
     assert max(mixing) / np.mean(mixing) == pytest.approx(worst, abs=0.03) or max(mixing) / np.mean(mixing) < worst
 
 
+@pytest.mark.parametrize("strategy", ["double-ring", "tile"])
+@pytest.mark.parametrize("documents", [(2**15, 2**14, 2**14), (2**12, 2**16 - 2**12), (2**11,) * 32])
+def test_the_busiest_of_a_grid_of_ranks_is_found(strategy: str, documents: tuple[int, ...]) -> None:
+    """Among packed documents it may be any, along both axes; every pair is some rank's."""
+    mesh, length = {"context": 4, "ulysses": 2}, 2**16
+    chosen, workload = Chosen((strategy,), mesh), Workload(length, documents=documents)
+    group = estimate(from_mixer("attention"), workload, parse_cluster("8xh100"), chosen).groups[0]
+    (piece,) = (formulas.piece for formulas in group.layers)
+    flops = piece.program.flops(Reading.USEFUL)["contraction"]
+    at = {"B": 1, "L": length, "P_d": 1, "P_t": 1, "P_c": 4, "P_u": 2}
+    work = {(c, u): flops.evaluate(at | {"rank_c": c, "rank_u": u}) for c in range(4) for u in range(2)}
+    found = {name: int(np.asarray(rank).flat[0]) for name, rank in group.busiest[0].items()}
+    assert work[found["rank_c"], found.get("rank_u", 0)] == max(work.values())
+    pairs = sum(n * (n + 1) // 2 for n in documents)
+    assert sum(work.values()) == 4 * pairs * 4096 + 8 * length * 4096**2
+
+
 def test_attention_on_one_gpu_by_hand() -> None:
     """Forward, causal, L = 32,768, 32 heads of 128, tiles of 128, on an H100 with launches for nothing.
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from costmodel.masks import Mask, Place
+from costmodel.masks import Mask
 
 _aten: Any = torch.ops.aten
 
@@ -149,20 +149,11 @@ def kept(
 def _own_of_documents(mask: Mask, n_q: int, n_k: int) -> Iterator[tuple[slice, slice, Mask]]:
     """Queries and keys of one document each, and the mask inside it; whatever has no pair is left out."""
     assert mask.documents is not None
-    begins: tuple[dict[Any, int], dict[Any, int]] = {}, {}  # where stretches begin among the tensors' rows
-    for queries, keys, inside in mask.stretches(n_q, n_k):
-        first, second = (
-            found.setdefault(span, sum(end - start for start, end in found))
-            for found, span in zip(begins, (queries, keys), strict=True)
-        )
-        for start, end in mask.documents.spans(max(queries[1], keys[1])):
-            rows, columns = ((max(start, span[0]), min(end, span[1])) for span in (queries, keys))
-            if rows[0] < rows[1] and columns[0] < columns[1]:
-                yield (
-                    slice(rows[0] - queries[0] + first, rows[1] - queries[0] + first),
-                    slice(columns[0] - keys[0] + second, columns[1] - keys[0] + second),
-                    inside,
-                )
+    for square in mask.where(n_q, n_k).squares(mask.documents):
+        inside = Mask()
+        if square.ruled:
+            inside = replace(mask.within, ahead=0 if mask.causal or mask.window is None else square.ahead)
+        yield slice(*square.rows), slice(*square.columns), inside
 
 
 def _forward_documents(qkv: Triple, mask: Mask, scale: float, flash: bool) -> tuple[Tensor, Tensor]:
@@ -191,10 +182,9 @@ def _backward_documents(qkv: Triple, known: Triple, mask: Mask, scale: float, fl
 def _kept_in_documents(mask: Mask, n_q: int, n_k: int) -> Tensor:
     """As ``kept``, from the number of each query and key and of the document that it is in."""
     assert mask.documents is not None
-    place = mask.place or Place(((n_k - n_q, n_k),), ((0, n_k),))
-    query, key = (torch.cat([torch.arange(*span) for span in spans]) for spans in (place.queries, place.keys))
-    documents = list(mask.documents.spans(1 + int(max(query.max(), key.max()))))
-    ends = torch.tensor([end for _, end in documents])
+    place = mask.where(n_q, n_k)
+    query, key = (torch.tensor([token for stretch in each for token in stretch]) for each in place.tokens())
+    ends = torch.tensor([end for _, end in place.spans(mask.documents)])
     inside = torch.bucketize(query, ends, right=True)[:, None] == torch.bucketize(key, ends, right=True)[None, :]
     apart = query[:, None] - key[None, :]
     if mask.causal:

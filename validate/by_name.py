@@ -52,8 +52,8 @@ def distributed(  # noqa: PLR0913 - most have defaults, and go by their names
         kernel: the implementation of the mixer, such as ``fused`` or ``vanilla`` (scores in memory); its first if not
             given.
         length: tokens of the whole sequence, for mixers that have weights for each of them.
-        documents: lengths of the documents that each sequence is packed with, in their order, for attention; tokens see
-            only those of their own, and of the padding after them.
+        documents: lengths of the documents that each sequence is packed with, in their order; tokens see only those of
+            their own, and of the padding after them, and states are reset at the first token of each.
         dtype: of weights and activations. What one rank accumulates is in float32 at least.
         gradient: of gradients that several ranks add to, on their way between them: those of keys and values in a ring,
             and in reduce-scatters. ``dtype`` halves the bytes of half precision, and rounds once for every rank;

@@ -30,7 +30,7 @@ class OneRank(Vocabulary[T]):
     def visiting(self, axis: Axis, step: Any) -> Dim:
         return (axis.rank - step) % axis.size
 
-    def visitors(self, axis: Axis, step: Any, earlier: bool | None) -> tuple[tuple[Dim, Dim], ...]:
+    def visitors(self, axis: Axis, step: Any, earlier: bool | None, own: bool = False) -> tuple[tuple[Dim, Dim], ...]:
         return ((self.visiting(axis, step), 1),)
 
     def relay(

@@ -18,6 +18,7 @@ class Near(Carry[T]):
     """P is banded, so that ranks need rows of their neighbours only."""
 
     kind: ClassVar[str] = "halo"
+    documents: ClassVar[bool] = True
 
     @abstractmethod
     def beside(self, ops: Vocabulary[T], line: Axis | None) -> T:

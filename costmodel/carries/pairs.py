@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from costmodel.carry import Carry
 from costmodel.dims import Dim, divide
+from costmodel.documents import Documents
 from costmodel.masks import Mask
 from costmodel.ops.vocabulary import Vocabulary
 
@@ -36,6 +37,10 @@ class Pairs(Carry[T]):
     kernel: str = "fused"
 
     kind: ClassVar[str] = "pairs"
+    documents: ClassVar[bool] = True
+
+    def of_documents(self, documents: Documents | None) -> Self:
+        return self  # its mask has them
 
     def cached(self, ops: Vocabulary[T]) -> tuple[Dim, ...]:
         """Under a causal mask, keys that are more than the queries came before them."""

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 
 from costmodel.carries.neighbours import Neighbours
 from costmodel.dims import Dim, ceil_div
+from costmodel.ops.convolution import under
 from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -42,7 +43,8 @@ class Sliding(Neighbours[T]):
         b, h, n, d = ops.shape(self.x)
         k = self.span[0]
         channels = ops.reshape(ops.permute(padded[0], (0, 1, 3, 2)), (b, h * d, n + k - 1))
-        mixed = ops.depthwise(channels, ops.reshape(self.taps, (h * d, k)))
+        packed = under(self.packed, self.reach[0])
+        mixed = ops.depthwise(channels, ops.reshape(self.taps, (h * d, k)), packed=packed)
         return ops.permute(ops.reshape(mixed, (b, h, d, n)), (0, 1, 3, 2))
 
 

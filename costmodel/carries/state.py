@@ -22,6 +22,7 @@ class Recurrent(Carry[T]):
     """
 
     kind: ClassVar[str] = "nonlinear state"
+    documents: ClassVar[bool] = True
 
     @abstractmethod
     def initial(self, ops: Vocabulary[T]) -> Tensors[T]:
@@ -94,6 +95,7 @@ class State(Summed[T]):
     """
 
     kind: ClassVar[str] = "state"
+    documents: ClassVar[bool] = True
 
     def move(self, ops: Vocabulary[T], transition: Tensors[T], state: Tensors[T]) -> Tensors[T]:
         """A transition applied to a state, or to an earlier transition; elementwise, unless a mixer says otherwise."""

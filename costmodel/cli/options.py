@@ -87,7 +87,7 @@ CAUSAL = click.option(
 DOCUMENTS = click.option(
     "--documents",
     metavar="N|L,...",
-    help="Documents packed into each sequence, for attention: how many equal ones, or their lengths: 4Ki,60Ki.",
+    help="Documents packed into each sequence: how many equal ones, or their lengths: 4Ki,60Ki.",
 )
 CACHED = click.option("--cached", metavar="N", help="Tokens that a prefill follows on: each sequence's, in its cache.")
 GRADIENT = click.option(

@@ -35,6 +35,7 @@ class CellLayer(Mixer):
     carry: ClassVar[type[Carry[Any]]] = Recurrent
     kernels: ClassVar[tuple[str, ...]] = ("recurrent",)
     causality: ClassVar[str] = "causal"
+    documents: ClassVar[bool] = True
     gates: ClassVar[int]
     cell: ClassVar[Cell]
 

@@ -30,6 +30,7 @@ class ConvMixer(Mixer):
     structure: ClassVar[Structure] = Structure.BANDED
     carry: ClassVar[type[Carry[Any]]] = Neighbours
     kernels: ClassVar[tuple[str, ...]] = ("direct",)
+    documents: ClassVar[bool] = True
     indivisible: ClassVar[str] = "the input is convolved as it is, without a projection that could be cut"
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {"taps": Hyperparameter("K", 9, "taps of the convolution")}
 

@@ -41,6 +41,7 @@ class DeltaRule(Mixer):
     carry: ClassVar[type[Carry[Any]]] = State
     kernels: ClassVar[tuple[str, ...]] = KERNELS
     causality: ClassVar[str] = "causal"
+    documents: ClassVar[bool] = True
 
     @abstractmethod
     def gate_weights(self, m: Sizes) -> dict[str, Shape]:

@@ -76,6 +76,7 @@ class LightConv(_Convolution):
     title: ClassVar[str] = "lightweight convolution"
     template: ClassVar[str] = "P_ij = softmax(taps)_(j - i) of each head,  V = glu(X W_in)"
     source: ClassVar[str] = "Wu et al. 2019, arXiv 1901.10430; fairseq lightweight_convolution.py"
+    documents: ClassVar[bool] = True
 
     def taps(self, m: Sizes) -> Shape:
         return (m["H"], m["K"])

@@ -35,6 +35,7 @@ class LogLinear(Mamba2):
     source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761; flash-linear-attention layers/log_linear_mamba2.py"
     structure: ClassVar[Structure] = Structure.HIERARCHICAL
     carry: ClassVar[type[Carry[Any]]] = Summed
+    documents: ClassVar[bool] = False
     doubled: ClassVar[bool] = True
     kernels: ClassVar[tuple[str, ...]] = ("chunked",)
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {

@@ -36,6 +36,7 @@ class Mamba(Mixer):
     carry: ClassVar[type[Carry[Any]]] = State
     kernels: ClassVar[tuple[str, ...]] = KERNELS
     causality: ClassVar[str] = "causal"
+    documents: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "channels": Hyperparameter("D_i", 5120, "inner channels", cut=True),
         "state_dim": Hyperparameter("N", 16, "entries of a channel's state"),

@@ -36,6 +36,7 @@ class Mamba2(Mixer):
     carry: ClassVar[type[Carry[Any]]] = State
     kernels: ClassVar[tuple[str, ...]] = KERNELS
     causality: ClassVar[str] = "causal"
+    documents: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 128, "heads", cut=True),
         "kv_heads": Hyperparameter("H_kv", 8, "groups of heads that share B and C", cut=True),

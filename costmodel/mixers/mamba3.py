@@ -13,6 +13,7 @@ from costmodel.composite import rms_norm
 from costmodel.dims import Dim, Shape, divide
 from costmodel.mixer import Hyperparameter, Kept, Mixer, Site, Sizes, Weights, Written
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.recurrences.resets import reset
 from costmodel.recurrences.trapezoid import KERNELS, Trapezoid, turned
 from costmodel.written import turned as complex_turned
 
@@ -53,6 +54,7 @@ class Mamba3(Mixer):
     carry: ClassVar[type[Carry[Any]]] = State
     kernels: ClassVar[tuple[str, ...]] = KERNELS
     causality: ClassVar[str] = "causal"
+    documents: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 64, "heads", cut=True),
         "rope_dim": Hyperparameter("d_r", 64, "entries of the state that turn, two for an angle"),
@@ -79,6 +81,7 @@ class Mamba3(Mixer):
         z, v = read[:2]
         k, q, turns, decay, own, following = self._read(ops, read[2:], w, at)
         n = ops.shape(v)[2]
+        following = reset(ops, following, at.packed(n))  # nothing follows on the last token of a document
         following = ops.slice(ops.halo(following, 2, 0, 1, at.line), 2, 1, n)
         weights = w["bias_c"], w["bias_b"], *((w["mimo_x"],) if at.sizes["R"] > 1 else ())
         carry = Trapezoid(q, k, v, turns, decay, own, following, weights, at.sizes["C"], at.kernel, aside=(z, v))

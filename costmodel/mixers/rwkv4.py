@@ -35,6 +35,7 @@ class Rwkv4(Mixer):
     carry: ClassVar[type[Carry[Any]]] = State
     kernels: ClassVar[tuple[str, ...]] = ("recurrent",)
     causality: ClassVar[str] = "causal"
+    documents: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "channels": Hyperparameter("D_i", 4096, "inner channels", cut=True),
     }
@@ -51,7 +52,8 @@ class Rwkv4(Mixer):
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
-        r, k, v = self._read(ops, read[0], token_shift(ops, read[0], 1, at.line), w)
+        before = token_shift(ops, read[0], 1, at.line, at.packed(ops.shape(read[0])[1]))
+        r, k, v = self._read(ops, read[0], before, w)
         return Wkv(k, v, self._rate(ops, w), w["first"], aside=(r,)), ()
 
     def decode(self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]) -> Carry[T]:

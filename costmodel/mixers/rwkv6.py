@@ -53,7 +53,9 @@ class MatrixRwkv(ShiftedMixer):
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
-        r, k, v, gate, decay = self._read(ops, read[0], token_shift(ops, read[0], 1, at.line), w)
+        r, k, v, gate, decay = self._read(
+            ops, read[0], token_shift(ops, read[0], 1, at.line, at.packed(ops.shape(read[0])[1])), w
+        )
         weight = len(ops.shape(decay)) == 2
         given = {"log_decay": None, "head_log_decay": decay} if weight else {"log_decay": decay}
         chunk, kernel = at.sizes["C"], at.kernel

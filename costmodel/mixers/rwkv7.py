@@ -69,7 +69,9 @@ class Rwkv7(ShiftedMixer):
     def project(
         self, ops: Vocabulary[T], read: tuple[T, ...], w: Weights, at: Site[T]
     ) -> tuple[Carry[T], tuple[T, ...]]:
-        r, k, v, z, b, decay, gate = self._read(ops, read[0], token_shift(ops, read[0], 1, at.line), w, at)
+        r, k, v, z, b, decay, gate = self._read(
+            ops, read[0], token_shift(ops, read[0], 1, at.line, at.packed(ops.shape(read[0])[1])), w, at
+        )
         carry = DiagonalLowRank(r, k, v, z, b, decay, at.sizes["C"], at.kernel, aside=(r, k, v, gate))
         return carry, ()
 

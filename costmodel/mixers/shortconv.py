@@ -29,6 +29,7 @@ class ShortConv(Mixer):
     carry: ClassVar[type[Carry[Any]]] = Neighbours
     kernels: ClassVar[tuple[str, ...]] = ("direct",)
     causality: ClassVar[str] = "causal"
+    documents: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "channels": Hyperparameter("D_i", 2048, "channels that are convolved", cut=True),
         "taps": Hyperparameter("K", 3, "taps of the convolution"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from costmodel.dims import Dim, same
+from costmodel.documents import Documents, Packed
 from costmodel.ops.layout import Flip, Pad
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
@@ -22,16 +23,37 @@ def products(taps: Dim, x: Tensor) -> dict[str, tuple[Dim, Dim]]:
 
 
 @dataclass(frozen=True)
+class Under:
+    """Packed documents under the taps of a convolution, of which each output has those of its own token alone.
+
+    Attributes:
+        output: which token of the sequence the first output is of.
+        under: which is under its first tap.
+    """
+
+    documents: Documents
+    output: Dim
+    under: Dim
+
+
+def under(packed: Packed | None, left: Dim) -> Under | None:
+    """Of outputs of these tokens, whose first tap is so many tokens before them."""
+    return None if packed is None else Under(packed.documents, packed.start, packed.start - left)
+
+
+@dataclass(frozen=True)
 class Depthwise(Primitive):
     """y[b, c, i] = sum over j < K of x[b, c, i + j a] taps[c, j]: x [B, C, n + (K - 1) a], taps [C, K] -> [B, C, n].
 
-    2 K elementwise FLOP an output: one channel at a time, it is no work for matrix units.
+    2 K elementwise FLOP an output: one channel at a time, it is no work for matrix units. With packed documents 3 K,
+    as each place is looked at to see whose it is (as by the kernel of Dao-AILab/causal-conv1d with ``seq_idx``).
 
     Attributes:
         apart: a, the distance of the places under neighbouring taps (dilation).
     """
 
     apart: Dim = 1
+    packed: Under | None = None
 
     family = "convolution"
 
@@ -42,7 +64,7 @@ class Depthwise(Primitive):
         return (Spec((*x.shape[:2], x.shape[2] - self.apart * (taps.shape[1] - 1)), x.width),)
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
-        return {"elementwise": 2 * inputs[1].shape[1] * outputs[0].elements}
+        return {"elementwise": _of_a_tap(self.packed) * inputs[1].shape[1] * outputs[0].elements}
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
         return {"line": outputs[0].elements}
@@ -59,9 +81,13 @@ class Depthwise(Primitive):
             k, n = ops.shape(taps)[1], ops.shape(gradients[0])[2]
             around = self.apart * (k - 1)
             padded = ops.apply(Pad(2, around, n + 2 * around), gradients[0])[0]
-            return ops.apply(self, padded, ops.apply(Flip(1), taps)[0])[0]
+            packed = self.packed
+            if packed is not None:  # the first output is of what is under its first tap, which has none before it
+                packed = replace(packed, output=packed.under, under=packed.output - around)
+            return ops.apply(Depthwise(self.apart, packed), padded, ops.apply(Flip(1), taps)[0])[0]
 
-        return of_input, lambda: ops.apply(TapsGradient(ops.shape(taps)[1], self.apart), x, gradients[0])[0]
+        own = TapsGradient(ops.shape(taps)[1], self.apart, self.packed)
+        return of_input, lambda: ops.apply(own, x, gradients[0])[0]
 
 
 @dataclass(frozen=True)
@@ -70,6 +96,7 @@ class TapsGradient(Primitive):
 
     taps: Dim
     apart: Dim = 1
+    packed: Under | None = None
 
     family = "convolution"
 
@@ -77,7 +104,12 @@ class TapsGradient(Primitive):
         return (Spec((inputs[0].shape[1], self.taps), inputs[0].width),)
 
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
-        return {"elementwise": 2 * self.taps * inputs[1].elements}
+        return {"elementwise": _of_a_tap(self.packed) * self.taps * inputs[1].elements}
 
     def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
         return products(self.taps, inputs[1])
+
+
+def _of_a_tap(packed: Under | None) -> int:
+    """FLOP of one output's tap."""
+    return 2 if packed is None else 3

@@ -17,7 +17,7 @@ from costmodel.ops.affine_scan import AffineScan
 from costmodel.ops.chosen_blocks import ChosenAttention, ChosenAttentionBackward, Placed, VisibleBlocks
 from costmodel.ops.communication import AllGather, AllReduce, AllToAll, ReduceScatter
 from costmodel.ops.contraction import Contract
-from costmodel.ops.convolution import Depthwise
+from costmodel.ops.convolution import Depthwise, Under
 from costmodel.ops.dynamic_convolution import DynamicDepthwise
 from costmodel.ops.fourier import FFT, ComplexProduct, InverseRealFFT, RealFFT
 from costmodel.ops.fused_attention import Attention, AttentionBackward, DecodeAttention, Merge
@@ -122,10 +122,13 @@ class Vocabulary(ABC, Generic[T]):
         """The rank whose blocks are at hand at a step of ``rotate``; only for where a slice starts."""
 
     @abstractmethod
-    def visitors(self, axis: Axis, step: Any, earlier: bool | None) -> tuple[tuple[Dim, Dim], ...]:
+    def visitors(self, axis: Axis, step: Any, earlier: bool | None, own: bool = False) -> tuple[tuple[Dim, Dim], ...]:
         """Ranks whose blocks are at hand at a step of ``rotate``: the first of a row of them, and how many.
 
         One when running. For a formula, all that a step stands for: those before this rank, those after it, or both.
+
+        Args:
+            own: whether this rank's own block is one of them, as in the rings of other groups: then all of the axis.
         """
 
     @abstractmethod
@@ -243,9 +246,9 @@ class Vocabulary(ABC, Generic[T]):
         """Pairs [..., n_q, n_k] where the mask leaves them (strict: without the diagonal), ``fill`` elsewhere."""
         return self.apply(Masked(mask, fill, strict), pairs)[0]
 
-    def depthwise(self, x: T, taps: T, apart: Dim = 1) -> T:
+    def depthwise(self, x: T, taps: T, apart: Dim = 1, packed: Under | None = None) -> T:
         """Sliding sums of x [B, C, n + (K - 1) apart] weighted by taps [C, K], so far apart: [B, C, n]."""
-        return self.apply(Depthwise(apart), x, taps)[0]
+        return self.apply(Depthwise(apart, packed), x, taps)[0]
 
     def dynamic_depthwise(self, x: T, taps: T) -> T:
         """As ``depthwise`` of rows x [B, H, n + K - 1, e], with taps [B, H, n, K] of each position's own."""

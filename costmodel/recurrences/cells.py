@@ -15,6 +15,7 @@ from costmodel.carries.state import Recurrent, Tensors
 from costmodel.dims import divide
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.recurrences.resets import reset
 
 T = TypeVar("T")
 
@@ -27,7 +28,8 @@ class Cell:
 
     Attributes:
         states: the precision of each tensor [B, H, d] of the state; the last is the hidden state, which is handed out.
-        advance: ``advance(ops, state, x, weights)``: the state after a token x [B, H, e]. All states start at 0.
+        advance: ``advance(ops, state, x, weights)``: the state after a token x [B, H, e]. All states start at 0, and
+            are reset to that at the first token of a packed document.
     """
 
     name: str
@@ -39,7 +41,7 @@ class Cell:
         """The cell over tokens."""
         return Recurrence(
             self.name,
-            lambda ops, state, x, weights: self.advance(ops, state, x[0], weights),
+            lambda ops, state, x, weights: self.advance(ops, _kept(ops, state, x[1:]), x[0], weights),
             lambda ops, before, after, x, weights: (after[-1],),
             "recurrence",
         )
@@ -61,8 +63,17 @@ class Cells(Recurrent[T]):
         return tuple(ops.zeros((ops.shape(self.x)[0], heads, d), precision) for precision in self.cell.states)
 
     def run(self, ops: Vocabulary[T], state: Tensors[T]) -> tuple[T, Tensors[T]]:
-        after, (hidden,) = ops.scan(self.cell.loop, state, (self.x,), self.weights, axis=2)
+        tokens: Tensors[T] = (self.x,)
+        if self.packed is not None:
+            ones = ops.ones((1, 1, ops.shape(self.x)[2], 1), "accumulate")
+            tokens = (self.x, reset(ops, ones, self.packed))
+        after, (hidden,) = ops.scan(self.cell.loop, state, tokens, self.weights, axis=2)
         return hidden, after
+
+
+def _kept(ops: Vocabulary[T], state: Many, resets: Many) -> Many:
+    """The state, times 0 where a document begins."""
+    return tuple(ops.mul(x, kept) for x in state for kept in resets) if resets else state
 
 
 def cell_step(ops: Vocabulary[T], cell: Cell, x: T, weights: Tensors[T], cache: Tensors[T]) -> Direct[T]:

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from costmodel.dims import Dim, divide, is_number, same
+from costmodel.documents import Packed
 from costmodel.masks import Mask
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.recurrences.resets import apart
 
 T = TypeVar("T")
 
@@ -43,9 +45,14 @@ class Decay(Generic[T]):
     whole: Dim | None = None
 
     @property
+    def tensors(self) -> tuple[T, ...]:
+        """The sums; last those up to what a query reads."""
+        return (self.running,) if self.reading is None else (self.running, self.reading)
+
+    @property
     def upto(self) -> T:
         """Sums up to what a query reads."""
-        return self.running if self.reading is None else self.reading
+        return self.tensors[-1]
 
     def piece(self, chunk: Dim) -> Dim:
         """Tokens of a piece of a chunk."""
@@ -70,26 +77,30 @@ def spread(ops: Vocabulary[T], x: T, heads: Dim) -> T:
     return x if same(groups, heads) else ops.repeat(x, 1, divide(heads, groups))
 
 
-def decayed_pairs(ops: Vocabulary[T], q: T, k: T, decay: Decay[T] | None) -> T:
-    """Weighted products [B, H, N, C, C] of q and k [B, H or H_kv, N, C, d], 0 for j > i."""
-    (pairs,) = all_pairs(ops, (q,), (k,), decay)
+def decayed_pairs(ops: Vocabulary[T], q: T, k: T, decay: Decay[T] | None, packed: Packed | None = None) -> T:
+    """Weighted products [B, H, N, C, C] of q and k [B, H or H_kv, N, C, d], 0 for j > i and for other documents."""
+    (pairs,) = all_pairs(ops, (q,), (k,), decay, packed)
     return pairs
 
 
-def all_pairs(ops: Vocabulary[T], queries: Sequence[T], keys: Sequence[T], decay: Decay[T] | None) -> tuple[T, ...]:
+def all_pairs(
+    ops: Vocabulary[T], queries: Sequence[T], keys: Sequence[T], decay: Decay[T] | None, packed: Packed | None = None
+) -> tuple[T, ...]:
     """``decayed_pairs`` of each of the queries with each of the keys; with a decay for each channel, in one kernel."""
     if decay is None:
-        return tuple(ops.masked(_scores(ops, q, k), CAUSAL) for q in queries for k in keys)
+        scores = (ops.masked(_scores(ops, q, k), CAUSAL) for q in queries for k in keys)
+        return tuple(apart(ops, pairs, packed) for pairs in scores)
     _, h, _, _, d = ops.shape(decay.running)
     if is_number(d, 1):
-        weights = decays_of_pairs(ops, decay)
+        weights = apart(ops, decays_of_pairs(ops, decay), packed)
         return tuple(ops.mul(spread(ops, _scores(ops, q, k), h), weights) for q in queries for k in keys)
     reading = () if decay.reading is None else (decay.reading,)
 
     def body(ops: Vocabulary[Any], running: Any, *others: Any) -> tuple[Any, ...]:
         sums = replace(decay, running=running, reading=others[0] if reading else None)
         rows = others[len(reading) :]
-        return _by_channel(ops, rows[: len(queries)], rows[len(queries) :], sums)
+        pairs = _by_channel(ops, rows[: len(queries)], rows[len(queries) :], sums)
+        return tuple(apart(ops, x, packed) for x in pairs)
 
     found: tuple[T, ...] = ops.fused("pairs with decay", body, decay.running, *reading, *queries, *keys, family="scan")
     return found

@@ -11,14 +11,17 @@ of all chunks, a scan that writes states before chunks and updates, and the outp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
 
 from costmodel.carries.state import Tensors
 from costmodel.dims import Dim, is_number
+from costmodel.documents import Packed
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.chunk_pairs import CAUSAL, Decay, all_pairs, in_chunks
-from costmodel.recurrences.matrix_states import MatrixStates
+from costmodel.recurrences.matrix_states import Chunked, MatrixStates
+from costmodel.recurrences.resets import fades, to_the_end, with_resets
 
 T = TypeVar("T")
 
@@ -44,27 +47,34 @@ class Delta(MatrixStates[T]):
     chunk: Dim
     kernel: str = "chunked"
 
-    @property
-    def scanned(self) -> int:
-        return 3 if self.log_decay is None else 4
+    def tokens(self, ops: Vocabulary[T]) -> Tensors[T]:
+        faded = with_resets(ops, self.log_decay, self.packed, self.v)
+        own = self.q, self.k, self.v, self.beta
+        return own if faded is None else (*own, faded)
 
-    def chunks(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """T b K, T b V, keys, sums of decay; queries, and with one decay a channel scores."""
+    def chunks(self, ops: Vocabulary[T]) -> Chunked[T]:
+        """Of the scan: T b K, T b V, keys, sums of decay."""
         q, k, v, beta = (in_chunks(ops, y, self.chunk) for y in (self.q, self.k, self.v, self.beta))
-        if self.log_decay is None:
-            return (*ops.fused("chunks", _chunks, k, v, beta, family="scan"), k, q)
-        running = ops.cumsum(in_chunks(ops, self.log_decay, self.chunk), 3)
-        queries = () if is_number(ops.shape(running)[4], 1) else (q,)
-        keys, values, *scores = ops.fused("chunks", _chunks, k, v, beta, running, *queries, family="scan")
-        return keys, values, k, running, q, *scores
+        sums = () if self.log_decay is None else (ops.cumsum(in_chunks(ops, self.log_decay, self.chunk), 3),)
+        faded = with_resets(ops, self.log_decay, self.packed, self.v)
+        scanned: Tensors[T] = sums
+        read: Tensors[T] = ()
+        if faded is not None and self.packed is not None:
+            own = fades(ops, in_chunks(ops, faded, self.chunk))
+            scanned, read = (own.left, own.whole), (own.read,)
+        queries = () if not sums or is_number(ops.shape(sums[0])[4], 1) else (q,)
+        body = partial(_chunks, sums=len(sums), read=len(read), packed=self.packed)
+        keys, values, *scores = ops.fused("chunks", body, k, v, beta, *sums, *read, *queries, family="scan")
+        return Chunked((keys, values, k, *scanned), _Own(q, k, sums, read, tuple(scores)))
 
-    def values(self, ops: Vocabulary[T], prepared: Tensors[T], befores: T, updates: T) -> T:
-        _, _, k, *others = prepared
-        *decay, q = others[: self.scanned - 2]
-        scores = others[self.scanned - 2 :]
-        body = _values if scores else _values_of_pairs
-        own = (scores[0], q) if scores else (k, q)
-        result: T = ops.fused("outputs of chunks", body, updates, befores, *own, *decay, family="scan")
+    def values(self, ops: Vocabulary[T], chunked: Chunked[T], befores: T, updates: T) -> T:
+        own: _Own[T] = chunked.own
+        if own.scores:
+            body, given = _values, (own.scores[0], own.q, *(own.read or own.sums))
+        else:
+            body = partial(_values_of_pairs, sums=len(own.sums), packed=self.packed)
+            given = own.k, own.q, *own.sums, *own.read
+        result: T = ops.fused("outputs of chunks", body, updates, befores, *given, family="scan")
         return result
 
     @staticmethod
@@ -79,11 +89,11 @@ class Delta(MatrixStates[T]):
             *matrix, state = states
             steps = [ops.map("neg", ops.contract("bhid,bhde->bhie", keys, m)) for m in matrix]
             steps.append(updates(ops, state, chunk))
-            for running in sums:
-                b, h, c, d = ops.shape(running)
-                last = ops.slice(running, 2, c - 1, 1)
-                late = ops.mul(late, ops.map("exp", ops.map("sub", last, running)))
-                decay = ops.map("exp", ops.reshape(last, (b, h, d, 1)))
+            if sums:
+                left, whole = to_the_end(ops, tuple(sums))
+                b, h, _, d = ops.shape(whole)
+                late = ops.mul(late, ops.map("exp", left))
+                decay = ops.map("exp", ops.reshape(whole, (b, h, d, 1)))
                 states = [ops.mul(s, decay) for s in states]
             return tuple(
                 ops.add(s, ops.contract("bhid,bhie->bhde", late, u)) for s, u in zip(states, steps, strict=True)
@@ -109,23 +119,45 @@ class Delta(MatrixStates[T]):
         return Recurrence("delta rule of tokens", advance, emit, "recurrence")
 
 
-def _chunks(ops: Vocabulary[T], k: T, v: T, beta: T, *more: T) -> tuple[T, ...]:
-    """T b K and T b V [B, H, N, C, d or e], given the sums of decay if there is any; scores of queries if given."""
-    running, queries = more[:1], more[1:]
+@dataclass(frozen=True)
+class _Own(Generic[T]):
+    """What the outputs of chunks are made of: queries, keys, sums of decay of pairs if there is any; where states are
+    reset, other sums by which they are read; with one decay a channel, scores.
+    """
+
+    q: T
+    k: T
+    sums: Tensors[T]
+    read: Tensors[T]
+    scores: Tensors[T]
+
+
+def _chunks(
+    ops: Vocabulary[T], k: T, v: T, beta: T, *more: T, sums: int, read: int, packed: Packed | None
+) -> tuple[T, ...]:
+    """T b K and T b V [B, H, N, C, d or e]; scores of queries if given.
+
+    Args:
+        more: ``sums`` of decay and ``read`` of those by which states are read (see ``_Own``), and queries.
+    """
+    running, reading, queries = more[:sums], more[sums : sums + read], more[sums + read :]
     weighted = ops.mul(k, beta)
     decay = Decay(*running) if running else None
-    own, *scores = all_pairs(ops, (weighted, *queries), (k,), decay)
+    own, *scores = all_pairs(ops, (weighted, *queries), (k,), decay, packed)
     inverse = ops.triangular_inverse(own)
     values = ops.contract("bhnij,bhnje->bhnie", inverse, ops.mul(v, beta))
-    for sums in running:
-        weighted = ops.mul(weighted, ops.map("exp", sums))
+    for faded in reading or running:
+        weighted = ops.mul(weighted, ops.map("exp", faded))
     return ops.contract("bhnij,bhnjd->bhnid", inverse, weighted), values, *scores
 
 
-def _values_of_pairs(ops: Vocabulary[T], updates: T, befores: T, k: T, q: T, *running: T) -> T:
-    """Values of chunks, of pairs with no decay, or with one a head."""
-    (scores,) = all_pairs(ops, (q,), (k,), Decay(*running) if running else None)
-    return _values(ops, updates, befores, scores, q, *running)
+def _values_of_pairs(
+    ops: Vocabulary[T], updates: T, befores: T, k: T, q: T, *more: T, sums: int, packed: Packed | None
+) -> T:
+    """Values of chunks, of pairs with no decay, or with one a head; ``more`` are sums and read of ``_Own``."""
+    running, read = more[:sums], more[sums:]
+    (scores,) = all_pairs(ops, (q,), (k,), Decay(*running) if running else None, packed)
+    return _values(ops, updates, befores, scores, q, *(read or running))
 
 
 def _values(ops: Vocabulary[T], updates: T, befores: T, scores: T, q: T, *running: T) -> T:

@@ -8,14 +8,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.state import Tensors
 from costmodel.dims import Dim
+from costmodel.documents import Packed
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.chunk_pairs import CAUSAL, Decay, all_pairs, in_chunks
-from costmodel.recurrences.matrix_states import MatrixStates
+from costmodel.recurrences.matrix_states import Chunked, MatrixStates
+from costmodel.recurrences.resets import fades, reset, with_resets
 
 T = TypeVar("T")
 
@@ -42,23 +45,32 @@ class DiagonalLowRank(MatrixStates[T]):
     chunk: Dim
     kernel: str = "chunked"
 
-    @property
-    def scanned(self) -> int:
-        return 6
+    def tokens(self, ops: Vocabulary[T]) -> Tensors[T]:
+        """Of the first token of a document z is 0, as it is of the state before."""
+        faded = with_resets(ops, self.log_decay, self.packed, self.v)
+        assert faded is not None
+        return self.q, self.k, self.v, reset(ops, self.z, self.packed), self.b, faded
 
-    def chunks(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """T Z, T A V, directions of what is removed, keys, values, decay; then scores of both, and queries."""
-        q, k, v, z, b, log_decay = (in_chunks(ops, y, self.chunk) for y in self.streams())
-        running, before = ops.cumsum(log_decay, 3), ops.cumsum(log_decay, 3, exclusive=True)
-        scores, removals, seen, own, queries, keys, directions, reading, decay = ops.fused(
-            "pairs of chunks", _pairs, q, k, z, b, running, before, family="scan"
+    def chunks(self, ops: Vocabulary[T]) -> Chunked[T]:
+        """Of the scan: T Z, T A V, directions of what is removed, keys, values, decay."""
+        z = reset(ops, self.z, self.packed)
+        q, k, v, z, b, log_decay = (
+            in_chunks(ops, y, self.chunk) for y in (self.q, self.k, self.v, z, self.b, self.log_decay)
         )
-        reading, held = ops.fused("chunks", _chunks, own, seen, reading, v, family="scan")
-        return reading, held, directions, keys, v, decay, scores, removals, queries
+        sums: Tensors[T] = ops.cumsum(log_decay, 3), ops.cumsum(log_decay, 3, exclusive=True)
+        if self.packed is not None:
+            own = fades(ops, in_chunks(ops, reset(ops, self.log_decay, self.packed, "-inf"), self.chunk), early=True)
+            assert own.early is not None
+            sums = *sums, own.read, own.early, own.left, own.whole
+        scores, removals, seen, within, queries, keys, directions, reading, decay = ops.fused(
+            "pairs of chunks", partial(_pairs, packed=self.packed), q, k, z, b, *sums, family="scan"
+        )
+        reading, held = ops.fused("chunks", _chunks, within, seen, reading, v, family="scan")
+        return Chunked((reading, held, directions, keys, v, decay), (scores, removals, queries))
 
-    def values(self, ops: Vocabulary[T], prepared: Tensors[T], befores: T, updates: T) -> T:
-        v, own = prepared[4], prepared[self.scanned :]
-        result: T = ops.fused("outputs of chunks", _values, updates, befores, v, *own, family="scan")
+    def values(self, ops: Vocabulary[T], chunked: Chunked[T], befores: T, updates: T) -> T:
+        v = chunked.scanned[4]
+        result: T = ops.fused("outputs of chunks", _values, updates, befores, v, *chunked.own, family="scan")
         return result
 
     @staticmethod
@@ -98,18 +110,28 @@ class DiagonalLowRank(MatrixStates[T]):
         return Recurrence("recurrence of tokens", advance, emit, "recurrence")
 
 
-def _pairs(ops: Vocabulary[T], q: T, k: T, z: T, b: T, running: T, before: T) -> tuple[T, ...]:
-    """Pairs of q and z with k and b; queries, keys, directions and z with decay to the ends of chunks; its whole."""
+def _pairs(
+    ops: Vocabulary[T], q: T, k: T, z: T, b: T, running: T, before: T, *resets: T, packed: Packed | None
+) -> tuple[T, ...]:
+    """Pairs of q and z with k and b; queries, keys, directions and z with decay to the ends of chunks; its whole.
+
+    Args:
+        resets: sums of decay with resets, if there are any: ``read``, ``early``, ``left`` and ``whole`` of ``Fades``.
+    """
     batch, heads, count, chunk, d = ops.shape(running)
-    last = ops.slice(running, 3, chunk - 1, 1)
-    left = ops.map("exp", ops.map("sub", last, running))
+    if resets:
+        read, early, left, last = resets
+    else:
+        last = ops.slice(running, 3, chunk - 1, 1)
+        read, early, left = running, before, ops.map("sub", last, running)
+    left = ops.map("exp", left)
     return (
-        *all_pairs(ops, (q,), (k, b), Decay(running)),
-        *all_pairs(ops, (z,), (k, b), Decay(running, before)),
-        ops.mul(q, ops.map("exp", running)),
+        *all_pairs(ops, (q,), (k, b), Decay(running), packed),
+        *all_pairs(ops, (z,), (k, b), Decay(running, before), packed),
+        ops.mul(q, ops.map("exp", read)),
         ops.mul(k, left),
         ops.mul(b, left),
-        ops.mul(z, ops.map("exp", before)),
+        ops.mul(z, ops.map("exp", early)),
         ops.reshape(ops.map("exp", last), (batch, heads, count, d, 1)),
     )
 

@@ -48,6 +48,7 @@ class FeatureAttention(Mixer):
     structure: ClassVar[Structure] = Structure.SEMISEPARABLE
     carry: ClassVar[type[Carry[Any]]] = State
     kernels: ClassVar[tuple[str, ...]] = KERNELS
+    documents: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Hyperparameter]] = {
         "heads": Hyperparameter("H", 32, "heads", cut=True),
         "head_dim": Hyperparameter("d", 128, "head dimension of queries and keys"),

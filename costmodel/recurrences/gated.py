@@ -13,13 +13,16 @@ all chunks of these; with one decay a channel, one more makes the pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
 from costmodel.dims import Dim, is_number
+from costmodel.documents import Packed
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.chunk_pairs import CAUSAL, Decay, decayed_pairs, in_chunks, spread
+from costmodel.recurrences.resets import fades, reset, to_the_end, with_resets
 
 T = TypeVar("T")
 
@@ -67,51 +70,85 @@ class Gated(State[T]):
     def whole(self, ops: Vocabulary[T]) -> T:
         return _quadratic(ops, self) if self.kernel == "quadratic" else super().whole(ops)
 
-    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """q, k, v in chunks; with decay, its sums, and those that queries read by; pairs with one decay a channel.
+    def queries(self, ops: Vocabulary[T]) -> T:
+        """q; those that would read the state before a document are 0."""
+        return reset(ops, self.q, self.packed) if self.before else self.q
+
+    def prepare(self, ops: Vocabulary[T]) -> Any:
+        """Tokens, or chunks of them; pairs with one decay a channel.
 
         Such pairs are a kernel of their own; others are made where they are used.
         """
+        q, decay = self.queries(ops), self.decay(ops)
+        faded = with_resets(ops, decay, self.packed, self.v)
         if self.kernel == "recurrent":
-            return ()
-        q, k, v = (in_chunks(ops, x, self.chunk) for x in (self.q, self.k, self.v))
-        decay = self.decay(ops)
-        if decay is None:
-            return q, k, v
-        sums = _sums(ops, in_chunks(ops, decay, self.chunk), self.before)
-        pairs = () if is_number(ops.shape(decay)[3], 1) else (decayed_pairs(ops, q, k, sums),)
-        return q, k, v, sums.running, sums.upto, *pairs
+            return _Prepared(q, self.k, self.v, faded)
+        q, k, v = (in_chunks(ops, x, self.chunk) for x in (q, self.k, self.v))
+        sums = None if decay is None else _sums(ops, in_chunks(ops, decay, self.chunk), self.before)
+        pairs = None
+        if sums is not None and not is_number(ops.shape(sums.running)[4], 1):
+            pairs = decayed_pairs(ops, q, k, sums, self.packed)
+        if faded is None or self.packed is None:
+            return _Prepared(q, k, v, faded, sums, () if sums is None else (sums.running,), pairs=pairs)
+        own = fades(ops, in_chunks(ops, faded, self.chunk), self.before)
+        return _Prepared(q, k, v, faded, sums, (own.left, own.whole), own.early if self.before else own.read, pairs)
 
-    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
+    def summary(self, ops: Vocabulary[T], prepared: Any) -> Affine[T]:
         (state,), _ = self._scan(ops, prepared, self.initial(ops), read=False)
-        decay = self.decay(ops)
-        if decay is None:
+        if prepared.decay is None:
             return Affine((), (state,))
-        return Affine((ops.map("exp", _by_row(ops, ops.sum(decay, (2,)))),), (state,))
+        return Affine((ops.map("exp", _by_row(ops, ops.sum(prepared.decay, (2,)))),), (state,))
 
-    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
+    def outputs(self, ops: Vocabulary[T], prepared: Any, state: Tensors[T]) -> T:
         _, (handed,) = self._scan(ops, prepared, state, read=True)
         if self.kernel == "recurrent":
             return handed
-        q, k, v, *decay = prepared
-        if len(decay) == 3:
-            values = ops.fused("outputs of chunks", _values, v, handed, q, *decay[1:], family="scan")
+        own: _Prepared[T] = prepared
+        sums = () if own.sums is None else own.sums.tensors
+        read = () if own.read is None else (own.read,)
+        if own.pairs is not None:
+            upto = read or sums[-1:]
+            values = ops.fused("outputs of chunks", _values, own.v, handed, own.q, *upto, own.pairs, family="scan")
         else:
-            decay = decay if self.before else decay[:1]
-            values = ops.fused("outputs of chunks", _values_of_pairs, v, handed, q, k, *decay, family="scan")
+            body = partial(_values_of_pairs, count=len(sums), packed=self.packed)
+            given = own.v, handed, own.q, own.k, *sums, *read
+            values = ops.fused("outputs of chunks", body, *given, family="scan")
         return ops.reshape(values, ops.shape(self.v))
 
     def _scan(
-        self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T], read: bool
+        self, ops: Vocabulary[T], prepared: _Prepared[T], state: Tensors[T], read: bool
     ) -> tuple[Tensors[T], Tensors[T]]:
         """Through chunks, handing out the state before each; or through tokens, handing out their values."""
+        q, k, v = prepared.q, prepared.k, prepared.v
         if self.kernel == "recurrent":
-            decay = self.decay(ops)
-            heads = ops.shape(self.v)[1]
-            own = spread(ops, self.q, heads), spread(ops, self.k, heads), self.v
-            tokens = own if decay is None else (*own, decay)
+            heads = ops.shape(v)[1]
+            own = spread(ops, q, heads), spread(ops, k, heads), v
+            tokens = own if prepared.decay is None else (*own, prepared.decay)
             return ops.scan(_tokens(read, self.before), state, tokens, axis=2)
-        return ops.scan(_over_chunks(read), state, prepared[1:4], axis=2)
+        return ops.scan(_over_chunks(read), state, (k, v, *prepared.fades), axis=2)
+
+
+@dataclass(frozen=True)
+class _Prepared(Generic[T]):
+    """What is done before the state is known.
+
+    Attributes:
+        q, k, v: of tokens, or in chunks.
+        decay: the logarithm at each token, -inf where the state is reset.
+        sums: of decay without resets, in chunks.
+        fades: what the scan over chunks reads of decay (see ``to_the_end``).
+        read: sums by which queries read the state before their chunk, where they are others than those of pairs.
+        pairs: of one decay a channel.
+    """
+
+    q: T
+    k: T
+    v: T
+    decay: T | None
+    sums: Decay[T] | None = None
+    fades: Tensors[T] = ()
+    read: T | None = None
+    pairs: T | None = None
 
 
 def _by_row(ops: Vocabulary[T], decay: T) -> T:
@@ -125,18 +162,28 @@ def _sums(ops: Vocabulary[T], decay: T, before: bool) -> Decay[T]:
     return Decay(ops.cumsum(decay, 3), ops.cumsum(decay, 3, exclusive=True) if before else None)
 
 
-def _values_of_pairs(ops: Vocabulary[T], v: T, befores: T, q: T, k: T, *sums: T) -> T:
-    """Values of chunks [B, H, N, C, e], of pairs with no decay, or with one a head, by its ``sums``."""
-    if not sums:
-        return _values(ops, v, befores, q, None, decayed_pairs(ops, q, k, None))
-    decay = Decay(*sums)
-    return _values(ops, v, befores, q, decay.upto, decayed_pairs(ops, q, k, decay))
+def _values_of_pairs(
+    ops: Vocabulary[T], v: T, befores: T, q: T, k: T, *sums: T, count: int, packed: Packed | None
+) -> T:
+    """Values of chunks [B, H, N, C, e], of pairs with no decay, or with one a head.
+
+    Args:
+        sums: ``count`` of pairs, and those by which queries read the state if they are others.
+    """
+    decay = Decay(*sums[:count]) if count else None
+    read = sums[count:] or sums[count - 1 : count] if sums else ()
+    return _values(ops, v, befores, q, *read, decayed_pairs(ops, q, k, decay, packed))
 
 
-def _values(ops: Vocabulary[T], v: T, befores: T, q: T, upto: T | None, pairs: T) -> T:
-    """Values of chunks, of their own pairs [B, H, N, C, C] and of the states before them [B, H, N, d, e]."""
-    if upto is not None:
-        q = ops.mul(spread(ops, q, ops.shape(v)[1]), ops.map("exp", upto))
+def _values(ops: Vocabulary[T], v: T, befores: T, q: T, *others: T) -> T:
+    """Values of chunks, of their own pairs [B, H, N, C, C] and of the states before them [B, H, N, d, e].
+
+    Args:
+        others: the sums of decay by which queries read these, if there is decay; pairs.
+    """
+    *read, pairs = others
+    for sums in read:
+        q = ops.mul(spread(ops, q, ops.shape(v)[1]), ops.map("exp", sums))
     within = ops.contract("bhnij,bhnje->bhnie", pairs, v, CAUSAL, "ij")
     return ops.add(within, ops.contract("bhnid,bhnde->bhnie", q, befores))
 
@@ -147,11 +194,10 @@ def _over_chunks(read: bool) -> Recurrence:
     def advance(ops: Vocabulary[Any], state: Any, chunk: Any, _: Any) -> Any:
         k, v, *sums = chunk
         kept = state[0]
-        for running in sums:
-            _, h, c, _ = ops.shape(running)
-            last = ops.slice(running, 2, c - 1, 1)
-            k = ops.mul(spread(ops, k, h), ops.map("exp", ops.map("sub", last, running)))
-            kept = ops.mul(kept, ops.map("exp", _by_row(ops, last)))
+        if sums:
+            left, whole = to_the_end(ops, tuple(sums))
+            k = ops.mul(spread(ops, k, ops.shape(left)[1]), ops.map("exp", left))
+            kept = ops.mul(kept, ops.map("exp", _by_row(ops, whole)))
         return (ops.add(kept, ops.cast(ops.contract("bhid,bhie->bhde", k, v), "accumulate")),)
 
     def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
@@ -184,6 +230,6 @@ def _quadratic(ops: Vocabulary[T], x: Gated[T]) -> T:
 
     decay = x.decay(ops)
     sums = None if decay is None else replace(_sums(ops, alone(decay), x.before), whole=x.chunk)
-    pairs = decayed_pairs(ops, alone(x.q), alone(x.k), sums)
+    pairs = decayed_pairs(ops, alone(x.q), alone(x.k), sums, x.packed)
     out = ops.contract("bhnij,bhnje->bhnie", pairs, alone(x.v), CAUSAL, "ij")
     return ops.reshape(out, ops.shape(x.v))

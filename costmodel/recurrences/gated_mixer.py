@@ -18,6 +18,7 @@ class GatedMixer(Mixer):
     carry: ClassVar[type[Carry[Any]]] = State
     kernels: ClassVar[tuple[str, ...]] = KERNELS
     causality: ClassVar[str] = "causal"
+    documents: ClassVar[bool] = True
 
     def cache(self, m: Sizes, tokens: Dim) -> tuple[Kept, ...]:
         return (Kept((m["H"], m["d"], m["e"]), "accumulate"),)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
 from costmodel.dims import Dim
@@ -16,6 +17,19 @@ T = TypeVar("T")
 KERNELS = ("chunked", "recurrent")
 
 
+@dataclass(frozen=True)
+class Chunked(Generic[T]):
+    """What is done with chunks before the state is known.
+
+    Attributes:
+        scanned: what the scan over chunks reads of each.
+        own: what else ``values`` reads.
+    """
+
+    scanned: Tensors[T]
+    own: Any
+
+
 class MatrixStates(State[T]):
     """A recurrence of q, k [B, H, n, d] and v [B, H, n, e]; the state is [B, H, d, e].
 
@@ -25,7 +39,6 @@ class MatrixStates(State[T]):
     Attributes:
         chunk: tokens of a chunk.
         kernel: one of ``KERNELS``.
-        scanned: how many of the tensors of ``chunks`` the scan over chunks reads, which come first.
     """
 
     q: T
@@ -34,16 +47,15 @@ class MatrixStates(State[T]):
     chunk: Dim
     kernel: str
 
-    @property
     @abstractmethod
-    def scanned(self) -> int: ...
+    def tokens(self, ops: Vocabulary[T]) -> Tensors[T]:
+        """What the scan over tokens reads of each."""
 
     @abstractmethod
-    def chunks(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """What the scan reads of each chunk, then what only ``values`` reads."""
+    def chunks(self, ops: Vocabulary[T]) -> Chunked[T]: ...
 
     @abstractmethod
-    def values(self, ops: Vocabulary[T], prepared: Tensors[T], befores: T, updates: T) -> T:
+    def values(self, ops: Vocabulary[T], chunked: Chunked[T], befores: T, updates: T) -> T:
         """Values [B, H, N, C, e] as one kernel, from states before chunks and updates, which the scan hands out."""
 
     @staticmethod
@@ -60,16 +72,15 @@ class MatrixStates(State[T]):
         b, h, _, d = ops.shape(self.k)
         return (ops.zeros((b, h, d, ops.shape(self.v)[3]), "accumulate"),)
 
-    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        return () if self.kernel == "recurrent" else self.chunks(ops)
+    def prepare(self, ops: Vocabulary[T]) -> Any:
+        return self.tokens(ops) if self.kernel == "recurrent" else self.chunks(ops)
 
-    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
+    def summary(self, ops: Vocabulary[T], prepared: Any) -> Affine[T]:
         start = (identity(ops, self.k), *self.initial(ops))
         if self.kernel == "recurrent":
-            (matrix, state), _ = ops.scan(self.over_tokens(read=False), start, self.streams(), axis=2)
+            (matrix, state), _ = ops.scan(self.over_tokens(read=False), start, prepared, axis=2)
         else:
-            chunks = prepared[: self.scanned]
-            (matrix, state), _ = ops.scan(self.over_chunks(read=False), start, chunks, axis=2)
+            (matrix, state), _ = ops.scan(self.over_chunks(read=False), start, prepared.scanned, axis=2)
         return Affine((matrix,), (state,))
 
     def move(self, ops: Vocabulary[T], transition: Tensors[T], state: Tensors[T]) -> Tensors[T]:
@@ -78,10 +89,10 @@ class MatrixStates(State[T]):
     def transposed(self, ops: Vocabulary[T], transition: Tensors[T]) -> Tensors[T]:
         return (ops.permute(transition[0], (0, 1, 3, 2)),)
 
-    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
+    def outputs(self, ops: Vocabulary[T], prepared: Any, state: Tensors[T]) -> T:
         if self.kernel == "recurrent":
-            return ops.scan(self.over_tokens(read=True), state, self.streams(), axis=2)[1][0]
-        _, handed = ops.scan(self.over_chunks(read=True), state, prepared[: self.scanned], axis=2)
+            return ops.scan(self.over_tokens(read=True), state, prepared, axis=2)[1][0]
+        _, handed = ops.scan(self.over_chunks(read=True), state, prepared.scanned, axis=2)
         return ops.reshape(self.values(ops, prepared, *handed), ops.shape(self.v))
 
 

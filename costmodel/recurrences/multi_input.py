@@ -9,13 +9,16 @@ and ``recurrent`` (token by token, the state on chip).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
 from costmodel.dims import Dim
+from costmodel.documents import Packed
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.recurrences.chunk_pairs import CAUSAL, Decay, decays_of_pairs, in_chunks
+from costmodel.recurrences.resets import apart, fades, to_the_end, with_resets
 
 T = TypeVar("T")
 
@@ -43,41 +46,71 @@ class MultiInput(State[T]):
         b, h, _, _, e = ops.shape(self.v)
         return (ops.zeros((b, h, ops.shape(self.k)[4], e), "accumulate"),)
 
-    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        """q, k, v in chunks, and sums of decay."""
-        if self.kernel == "recurrent":
-            return ()
-        q, k, v, log_decay = (in_chunks(ops, y, self.chunk) for y in self.streams())
-        return q, k, v, ops.cumsum(log_decay, 3)
+    def prepare(self, ops: Vocabulary[T]) -> Any:
+        """The logarithm of decay at each token; with chunks q, k, v in these, sums of decay, and what the scan reads.
 
-    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
+        With resets the scan reads other sums than pairs do, and queries read the state by others too.
+        """
+        faded = with_resets(ops, self.log_decay, self.packed, self.v)
+        assert faded is not None
+        if self.kernel == "recurrent":
+            return _Prepared(faded, (self.q, self.k, self.v))
+        q, k, v, log_decay = (in_chunks(ops, y, self.chunk) for y in self.streams())
+        running = ops.cumsum(log_decay, 3)
+        if self.packed is None:
+            return _Prepared(faded, (q, k, v), (running,), (running,))
+        own = fades(ops, in_chunks(ops, faded, self.chunk))
+        return _Prepared(faded, (q, k, v), (running, own.read), (own.left, own.whole))
+
+    def summary(self, ops: Vocabulary[T], prepared: Any) -> Affine[T]:
         (state,), _ = self._scan(ops, prepared, self.initial(ops), read=False)
-        decay = ops.map("exp", ops.sum(self.log_decay, (2,)))
+        decay = ops.map("exp", ops.sum(prepared.decay, (2,)))
         return Affine((decay,), (state,))
 
-    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
+    def outputs(self, ops: Vocabulary[T], prepared: Any, state: Tensors[T]) -> T:
         _, (handed,) = self._scan(ops, prepared, state, read=True)
         b, h, n, r, e = ops.shape(self.v)
         if self.kernel != "recurrent":
-            handed = ops.fused("outputs of chunks", _values, *prepared, handed, family="scan")
+            body = partial(_values, packed=self.packed)
+            given = *prepared.rows, prepared.sums[0], handed, *prepared.sums[1:]
+            handed = ops.fused("outputs of chunks", body, *given, family="scan")
         return ops.reshape(handed, (b, h, n, r * e))
 
     def _scan(
-        self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T], read: bool
+        self, ops: Vocabulary[T], prepared: _Prepared[T], state: Tensors[T], read: bool
     ) -> tuple[Tensors[T], Tensors[T]]:
         """Through chunks, handing out the state before each; or through tokens, handing out their values."""
         if self.kernel == "recurrent":
-            return ops.scan(_tokens(read), state, self.streams(), axis=2)
-        return ops.scan(_over_chunks(read), state, prepared[1:], axis=2)
+            return ops.scan(_tokens(read), state, (*prepared.rows, prepared.decay), axis=2)
+        return ops.scan(_over_chunks(read), state, (*prepared.rows[1:], *prepared.fades), axis=2)
 
 
-def _values(ops: Vocabulary[T], q: T, k: T, v: T, running: T, befores: T) -> T:
+@dataclass(frozen=True)
+class _Prepared(Generic[T]):
+    """What is done before the state is known.
+
+    Attributes:
+        decay: the logarithm at each token, -inf where the state is reset.
+        rows: q, k and v, of tokens or in chunks.
+        sums: of decay of pairs; those by which queries read the state, where they are others.
+        fades: what the scan over chunks reads of decay (see ``to_the_end``).
+    """
+
+    decay: T
+    rows: Tensors[T]
+    sums: Tensors[T] = ()
+    fades: Tensors[T] = ()
+
+
+def _values(ops: Vocabulary[T], q: T, k: T, v: T, running: T, befores: T, *read: T, packed: Packed | None) -> T:
     """Values [B, H, N, C, R, e], of pairs within chunks and of the states before them [B, H, N, d, e]."""
     scores = ops.contract("bhnisd,bhnjrd->bhnsrij", q, k, CAUSAL, "ij")
     b, h, n, c, _ = ops.shape(running)
-    decays = ops.reshape(decays_of_pairs(ops, Decay(running)), (b, h, n, 1, 1, c, c))
+    weights = apart(ops, decays_of_pairs(ops, Decay(running)), packed)
+    decays = ops.reshape(weights, (b, h, n, 1, 1, c, c))
     within = ops.contract("bhnsrij,bhnjre->bhnise", ops.mul(scores, decays), v, CAUSAL, "ij")
-    early = ops.mul(q, ops.reshape(ops.map("exp", running), (b, h, n, c, 1, 1)))
+    (upto,) = read or (running,)
+    early = ops.mul(q, ops.reshape(ops.map("exp", upto), (b, h, n, c, 1, 1)))
     return ops.add(within, ops.contract("bhnisd,bhnde->bhnise", early, befores))
 
 
@@ -85,12 +118,12 @@ def _over_chunks(read: bool) -> Recurrence:
     """Over keys and values of chunks, and sums of decay; hands out the state before each."""
 
     def advance(ops: Vocabulary[Any], state: Any, chunk: Any, _: Any) -> Any:
-        k, v, running = chunk
-        b, h, c, _one = ops.shape(running)
-        last = ops.slice(running, 2, c - 1, 1)
-        left = ops.map("exp", ops.map("sub", last, running))
+        k, v, *sums = chunk
+        left, whole = to_the_end(ops, tuple(sums))
+        b, h, c, _one = ops.shape(left)
+        left = ops.map("exp", left)
         added = ops.contract("bhird,bhire->bhde", ops.mul(k, ops.reshape(left, (b, h, c, 1, 1))), v)
-        return (ops.add(ops.mul(state[0], ops.map("exp", last)), ops.cast(added, "accumulate")),)
+        return (ops.add(ops.mul(state[0], ops.map("exp", whole)), ops.cast(added, "accumulate")),)
 
     def emit(ops: Vocabulary[Any], before: Any, after: Any, chunk: Any, _: Any) -> Any:
         return (ops.cast(before[0], "model"),) if read else ()

@@ -8,6 +8,7 @@ from costmodel.carries.direct import Direct
 from costmodel.composite import mean
 from costmodel.dims import Dim, same
 from costmodel.mixer import Site
+from costmodel.ops.convolution import Under, under
 from costmodel.ops.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -67,7 +68,8 @@ def short_convolution(ops: Vocabulary[T], x: T, taps: T, at: Site[T]) -> T:
     b, h, n, d = ops.shape(x)
     k = ops.shape(taps)[2]
     channels = ops.reshape(ops.permute(x, (0, 1, 3, 2)), (b, h * d, n))
-    mixed = slide(ops, ops.halo(channels, 2, k - 1, 0, at.line), ops.reshape(taps, (h * d, k)))
+    seen = ops.halo(channels, 2, k - 1, 0, at.line)
+    mixed = slide(ops, seen, ops.reshape(taps, (h * d, k)), under(at.packed(n), k - 1))
     return ops.permute(ops.reshape(mixed, (b, h, d, n)), (0, 1, 3, 2))
 
 
@@ -101,11 +103,11 @@ def _seen(ops: Vocabulary[T], x: T, cache: T) -> T:
     return seen
 
 
-def slide(ops: Vocabulary[T], x: T, taps: T) -> T:
+def slide(ops: Vocabulary[T], x: T, taps: T, packed: Under | None = None) -> T:
     """silu of a depthwise convolution [B, C, n], as one kernel: x [B, C, n + K - 1], taps [C, K]."""
 
     def body(ops: Vocabulary[Any], x: Any, taps: Any) -> Any:
-        return ops.map("silu", ops.depthwise(x, taps))
+        return ops.map("silu", ops.depthwise(x, taps, packed=packed))
 
     result: T = ops.fused("short convolution", body, x, taps, family="convolution")
     return result

@@ -10,11 +10,12 @@ code without a kernel of its own does that is not to go token by token (alxndrTL
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from costmodel.carries.state import Affine, State, Tensors
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.recurrences.resets import kept, reset
 
 T = TypeVar("T")
 
@@ -48,32 +49,37 @@ class Selective(State[T]):
         batch, channels = ops.shape(self.x)[:2]
         return (ops.zeros((batch, channels, ops.shape(self.rate)[1]), "accumulate"),)
 
-    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
+    def prepare(self, ops: Vocabulary[T]) -> Any:
         """A [E, N]; decays and inputs of all states, if they are in memory; states where there is none before."""
         a = ops.map("neg", ops.map("exp", ops.cast(self.rate, "accumulate")))
+        resets = kept(ops, ops.shape(self.x)[2], self.packed)
         if self.kernel == "fused":
-            return (a,)
+            return _Prepared(a, resets)
         step = ops.map("softplus", ops.add(ops.cast(self.dt, "accumulate"), _by_channel(ops, self.bias)))
         decay = ops.map("exp", ops.mul(step, ops.reshape(a, (ops.shape(a)[0], 1, ops.shape(a)[1]))))
+        decay = reset(ops, decay, self.packed)
         added = ops.mul(ops.mul(step, self.x), self.b)
-        return (a, decay, added) if self.kernel == "vanilla" else (a, ops.affine_scan(added, decay, 2))
+        if self.kernel == "vanilla":
+            return _Prepared(a, resets, (decay, added))
+        return _Prepared(a, resets, (ops.affine_scan(added, decay, 2),))
 
     def whole(self, ops: Vocabulary[T]) -> T:
-        return self._read(ops, self.prepare(ops)[1]) if self.kernel == "associative" else super().whole(ops)
+        return self._read(ops, self.prepare(ops).states[0]) if self.kernel == "associative" else super().whole(ops)
 
-    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
+    def summary(self, ops: Vocabulary[T], prepared: Any) -> Affine[T]:
         if self.kernel == "associative":
-            b, e, n, states = ops.shape(prepared[1])
-            state = ops.reshape(ops.slice(prepared[1], 2, n - 1, 1), (b, e, states))
+            (found,) = prepared.states
+            b, e, n, states = ops.shape(found)
+            state = ops.reshape(ops.slice(found, 2, n - 1, 1), (b, e, states))
         else:
             (state,), _ = self._scan(ops, prepared, self.initial(ops), read=False)
-        decay = ops.fused("total decay", _total_decay, self.dt, _by_channel(ops, self.bias), prepared[0])
-        return Affine((decay,), (state,))
+        given = self.dt, _by_channel(ops, self.bias), prepared.a, *prepared.resets
+        return Affine((ops.fused("total decay", _total_decay, *given),), (state,))
 
-    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
+    def outputs(self, ops: Vocabulary[T], prepared: Any, state: Tensors[T]) -> T:
         if self.kernel == "associative":
-            before = self.dt, _by_channel(ops, self.bias), prepared[0], state[0]
-            return self._read(ops, ops.fused("states before", _with_state, prepared[1], *before))
+            before = self.dt, _by_channel(ops, self.bias), prepared.a, state[0], *prepared.resets
+            return self._read(ops, ops.fused("states before", _with_state, *prepared.states, *before))
         _, (y,) = self._scan(ops, prepared, state, read=True)
         if self.kernel == "fused":
             return y
@@ -92,42 +98,68 @@ class Selective(State[T]):
         return result
 
     def _scan(
-        self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T], read: bool
+        self, ops: Vocabulary[T], prepared: _Prepared[T], state: Tensors[T], read: bool
     ) -> tuple[Tensors[T], Tensors[T]]:
         if self.kernel == "vanilla":
-            return ops.scan(_over_states(read), state, (*prepared[1:], self.c), axis=2)
+            return ops.scan(_over_states(read), state, (*prepared.states, self.c), axis=2)
         e = ops.shape(self.bias)[0]
-        constants = prepared[0], *(ops.reshape(x, (e, 1)) for x in (self.bias, self.skip))
+        constants = prepared.a, *(ops.reshape(x, (e, 1)) for x in (self.bias, self.skip))
         if read:
-            return ops.scan(_TOKENS, state, self.streams(), constants, axis=2)
-        return ops.scan(_STATES, state, (self.x, self.dt, self.b), constants[:2], axis=2)
+            return ops.scan(_TOKENS, state, (*self.streams(), *prepared.resets), constants, axis=2)
+        return ops.scan(_STATES, state, (self.x, self.dt, self.b, *prepared.resets), constants[:2], axis=2)
+
+
+@dataclass(frozen=True)
+class _Prepared(Generic[T]):
+    """What is done before the state is known.
+
+    Attributes:
+        a: A [E, N].
+        resets: what is left of states by them (see ``kept``).
+        states: decays and inputs of all states, or the states, [B, E, n, N] each, where they are in memory.
+    """
+
+    a: T
+    resets: Tensors[T]
+    states: Tensors[T] = ()
 
 
 def _by_channel(ops: Vocabulary[T], x: T) -> T:
     return ops.reshape(x, (ops.shape(x)[0], 1, 1))
 
 
-def _total_decay(ops: Vocabulary[T], dt: T, bias: T, a: T) -> T:
+def _total_decay(ops: Vocabulary[T], dt: T, bias: T, a: T, *resets: T) -> T:
     """What all tokens together leave of a state: exp(A sum of steps) [B, E, N]."""
     steps = ops.sum(ops.map("softplus", ops.add(ops.cast(dt, "accumulate"), bias)), (2,))
     batch, channels = ops.shape(dt)[:2]
-    return ops.map("exp", ops.mul(ops.reshape(steps, (batch, channels, 1)), a))
+    fall = ops.mul(ops.reshape(steps, (batch, channels, 1)), a)
+    for each in resets:
+        fall = ops.add(fall, ops.reshape(ops.sum(each, (2,)), (1, 1, 1)))
+    return ops.map("exp", fall)
 
 
-def _with_state(ops: Vocabulary[T], states: T, dt: T, bias: T, a: T, before: T) -> T:
+def _with_state(ops: Vocabulary[T], states: T, dt: T, bias: T, a: T, before: T, *resets: T) -> T:
     """States [B, E, n, N] that began with none, had they begun with one [B, E, N]."""
     steps = ops.cumsum(ops.map("softplus", ops.add(ops.cast(dt, "accumulate"), bias)), 2)
     e, n = ops.shape(a)
-    faded = ops.map("exp", ops.mul(steps, ops.reshape(a, (e, 1, n))))
-    return ops.add(states, ops.mul(faded, ops.reshape(before, (*ops.shape(before)[:2], 1, n))))
+    fall = ops.mul(steps, ops.reshape(a, (e, 1, n)))
+    for each in resets:
+        fall = ops.add(fall, ops.cumsum(each, 2))
+    return ops.add(states, ops.mul(ops.map("exp", fall), ops.reshape(before, (*ops.shape(before)[:2], 1, n))))
 
 
-def selective_step(ops: Vocabulary[T], state: T, token: tuple[T, T, T], a: T, bias: T) -> T:
-    """The state [B, E, N] after a token x, dt [B, E, 1], b [B, 1, N], with A [E, N] and bias [E, 1]."""
-    x, dt, b = token
+def selective_step(ops: Vocabulary[T], state: T, token: tuple[T, ...], a: T, bias: T) -> T:
+    """The state [B, E, N] after a token x, dt [B, E, 1], b [B, 1, N], with A [E, N] and bias [E, 1].
+
+    Args:
+        token: last of all the logarithm of what resets leave of the state [1, 1, 1], if there are any.
+    """
+    x, dt, b, *resets = token
     step = ops.map("softplus", ops.add(ops.cast(dt, "accumulate"), bias))
-    kept = ops.mul(state, ops.map("exp", ops.mul(step, a)))
-    return ops.add(kept, ops.mul(ops.mul(step, x), b))
+    fall = ops.mul(step, a)
+    for each in resets:
+        fall = ops.add(fall, each)
+    return ops.add(ops.mul(state, ops.map("exp", fall)), ops.mul(ops.mul(step, x), b))
 
 
 def selective_output(ops: Vocabulary[T], state: T, token: tuple[T, T, T], skip: T) -> T:
@@ -138,14 +170,13 @@ def selective_output(ops: Vocabulary[T], state: T, token: tuple[T, T, T], skip: 
 
 
 def _advance(ops: Vocabulary[Any], state: Any, token: Any, constants: Any) -> Any:
-    x, dt, *_, b = token
-    return (selective_step(ops, state[0], (x, dt, b), *constants),)
+    return (selective_step(ops, state[0], token, *constants),)
 
 
 _STATES = Recurrence("selective scan, states only", _advance, lambda *_: (), "recurrence")
 _TOKENS = Recurrence(
     "selective scan",
-    lambda ops, state, token, constants: _advance(ops, state, (*token[:2], token[3]), constants[:2]),
+    lambda ops, state, token, constants: _advance(ops, state, (*token[:2], token[3], *token[5:]), constants[:2]),
     lambda ops, before, after, token, constants: (
         selective_output(ops, after[0], (token[0], token[2], token[4]), constants[2]),
     ),

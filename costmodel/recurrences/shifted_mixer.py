@@ -17,6 +17,7 @@ class ShiftedMixer(Mixer):
     carry: ClassVar[type[Carry[Any]]] = State
     kernels: ClassVar[tuple[str, ...]] = ("chunked", "recurrent")
     causality: ClassVar[str] = "causal"
+    documents: ClassVar[bool] = True
 
     def inputs(self, m: Sizes) -> tuple[str, ...]:
         return (INPUT,)

@@ -61,7 +61,7 @@ class Trapezoid(State[T]):
         rest, e = ops.shape(self.k)[4] - 2 * half, ops.shape(self.v)[3]
         return tuple(ops.zeros((b, h, rows, e), "accumulate") for rows in (half, half, rest))
 
-    def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
+    def prepare(self, ops: Vocabulary[T]) -> Any:
         """Turned queries and keys, values, angles, excess on the diagonal; then what the inner recurrence prepares."""
         angles = ops.cumsum(self.turns, 2)
         bias_q, bias_k, *several = self.weights
@@ -69,11 +69,11 @@ class Trapezoid(State[T]):
         q = ops.fused("turned queries", turned, self.q, bias_q, angles)
         k = ops.fused("turned keys", _weighted, self.k, bias_k, angles, ops.add(self.own, self.following))
         excess = ops.fused("diagonal", _excess, v, self.q, bias_q, self.k, bias_k, self.following)
-        return q, k, v, angles, excess, *self._inner(ops, q, k, v).prepare(ops)
+        return q, k, v, angles, excess, self._inner(ops, q, k, v).prepare(ops)
 
-    def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
-        q, k, v, angles, _, *rest = prepared
-        does = self._inner(ops, q, k, v).summary(ops, tuple(rest))
+    def summary(self, ops: Vocabulary[T], prepared: Any) -> Affine[T]:
+        q, k, v, angles, _, inner = prepared
+        does = self._inner(ops, q, k, v).summary(ops, inner)
         b, h, n, half = ops.shape(angles)
         last = ops.reshape(ops.slice(angles, 2, n - 1, 1), (b, h, half, 1))
         cos, sin = ops.map("cos", last), ops.map("neg", ops.map("sin", last))
@@ -89,18 +89,18 @@ class Trapezoid(State[T]):
         real, imaginary, decay = transition
         return real, ops.map("neg", imaginary), decay
 
-    def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
-        q, k, v, _, excess, *rest = prepared
-        mixed = self._inner(ops, q, k, v).outputs(ops, tuple(rest), (ops.concat(state, 2),))
+    def outputs(self, ops: Vocabulary[T], prepared: Any, state: Tensors[T]) -> T:
+        q, k, v, _, excess, inner = prepared
+        mixed = self._inner(ops, q, k, v).outputs(ops, inner, (ops.concat(state, 2),))
         return ops.map("sub", mixed, excess)
 
     def _inner(self, ops: Vocabulary[T], q: T, k: T, v: T) -> State[T]:
         """Linear attention with decay of q, k [B, H, n, R, d], and v [B, H, n, e] or [B, H, n, R, e]."""
         if len(self.weights) > 2:
-            return MultiInput(q, k, v, self.log_decay, self.chunk, self.kernel)
+            return MultiInput(q, k, v, self.log_decay, self.chunk, self.kernel, packed=self.packed)
         b, h, n, _, d = ops.shape(q)
         q, k = (ops.reshape(x, (b, h, n, d)) for x in (q, k))
-        return Gated(q, k, v, self.log_decay, self.chunk, self.kernel)
+        return Gated(q, k, v, self.log_decay, self.chunk, self.kernel, packed=self.packed)
 
 
 def turned(ops: Vocabulary[T], x: T, bias: T, angles: T) -> T:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from costmodel.carries.state import Affine, State, Tensors
 from costmodel.ops.scan import Recurrence
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.recurrences.resets import kept
 
 T = TypeVar("T")
 
@@ -46,24 +47,28 @@ class Wkv(State[T]):
         return a, b, ops.shift(m, LOWEST)
 
     def prepare(self, ops: Vocabulary[T]) -> Tensors[T]:
-        return ()
+        """The logarithm of what resets leave of states at each token, if there are any."""
+        return kept(ops, ops.shape(self.k)[2], self.packed)
 
     def summary(self, ops: Vocabulary[T], prepared: Tensors[T]) -> Affine[T]:
-        """How much the exponent of what was before falls [1, E, 1]; the state after these tokens alone."""
-        state, _ = ops.scan(_STATES, self.initial(ops), (self.k, self.v), (self.rate,), axis=2)
+        """What is added to the exponent of what was before [1, E, 1]; the state after these tokens alone."""
+        state, _ = ops.scan(_STATES, self.initial(ops), (self.k, self.v, *prepared), (self.rate,), axis=2)
         channels, n = ops.shape(self.k)[1:3]
-        return Affine((ops.reshape(ops.scale(self.rate, n), (1, channels, 1)),), state)
+        added = ops.reshape(ops.scale(self.rate, -n), (1, channels, 1))
+        for resets in prepared:
+            added = ops.add(added, ops.reshape(ops.sum(resets, (2,)), (1, 1, 1)))
+        return Affine((added,), state)
 
     def outputs(self, ops: Vocabulary[T], prepared: Tensors[T], state: Tensors[T]) -> T:
-        _, (mixed,) = ops.scan(_TOKENS, state, (self.k, self.v), (self.rate, self.first), axis=2)
+        _, (mixed,) = ops.scan(_TOKENS, state, (self.k, self.v, *prepared), (self.rate, self.first), axis=2)
         return mixed
 
     def join(self, ops: Vocabulary[T], first: Tensors[T], then: Tensors[T]) -> Tensors[T]:
         return (ops.add(first[0], then[0]),)
 
     def advance(self, ops: Vocabulary[T], does: Affine[T], state: Tensors[T]) -> Tensors[T]:
-        (fall,), (a, b, m) = does.transition, state
-        return _sum(ops, (a, b, ops.map("sub", m, fall)), does.update)
+        (added,), (a, b, m) = does.transition, state
+        return _sum(ops, (a, b, ops.add(m, added)), does.update)
 
     def gradient_sent(self, ops: Vocabulary[T], gradient: Tensors[T], state: Tensors[T]) -> Tensors[T]:
         """Gradients of sums without a scale are those of a and b times exp(-m): they too advance as a state does.
@@ -107,13 +112,25 @@ def wkv_output(ops: Vocabulary[T], state: Tensors[T], token: tuple[T, T], first:
 
 
 def _advance(ops: Vocabulary[Any], state: Any, token: Any, weights: Any) -> Any:
-    return wkv_step(ops, state, token, weights[0])
+    return wkv_step(ops, _kept(ops, state, token[2:]), token[:2], weights[0])
+
+
+def _emit(ops: Vocabulary[Any], before: Any, after: Any, token: Any, weights: Any) -> Any:
+    return (wkv_output(ops, _kept(ops, before, token[2:]), token[:2], weights[1]),)
+
+
+def _kept(ops: Vocabulary[Any], state: Any, resets: Any) -> Any:
+    """The state that a token finds: a maximum of -inf, and so nothing, where a document begins."""
+    a, b, m = state
+    for each in resets:
+        m = ops.add(m, each)
+    return a, b, m
 
 
 _STATES = Recurrence("wkv, states only", _advance, lambda *_: (), "recurrence")
 _TOKENS = Recurrence(
     "wkv",
     _advance,
-    lambda ops, before, after, token, weights: (wkv_output(ops, before, token, weights[1]),),
+    _emit,
     "recurrence",
 )

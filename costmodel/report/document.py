@@ -27,9 +27,10 @@ PASS = {
 }
 REFUSALS_SHOWN = 3
 DOCUMENTS_NOTE = (
-    "Documents are kept apart by the mask: kernels leave out what lies between two, but no rank leaves out messages. "
-    "FLOPs and time are of the rank that computes longest; a ring's steps before its own block, and after it, are each "
-    "taken at their mean, and tiles as those of whole documents."
+    "Documents are kept apart: attention's kernels leave out what lies between two, and states are reset at the first "
+    "token of each, in chunks that stay where they are; no rank leaves out messages. FLOPs and time are of the rank "
+    "that computes longest; a ring's steps before its own block, and after it, are each taken at their mean, and tiles "
+    "as those of whole documents."
 )
 
 

@@ -8,10 +8,9 @@ from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pairs import Pairs
 from costmodel.dims import Dim
-from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategies.ring import Absorb, Part, Spread
+from costmodel.strategies.ring import Absorb, Course, Part, Spread, Visit
 from costmodel.strategies.zigzag import Zigzag
 from costmodel.strategy import Requirement, Situation, equal_halves_on_grid, only_fused, only_passes
 
@@ -31,8 +30,6 @@ class DoubleRing(Zigzag):
     axes: ClassVar[tuple[str, ...]] = ("ulysses", "context")
     inner_layout: ClassVar[str] = "zigzag"
 
-    documents: ClassVar[bool] = False
-
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "forward", "train", "prefill")
         yield only_fused(at)
@@ -40,30 +37,32 @@ class DoubleRing(Zigzag):
         yield equal_halves_on_grid(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
-        rings = _Rings(self, axes["context"], axes["ulysses"], carry.mask, carry.scale)
+        outer, inner = axes["context"], axes["ulysses"]
+        before = outer.rank * inner.size
+        line = Axis("sequence", outer.size * inner.size, before + inner.rank)
+        far, near = Course(outer, carry.mask, carry.scale, line), Course(inner, carry.mask, carry.scale, line, before)
+        rings = _Rings(self, far, near)
         result: T = ops.custom(rings.forward, rings.backward, carry.q, carry.k, carry.v)
         return result
 
 
 @dataclass(frozen=True)
 class _Rings:
-    """The algorithm, for two axes and a mask."""
+    """The algorithm: groups of ranks visit each other by the outer ring, their blocks by the inner one."""
 
     steps: DoubleRing
-    outer: Axis
-    inner: Axis
-    mask: Mask
-    scale: Dim
+    outer: Course
+    inner: Course
 
     def forward(self, ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, tuple[T, ...]]:
         out: Any = None
         lse: Any = None
-        for step, group, _ in ops.rotate(self.outer, (k, v)):
+        for step, group, _ in ops.rotate(self.outer.axis, (k, v)):
             if step == 0:
-                out, lse = self.steps.around(ops, self.inner, self.mask, self.scale, q, (group[0], group[1]))
+                out, lse = self.steps.around(ops, self.inner, q, (group[0], group[1]))
             else:
-                absorb = _AbsorbGroup(self, Absorb(ops, q, group, self.scale, out, lse))
-                out, lse = self.steps.branch(ops, self.outer, self.mask, step, absorb)
+                absorb = _AbsorbGroup(self, Absorb(ops, q, group, self.outer.scale, out, lse))
+                out, lse = self.steps.branch(ops, self.outer, step, absorb)
         result: T = ops.cast(out, "model")
         return result, (q, k, v, result, lse)
 
@@ -72,15 +71,13 @@ class _Rings:
         queries = q, out, lse, gradient
         dq = ops.zeros_like(q, "accumulate")
         travelling = (ops.zeros_like(k, "gradient"), ops.zeros_like(v, "gradient"))
-        for step, (k_, v_), home in ops.rotate(self.outer, (k, v), travelling):
+        for step, (k_, v_), home in ops.rotate(self.outer.axis, (k, v), travelling):
             if step == 0:
                 dk, dv = home.arrive()
-                dq, dk, dv = self.steps.back_around(
-                    ops, self.inner, self.mask, self.scale, queries, (k_, v_), (dq, dk, dv)
-                )
+                dq, dk, dv = self.steps.back_around(ops, self.inner, queries, (k_, v_), (dq, dk, dv))
             else:
-                spread = _SpreadGroup(self, Spread(ops, queries, (k_, v_), self.scale, dq, home))
-                dq, dk, dv = self.steps.branch(ops, self.outer, self.mask, step, spread)
+                spread = _SpreadGroup(self, Spread(ops, queries, (k_, v_), self.outer.scale, dq, home))
+                dq, dk, dv = self.steps.branch(ops, self.outer, step, spread)
             home.depart(dk, dv)
         return tuple(ops.cast(x, "model") for x in (dq, *home.home()))
 
@@ -96,10 +93,11 @@ class _AbsorbGroup:
     def tokens(self) -> Dim:
         return self.start.tokens
 
-    def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any]:
-        found = self.start.out, self.start.lse
-        for _, block, _ in self.start.ops.rotate(self.rings.inner, self.start.block):
-            found = replace(self.start, block=block, out=found[0], lse=found[1])(parts)
+    def __call__(self, parts: tuple[Part, ...], visit: Visit) -> tuple[Any, Any]:
+        ops, axis, found = self.start.ops, self.rings.inner.axis, (self.start.out, self.start.lse)
+        for step, block, _ in ops.rotate(axis, self.start.block):
+            absorb = replace(self.start, block=block, out=found[0], lse=found[1])
+            found = absorb(parts, visit.inside(ops, axis, step))
         return found
 
 
@@ -114,10 +112,10 @@ class _SpreadGroup:
     def tokens(self) -> Dim:
         return self.start.tokens
 
-    def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any, Any]:
-        dq = self.start.dq
-        for _, block, home in self.start.ops.rotate(self.rings.inner, self.start.block, self.start.home.arrive()):
-            dq, dk, dv = replace(self.start, block=block, dq=dq, home=home)(parts)
+    def __call__(self, parts: tuple[Part, ...], visit: Visit) -> tuple[Any, Any, Any]:
+        ops, axis, dq = self.start.ops, self.rings.inner.axis, self.start.dq
+        for step, block, home in ops.rotate(axis, self.start.block, self.start.home.arrive()):
+            dq, dk, dv = replace(self.start, block=block, dq=dq, home=home)(parts, visit.inside(ops, axis, step))
             home.depart(dk, dv)
         return (dq, *home.home())
 

@@ -24,6 +24,7 @@ class Halo(Strategy):
     source: ClassVar[str] = "stencil codes; for convolutions, Dryden et al. 2019, arXiv 1903.06681"
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Near,)
     axes: ClassVar[tuple[str, ...]] = ("context",)
+    documents: ClassVar[bool] = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield from equal_stretches(at)
@@ -33,7 +34,7 @@ class Halo(Strategy):
         )
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Near[T]) -> T:
-        return carry.beside(ops, axes["context"])
+        return carry.on_line(ops, axes["context"]).beside(ops, axes["context"])
 
 
 halo = Halo()

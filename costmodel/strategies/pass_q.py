@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pairs import Pairs, merged
@@ -16,7 +16,7 @@ from costmodel.masks import Mask
 from costmodel.ops.layout import Fill
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
-from costmodel.strategies.ring import Part, some
+from costmodel.strategies.ring import Course, Part, Visit, some
 from costmodel.strategies.zigzag import zigzag
 from costmodel.strategy import (
     Requirement,
@@ -46,6 +46,7 @@ class PassQ(Strategy):
     axes: ClassVar[tuple[str, ...]] = ("context",)
     layout: ClassVar[str] = "zigzag"
     extends: ClassVar[bool] = True
+    documents: ClassVar[bool] = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "forward", "prefill")
@@ -58,14 +59,20 @@ class PassQ(Strategy):
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
         axis = axes["context"]
         outs, lses = _room(ops, carry, axis)
+        course, n = Course(axis, carry.mask, carry.scale, axis), ops.shape(carry.q)[2]
+
+        def parts(step: Any, own: tuple[Part, ...], earlier: bool | None) -> tuple[Part, ...]:
+            return _placed(Visit(zigzag, course, ops.visitors(axis, step, earlier), earlier), own, n)
+
         for step, (q,), _ in ops.rotate(axis, (carry.q,)):
             answer = _Answer(ops, q, carry, (outs, lses), ops.visiting(axis, step))
             if step == 0:
-                outs, lses = answer((Part(mask=carry.mask),))
+                outs, lses = answer((Part(mask=zigzag.own(course, n)),))
             elif not carry.mask.causal:
-                outs, lses = answer((Part(),))
+                outs, lses = answer(parts(step, (Part(),), None))
             else:  # queries of an earlier rank meet keys of a later one, and the other way round
-                outs, lses = ops.when(step <= axis.rank, lambda: answer(zigzag.later), lambda: answer(zigzag.earlier))  # noqa: B023
+                early, late = parts(step, zigzag.later, True), parts(step, zigzag.earlier, False)
+                outs, lses = ops.when(step <= axis.rank, lambda: answer(early), lambda: answer(late))  # noqa: B023
         return merged(ops, *(ops.all_to_all(x, axis, 0, 0) for x in (outs, lses)))[0]
 
 
@@ -98,6 +105,21 @@ class PassQDecode(Strategy):
             k, v = (ops.slice(x, 0, owner * b, b) for x in (carry.k, carry.v))
             _write(ops, kept, owner, ops.attention(q, k, v, Mask(), carry.scale), 0)
         return merged(ops, *(ops.all_to_all(x, axis, 0, 0) for x in kept))[0]
+
+
+def _placed(visit: Visit, parts: tuple[Part, ...], n: Dim) -> tuple[Part, ...]:
+    """Parts of n visiting queries and of a rank's keys, with the documents that they lie in; no keys are cached."""
+    line = visit.course.line
+    if visit.course.mask.documents is None:
+        return parts
+    keys = zigzag.spans(line.rank, 1, line, n)
+    queries = [zigzag.spans(first, count, line, n) for first, count in visit.rows]
+
+    def place(part: Part) -> Mask:
+        asking = tuple(span for spans in queries for span in (spans[1:] if part.queries == "late" else spans))
+        return visit.unruled.at(asking, keys[:1] if part.keys == "early" else keys, visit.calls)
+
+    return tuple(replace(part, mask=place(part)) for part in parts if part.keys != "cached")
 
 
 def _room(ops: Vocabulary[T], carry: Pairs[T], axis: Axis) -> tuple[T, T]:

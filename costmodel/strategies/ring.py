@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 NO_MASK = Mask()
 
+#: Ranks in rows: the first of a row, and how many follow on each other.
+Rows = tuple[tuple[Dim, Dim], ...]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -102,107 +105,146 @@ class Ring(Strategy):
         yield whole_pieces(at, at.context * at.tensor, "{length} tokens do not divide over {context} x {tensor} ranks")
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
-        axis, mask, scale = axes["context"], carry.mask, carry.scale
+        axis = axes["context"]
+        course = Course(axis, carry.mask, carry.scale, axis)
 
         def forward(ops: Vocabulary[T], q: T, k: T, v: T) -> tuple[T, tuple[T, ...]]:
-            return self._forward(ops, axis, mask, scale, (q, k, v))
+            out, lse = self.around(ops, course, q, (k, v))
+            result: T = ops.cast(out, "model")
+            return result, (q, k, v, result, lse)
 
         def backward(ops: Vocabulary[T], saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
-            return self._backward(ops, axis, mask, scale, saved, gradient)
+            return self._backward(ops, course, saved, gradient)
 
         result: T = ops.custom(forward, backward, carry.q, carry.k, carry.v)
         return result
 
-    def _forward(
-        self, ops: Vocabulary[T], axis: Axis, mask: Mask, scale: Dim, qkv: tuple[T, T, T]
-    ) -> tuple[T, tuple[T, ...]]:
-        q, k, v = qkv
-        out, lse = self.around(ops, axis, mask, scale, q, (k, v))
-        result: T = ops.cast(out, "model")
-        return result, (q, k, v, result, lse)
-
-    def around(self, ops: Vocabulary[T], axis: Axis, mask: Mask, scale: Dim, q: T, keys: tuple[T, T]) -> tuple[T, T]:
+    def around(self, ops: Vocabulary[T], course: Course, q: T, keys: tuple[T, T]) -> tuple[T, T]:
         """Output, at accumulation width, and log-sum-exp of queries past which the keys of every rank go."""
         out: Any = None
         lse: Any = None
-        for step, block, _ in ops.rotate(axis, keys):
+        for step, block, _ in ops.rotate(course.axis, keys):
             if step == 0:
-                own = self._own(axis, mask, ops.shape(q)[2])
-                first, lse = ops.attention(q, block[0], block[1], own, scale)
+                own = self.own(course, ops.shape(q)[2])
+                first, lse = ops.attention(q, block[0], block[1], own, course.scale)
                 out = ops.cast(first, "accumulate")
             else:
-                out, lse = self.branch(ops, axis, mask, step, Absorb(ops, q, block, scale, out, lse))
+                out, lse = self.branch(ops, course, step, Absorb(ops, q, block, course.scale, out, lse))
         return out, lse
 
-    def _backward(
-        self, ops: Vocabulary[T], axis: Axis, mask: Mask, scale: Dim, saved: tuple[T, ...], gradient: T
-    ) -> tuple[T, ...]:
+    def _backward(self, ops: Vocabulary[T], course: Course, saved: tuple[T, ...], gradient: T) -> tuple[T, ...]:
         q, k, v, out, lse = saved
         zeros = ops.zeros_like(q, "accumulate"), ops.zeros_like(k, "gradient"), ops.zeros_like(v, "gradient")
-        found = self.back_around(ops, axis, mask, scale, (q, out, lse, gradient), (k, v), zeros)
+        found = self.back_around(ops, course, (q, out, lse, gradient), (k, v), zeros)
         return tuple(ops.cast(x, "model") for x in found)
 
     def back_around(
         self,
         ops: Vocabulary[T],
-        axis: Axis,
-        mask: Mask,
-        scale: Dim,
+        course: Course,
         queries: tuple[T, ...],
         keys: tuple[T, T],
         running: tuple[T, T, T],
     ) -> tuple[T, T, T]:
         """Gradients of q, k and v added to running ones; ``queries`` are q, out, lse and the output's gradient."""
         dq, *travelling = running
-        for step, block, home in ops.rotate(axis, keys, tuple(travelling)):
-            spread = Spread(ops, queries, block, scale, dq, home)
-            own = Part(mask=self._own(axis, mask, spread.tokens))
-            dq, dk, dv = spread((own,)) if step == 0 else self.branch(ops, axis, mask, step, spread)
+        for step, block, home in ops.rotate(course.axis, keys, tuple(travelling)):
+            spread = Spread(ops, queries, block, course.scale, dq, home)
+            if step == 0:
+                dq, dk, dv = spread((Part(mask=self.own(course, spread.tokens)),))
+            else:
+                dq, dk, dv = self.branch(ops, course, step, spread)
             home.depart(dk, dv)
         dk, dv = home.home()
         return dq, dk, dv
 
-    def branch(self, ops: Vocabulary[T], axis: Axis, mask: Mask, step: Any, work: Work) -> Any:
+    def branch(self, ops: Vocabulary[T], course: Course, step: Any, work: Work) -> Any:
         """The work that the mask leaves of a visiting block."""
 
         def of(parts: tuple[Part, ...], earlier: bool | None) -> Any:
-            return work(parts if mask.documents is None else self._placed(ops, axis, mask, step, work, parts, earlier))
+            return work(parts, Visit(self, course, ops.visitors(course.axis, step, earlier), earlier))
 
-        if not mask.causal:
+        if not course.mask.causal:
             return of((Part(),), None)
-        return ops.when(step <= axis.rank, lambda: of(self.earlier, True), lambda: of(self.later, False))
+        return ops.when(step <= course.axis.rank, lambda: of(self.earlier, True), lambda: of(self.later, False))
 
-    def spans(self, first: Dim, count: Dim, axis: Axis, n: Dim) -> tuple[Span, ...]:
+    def spans(self, first: Dim, count: Dim, line: Axis, n: Dim) -> tuple[Span, ...]:
         """Where the blocks of n tokens of ranks that follow each other are, stretch by stretch."""
         return ((first * n, (first + count) * n),)
 
-    def _own(self, axis: Axis, mask: Mask, n: Dim) -> Mask:
+    def own(self, course: Course, n: Dim) -> Mask:
         """The mask between a rank's own queries and keys."""
-        spans = self.spans(axis.rank, 1, axis, n)
-        return mask.at(spans, spans)
+        spans = self.spans(course.line.rank, 1, course.line, n)
+        return course.mask.at(spans, spans)
 
-    def _placed(
-        self,
-        ops: Vocabulary[T],
-        axis: Axis,
-        mask: Mask,
-        step: Any,
-        work: Work,
-        parts: tuple[Part, ...],
-        earlier: bool | None,
-    ) -> tuple[Part, ...]:
-        """Parts of a visiting block with the documents that they lie in; no keys are cached."""
-        rows, n = ops.visitors(axis, step, earlier), work.tokens
-        queries = self.spans(axis.rank, 1, axis, n)
-        keys = [self.spans(first, count, axis, n) for first, count in rows]
-        calls = maximum(sum(count for _, count in rows), 1)  # of a loop that is never run, too
+    def placed(self, visit: Visit, parts: tuple[Part, ...], n: Dim) -> tuple[Part, ...]:
+        """Parts of visiting blocks of n tokens with the documents that they lie in; no keys are cached."""
+        line = visit.course.line
+        queries = self.spans(line.rank, 1, line, n)
+        keys = [self.spans(first, count, line, n) for first, count in visit.rows]
 
         def place(part: Part) -> Mask:
             seen = tuple(span for spans in keys for span in (spans[:1] if part.keys == "early" else spans))
-            whole = Mask(documents=mask.documents)
-            return whole.at(queries[1:] if part.queries == "late" else queries, seen, calls)
+            return visit.unruled.at(queries[1:] if part.queries == "late" else queries, seen, visit.calls)
 
         return tuple(replace(part, mask=place(part)) for part in parts if part.keys != "cached")
+
+
+@dataclass(frozen=True)
+class Course:
+    """What goes round a ring, and where its ranks are in the sequence.
+
+    Attributes:
+        mask: over the whole sequence.
+        line: all ranks that hold the sequence, in the order of the layout.
+        before: how many of them come before the first of the ring's axis.
+    """
+
+    axis: Axis
+    mask: Mask
+    scale: Dim
+    line: Axis
+    before: Dim = 0
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Blocks of other ranks that are at hand at a step.
+
+    Attributes:
+        found: ranks of the axis, or groups of ranks, row by row: the first, and how many follow on each other.
+        earlier: whether they come before this one; ``None`` where that is of no consequence.
+    """
+
+    ring: Ring
+    course: Course
+    found: Rows
+    earlier: bool | None
+
+    @property
+    def rows(self) -> Rows:
+        """Their ranks on the line."""
+        return tuple((self.course.before + first, count) for first, count in self.found)
+
+    @property
+    def calls(self) -> Dim:
+        """How many blocks they are; at least one, of a loop that is never run, too."""
+        return maximum(sum(count for _, count in self.found), 1)
+
+    @property
+    def unruled(self) -> Mask:
+        """Documents alone: blocks of other ranks are seen whole, or not at all."""
+        return Mask(documents=self.course.mask.documents)
+
+    def placed(self, parts: tuple[Part, ...], n: Dim) -> tuple[Part, ...]:
+        """Parts of these blocks of n tokens, with the documents that they lie in."""
+        return parts if self.course.mask.documents is None else self.ring.placed(self, parts, n)
+
+    def inside(self, ops: Vocabulary[Any], axis: Axis, step: Any) -> Visit:
+        """Of groups of ranks, whose blocks go round in an inner ring: the blocks at hand at a step of that."""
+        inner = ops.visitors(axis, step, None, own=True)
+        rows = ((group * axis.size + first, groups * count) for group, groups in self.found for first, count in inner)
+        return replace(self, found=tuple(rows))
 
 
 class Work(Protocol):
@@ -215,7 +257,7 @@ class Work(Protocol):
     @property
     def tokens(self) -> Dim: ...
 
-    def __call__(self, parts: tuple[Part, ...]) -> Any: ...
+    def __call__(self, parts: tuple[Part, ...], visit: Visit) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -233,9 +275,9 @@ class Absorb:
     def tokens(self) -> Dim:
         return self.ops.shape(self.q)[2]
 
-    def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any]:
+    def __call__(self, parts: tuple[Part, ...], visit: Visit) -> tuple[Any, Any]:
         out, lse = self.out, self.lse
-        for part in some(self.ops, parts, self.q, self.block[0]):
+        for part in some(self.ops, visit.placed(parts, self.tokens), self.q, self.block[0]):
             (q,), (k, v) = part.of(self.ops, (self.q,), self.block)
             block_out, block_lse = self.ops.attention(q, k, v, part.mask, self.scale)
             out, lse = self.ops.merge(out, lse, block_out, block_lse, part.first_query(self.ops, self.q))
@@ -257,8 +299,10 @@ class Spread:
     def tokens(self) -> Dim:
         return self.ops.shape(self.queries[0])[2]
 
-    def __call__(self, parts: tuple[Part, ...]) -> tuple[Any, Any, Any]:
+    def __call__(self, parts: tuple[Part, ...], visit: Visit | None = None) -> tuple[Any, Any, Any]:
+        """The parts, with the documents that they lie in if they are of other ranks."""
         ops, found = self.ops, []
+        parts = parts if visit is None else visit.placed(parts, self.tokens)
         for part in some(ops, parts, self.queries[0], self.block[0]):
             (q, out, lse, gradient), (k, v) = part.of(ops, self.queries, self.block)
             found.append((part, ops.attention_backward(q, k, v, out, lse, gradient, part.mask, self.scale)))

@@ -23,12 +23,14 @@ class StateGather(Strategy):
     source: ClassVar[str] = "Sun et al. 2025, arXiv 2502.07563"
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Summed,)
     axes: ClassVar[tuple[str, ...]] = ("context",)
+    documents: ClassVar[bool] = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         return equal_stretches(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Summed[T]) -> T:
         axis = axes["context"]
+        carry = carry.on_line(ops, axes["context"])
         prepared = carry.prepare(ops)
         does = carry.summary(ops, prepared)
         gathered = tuple(ops.all_gather(ops.reshape(x, (1, *ops.shape(x))), axis, 0) for x in does.tensors)

@@ -27,6 +27,7 @@ class StateRelay(Strategy):
     source: ClassVar[str] = "Sun et al. 2024, arXiv 2404.02882"
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Summed,)
     axes: ClassVar[tuple[str, ...]] = ("context",)
+    documents: ClassVar[bool] = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield from equal_stretches(at)
@@ -34,6 +35,7 @@ class StateRelay(Strategy):
         yield divides(at.heads, at.tensor * self.groups, reason)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Summed[T]) -> T:
+        carry = carry.on_line(ops, axes["context"])
         prepared = carry.prepare(ops)
         relay = _Relay(axes["context"], carry, carry.summary(ops, prepared), self.groups)
         state = ops.custom(relay.forward, relay.backward, *relay.does.tensors)

@@ -29,12 +29,13 @@ class StateSerial(Strategy):
     source: ClassVar[str] = "-"
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (Recurrent,)
     axes: ClassVar[tuple[str, ...]] = ("context",)
+    documents: ClassVar[bool] = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         return equal_stretches(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Recurrent[T]) -> T:
-        turns = _Turns(axes["context"], carry)
+        turns = _Turns(axes["context"], carry.on_line(ops, axes["context"]))
         mixed: T = ops.custom(turns.forward, turns.backward, *carry.streams(), *carry.parameters(), *carry.initial(ops))
         return mixed
 

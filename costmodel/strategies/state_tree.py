@@ -28,11 +28,13 @@ class StateTree(Strategy):
     )
     carries: ClassVar[tuple[type[Carry[Any]], ...]] = (State,)
     axes: ClassVar[tuple[str, ...]] = ("context",)
+    documents: ClassVar[bool] = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         return equal_stretches(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: State[T]) -> T:
+        carry = carry.on_line(ops, axes["context"])
         prepared = carry.prepare(ops)
         tree = _Tree(axes["context"], carry, carry.summary(ops, prepared))
         state = ops.custom(tree.forward, tree.backward, *tree.does.tensors)

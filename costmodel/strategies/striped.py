@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from costmodel.dims import Dim
 from costmodel.masks import Mask
-from costmodel.strategies.ring import Part, Ring
-from costmodel.strategy import Requirement, Situation
+from costmodel.places import Stripes
+from costmodel.strategies.ring import Course, Part, Ring, Visit
+from costmodel.strategy import Requirement, Situation, each_by_itself
 
 
 class Striped(Ring):
@@ -24,11 +26,21 @@ class Striped(Ring):
     earlier: ClassVar[tuple[Part, ...]] = (Part(mask=Mask(causal=True)),)
     later: ClassVar[tuple[Part, ...]] = (Part("rest", "rest", Mask(causal=True)), Part("first", "cached"))
 
-    documents: ClassVar[bool] = False
-
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield Requirement(at.causal, "it balances causal masks; without one every rank works alike: use ring")
+        yield each_by_itself(at)
         yield from super().requirements(at)
+
+    def own(self, course: Course, n: Dim) -> Mask:
+        line = course.line
+        return course.mask.placed(Stripes(line.size, line.rank, line.rank, 1, False, line.size * n))
+
+    def placed(self, visit: Visit, parts: tuple[Part, ...], n: Dim) -> tuple[Part, ...]:
+        """One part: which queries see a key depends on the document."""
+        ((first, count),) = visit.rows  # of earlier ranks, or of later ones: it is for causal masks
+        line = visit.course.line
+        place = Stripes(line.size, line.rank, first, count, not visit.earlier, line.size * n, visit.calls)
+        return (Part(mask=visit.course.mask.placed(place)),)
 
 
 striped = Striped()

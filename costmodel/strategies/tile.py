@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 from costmodel.carries.pairs import Pairs, merged
@@ -10,8 +11,17 @@ from costmodel.dims import Dim, divide
 from costmodel.masks import Mask
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
+from costmodel.places import Comb
 from costmodel.strategies.all_gather import Gathered, Piece
-from costmodel.strategy import Requirement, Situation, Strategy, equal_halves_on_grid, only_fused, only_passes
+from costmodel.strategy import (
+    Requirement,
+    Situation,
+    Strategy,
+    each_by_itself,
+    equal_halves_on_grid,
+    only_fused,
+    only_passes,
+)
 
 T = TypeVar("T")
 
@@ -31,11 +41,13 @@ class Tile(Strategy):
     layout: ClassVar[str] = "zigzag"
     extends: ClassVar[bool] = True
     inner_layout: ClassVar[str] = "zigzag"
+    documents: ClassVar[bool] = True
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
         yield only_passes(at, "forward", "train", "prefill")
         yield only_fused(at)
         yield Requirement(at.window is None, "most tiles are outside of a window: use window-halo")
+        yield each_by_itself(at)
         yield equal_halves_on_grid(at)
 
     def apply(self, ops: Vocabulary[T], axes: Mapping[str, Axis], carry: Pairs[T]) -> T:
@@ -58,18 +70,40 @@ class _Tile(Gathered):
         """
         columns, ranks, half = self.axis.size, self.row.size, divide(n, 2)
         part, cached = divide(half, ranks), columns * self.cached
+        stretches = self.axis.rank, 2 * columns - 1 - self.axis.rank
         if not self.mask.causal:
-            return [Piece(0, n, 0, keys, self.mask)]
-        found = []
-        places = (self.axis.rank, self.row.rank), (2 * columns - 1 - self.axis.rank, ranks - 1 - self.row.rank)
-        for number, (stretch, own) in enumerate(places):
-            first, full = number * half, Mask()
-            found += [
-                Piece(first, own * part, 0, cached + stretch * part, full),
-                Piece(first + own * part, part, 0, cached + (stretch + 1) * part, self.mask),
-                Piece(first + (own + 1) * part, (ranks - 1 - own) * part, 0, cached + (stretch + 1) * part, full),
+            if self.mask.documents is None:
+                return [Piece(0, n, 0, keys, self.mask)]
+            return [
+                Piece(number * half, half, 0, keys, self._mask(half, (stretch * half, half), 2 * columns * half))
+                for number, stretch in enumerate(stretches)
             ]
+        found = []
+        for number, (stretch, own) in enumerate(
+            zip(stretches, (self.row.rank, ranks - 1 - self.row.rank), strict=True)
+        ):
+            for first, count, seen, causal in (
+                (0, own, stretch, False),
+                (own, 1, stretch + 1, True),
+                (own + 1, ranks - 1 - own, stretch + 1, False),
+            ):
+                place, size = first * part, count * part
+                limit = stretch * half + place + part if causal else seen * half
+                mask = self._mask(half, (stretch * half + place, size), limit, causal)
+                found.append(Piece(number * half + place, size, 0, cached + seen * part, mask))
         return found
+
+    def _mask(self, half: Dim, queries: tuple[Dim, Dim], limit: Dim, causal: bool = False) -> Mask:
+        """The mask between a stretch of queries (its start and size) and the column's keys before a place.
+
+        Args:
+            half: tokens of a stretch of the whole sequence.
+        """
+        ranks, columns, (start, size) = self.row.size, self.axis.size, queries
+        early, late = self.row.rank, ranks - 1 - self.row.rank
+        places = columns * half, limit, 2 * columns * half  # the middle, and the end
+        comb = Comb((start, start + size), half, divide(half, ranks), early, late, *places, causal)
+        return replace(self.mask, causal=causal).placed(comb)
 
     def along_row(self, ops: Vocabulary[T], *queries: T) -> tuple[T, ...]:
         return tuple(ops.all_gather(x, self.row, 2, "zigzag") for x in queries)

@@ -10,6 +10,7 @@ import numpy as np
 
 from costmodel.carries.pairs import Pairs
 from costmodel.dims import Dim, minimum
+from costmodel.documents import Span
 from costmodel.ops.mesh import Axis
 from costmodel.ops.vocabulary import Vocabulary
 from costmodel.strategy import Requirement, Situation, Strategy, equal_halves, equal_stretches
@@ -29,6 +30,7 @@ class WindowHalo(Strategy):
     source: ClassVar[str] = "Beltagy et al. 2020, arXiv 2004.05150, section 3.1, windows; halos as in stencil codes"
     axes: ClassVar[tuple[str, ...]] = ("context",)
     windowed: ClassVar[bool] = True
+    documents: ClassVar[bool] = True
     stretches: ClassVar[int] = 1  #: that the layout gives a rank
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:
@@ -46,7 +48,9 @@ class WindowHalo(Strategy):
         begin, ahead = reach * first, after * (1 - last)
         size = ops.shape(carry.k)[2] + (reach - begin) + ahead
         k, v = (ops.slice(ops.halo(x, 2, reach, after, axis), 2, begin, size) for x in (carry.k, carry.v))
-        return replace(carry, k=k, v=v, mask=replace(carry.mask, ahead=ahead)).whole(ops)
+        n = ops.shape(carry.q)[2]
+        mask = replace(carry.mask, ahead=ahead).at(*_places(axis.rank, n, reach - begin, ahead))
+        return replace(carry, k=k, v=v, mask=mask).whole(ops)
 
 
 class WindowZigzag(WindowHalo):
@@ -71,14 +75,15 @@ class WindowZigzag(WindowHalo):
         missing = reach * (1 - minimum(axis.rank, 1))
         queries, keys, values = (ops.halves(x, 2) for x in carry.streams())
         found = [_before(ops, x, reach, axis) for x in (keys, values)]
-        stretches = []
-        for place, begin in enumerate((missing, 0)):
+        stretches, half = [], ops.shape(queries[0])[2]
+        for place, (number, begin) in enumerate(((axis.rank, missing), (2 * axis.size - 1 - axis.rank, 0))):
             held = ops.shape(keys[place])[2] + reach - begin
             k, v = (
                 ops.slice(ops.concat([before[place], own[place]], 2), 2, begin, held)
                 for before, own in zip(found, (keys, values), strict=True)
             )
-            stretches.append(replace(carry, q=queries[place], k=k, v=v).whole(ops))
+            mask = carry.mask.at(*_places(number, half, reach - begin, 0))
+            stretches.append(replace(carry, q=queries[place], k=k, v=v, mask=mask).whole(ops))
         return ops.concat(stretches, 2)
 
 
@@ -86,6 +91,12 @@ def _reach(carry: Pairs[Any]) -> Dim:
     """How many tokens away, to one side, a query sees."""
     assert carry.mask.window is not None
     return carry.mask.window - 1
+
+
+def _places(number: Dim, n: Dim, before: Dim, ahead: Dim) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Where a stretch of n queries is, and the keys from so many before it to so many after it."""
+    start, end = number * n, (number + 1) * n
+    return ((start, end),), ((start - before, end + ahead),)
 
 
 def _before(ops: Vocabulary[T], halves: tuple[T, T], reach: Dim, axis: Axis) -> tuple[T, T]:

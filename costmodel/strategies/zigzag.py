@@ -26,8 +26,8 @@ class Zigzag(Ring):
     earlier: ClassVar[tuple[Part, ...]] = (Part(keys="early"),)
     later: ClassVar[tuple[Part, ...]] = (Part(queries="late"), Part("early", "cached"))
 
-    def spans(self, first: Dim, count: Dim, axis: Axis, n: Dim) -> tuple[Span, ...]:
-        half, mirrored = divide(n, 2), 2 * axis.size - first
+    def spans(self, first: Dim, count: Dim, line: Axis, n: Dim) -> tuple[Span, ...]:
+        half, mirrored = divide(n, 2), 2 * line.size - first
         return (first * half, (first + count) * half), ((mirrored - count) * half, mirrored * half)
 
     def requirements(self, at: Situation) -> Iterator[Requirement]:

@@ -18,6 +18,7 @@ from tests.ops import (
     test_matrices,
     test_moves,
     test_reductions,
+    test_resets,
     test_selection,
 )
 from tests.ops.checking import Case, check_counts, check_values
@@ -32,6 +33,7 @@ CASES: dict[str, Case] = {
     **test_matrices.CASES,
     **test_moves.CASES,
     **test_affine_scan.CASES,
+    **test_resets.CASES,
 }
 
 

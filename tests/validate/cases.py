@@ -242,11 +242,11 @@ def check_values(case: Case, outcomes: Sequence[Outcome]) -> None:
     second = [t.requires_grad_() for t in (*case.memory(), *case.embedded())]
     given = [pad(t, (0, 0, 0, room)) for t in (x.requires_grad_(), *(second if case.layer.shared else []))]
     memory = [] if case.layer.shared else second
-    lengths = case.documents or (given[0].shape[1],)
+    lengths = (*case.documents, room) if case.documents else (given[0].shape[1],)
     parts = zip(*(t.split(lengths, 1) for t in given), strict=True)  # each document is what it is alone
-    wanted = torch.cat([whole_layer(case.layer, t, weights, case.causal, *memory, *more) for t, *more in parts], 1)[
-        :, :end
-    ]
+    wanted = torch.cat(
+        [whole_layer(case.layer, t, weights, case.causal, *memory, *more) for t, *more in parts if t.shape[1]], 1
+    )[:, :end]
     last = wanted[:, -1:] if case.phase == "decode" else wanted[:, case.cached :]
     for made, outcome in zip(on_ranks, outcomes, strict=True):
         tokens = made.places(case.batch, case.length)[1] < case.length

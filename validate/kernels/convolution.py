@@ -12,21 +12,34 @@ from costmodel.ops.dynamic_convolution import DynamicDepthwise, DynamicRowsGradi
 from validate.kernels.layout import laid_out_as
 from validate.kernels.pointwise import reduced
 from validate.kernels.registry import Runner, runs
+from validate.kernels.resets import document
 
 
 @runs(Depthwise)
 def depthwise(primitive: Depthwise, ops: Runner, x: Tensor, taps: Tensor) -> Tensor:
     count, apart = taps.shape[1], primitive.apart
     n = x.shape[2] - (count - 1) * apart
-    return _summed(ops, ((x.narrow(2, tap * apart, n), taps[:, tap, None]) for tap in range(count)))
+    places = (_under(x, tap, n, primitive) for tap in range(count))
+    return _summed(ops, ((place, taps[:, tap, None]) for tap, place in enumerate(places)))
 
 
 @runs(TapsGradient)
 def taps_gradient(primitive: TapsGradient, ops: Runner, x: Tensor, gradient: Tensor) -> Tensor:
-    apart, n = primitive.apart, gradient.shape[2]
     gradient = laid_out_as(x, gradient)
-    under = (x.narrow(2, tap * apart, n) for tap in range(primitive.taps))
+    under = (_under(x, tap, gradient.shape[2], primitive) for tap in range(primitive.taps))
     return torch.stack([reduced(torch.sum, places * gradient, (0, 2)).flatten() for places in under], 1)
+
+
+def _under(x: Tensor, tap: int, n: int, primitive: Depthwise | TapsGradient) -> Tensor:
+    """What n outputs have under a tap [B, C, n]; 0 where that is of another document."""
+    first, packed = tap * int(primitive.apart), primitive.packed
+    places = x.narrow(2, first, n)
+    if packed is None:
+        return places
+    own, other = (
+        document(packed.documents, int(start), n, x.device) for start in (packed.output, packed.under + first)
+    )
+    return places.masked_fill(own != other, 0)
 
 
 @runs(DynamicDepthwise)
