@@ -26,8 +26,9 @@ Generation = Literal["same", "another"]
 #: The document of the profile of a name that the file has at a key.
 Load = Callable[[str, str], Raw]
 
-#: Rates of a link that are in proportion to its line rate.
-IN_PROPORTION = ("bytes_per_s", "switch_bytes_per_s", "shared_bytes_per_s", "uplink_bytes_per_s")
+#: Rates of a link that are in proportion to its line rate. A collective copies its own part by as many channels as it
+#: sends by, of which there are as many as there are lanes.
+IN_PROPORTION = ("bytes_per_s", "own_bytes_per_s", "switch_bytes_per_s", "shared_bytes_per_s", "uplink_bytes_per_s")
 
 #: By how much kernels and messages may take longer or shorter than the other machine's ranges say: what it takes for
 #: nine in ten published runs of a device that is predicted from another's profile (python -m calibrate.other_devices).

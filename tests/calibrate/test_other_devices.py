@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from benchmarks.published_runs import MACHINES, predicted
 from calibrate.other_devices import PAIRS, SHIPPED, Case, alike, cases, further
+from calibrate.published_runs import read_runs
 from costmodel.hardware import load_profile
 from costmodel.hardware.like import FURTHER
 from costmodel.hardware.profile import look_up
@@ -45,3 +48,13 @@ def test_a_device_alike_keeps_only_what_a_datasheet_says() -> None:
     # NVLink: 204 of 300 GB/s on A100, so 306 of 450.
     assert found.links[0].bytes_per_s.value == pytest.approx(306e9)
     assert look_up(found, "device.kernels.scan.spread.source") is not None
+
+
+def test_rings_on_eight_h800_are_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    # ring-flash-attention's own runs: nothing of the profile is fitted to them, nor to any other run of an H800.
+    monkeypatch.setitem(MACHINES, "H800", ("h800", {}))
+    runs = [run for run in read_runs() if run.hardware == "H800"]
+    found = [predicted(run) for run in runs]
+    assert len(runs) == 8
+    assert all(one.ends[0] <= run.seconds <= one.ends[1] for run, one in zip(runs, found, strict=True))
+    assert np.median([abs(one.seconds / run.seconds - 1) for run, one in zip(runs, found, strict=True)]) < 0.07
