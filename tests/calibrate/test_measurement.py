@@ -13,7 +13,7 @@ from costmodel.errors import InputError, UnknownNameError
 from costmodel.ops.primitive import Reading
 from costmodel.program import total_flops
 
-DEVICES = ("a100", "b200", "gb200", "h100", "h200", "l40s", "rtx4090", "rtx4090_p2p")
+DEVICES = sorted(path.stem for path in DATA.glob("*.csv"))
 
 
 def measurement(**changes: object) -> Measurement:
