@@ -122,13 +122,12 @@ def test_attention_on_a_core(queries: int, causal: bool, kernels: int) -> None:
     assert found == pytest.approx(kernels + moved + 2 * 64 * 64 * 1e-9, rel=1e-9)
 
 
-@pytest.mark.parametrize("taps", [3, 1])
-def test_products_with_taps_are_written_and_read_where_no_cache_holds_them(taps: int) -> None:
-    # 4 x 50 outputs: products of 2 bytes, each written and read, are 2400 bytes for 3 taps and 800 for one.
-    rates = only("convolution", between=1e-3, line=0.0)
-    shapes = (1, 4, 50 + taps - 1), (4, taps)
-    found = seconds(lambda ops, x, taps: ops.depthwise(x, taps), rates, *shapes)
-    assert found == pytest.approx(1.4 if taps == 3 else 0.0)
+@pytest.mark.parametrize(("channels", "missed"), [(4, 200), (3, 0)])
+def test_a_convolution_goes_over_its_sums_tap_by_tap(channels: int, missed: int) -> None:
+    # 50 sums a channel of 2 bytes are read and written beside as many rows: 1200 bytes of 4 channels, for each tap.
+    rates = only("convolution", between=1e-3, line=1.0)
+    found = seconds(lambda ops, x, taps: ops.depthwise(x, taps), rates, (1, channels, 54), (channels, 5))
+    assert found == pytest.approx(5 * (1 + missed * 1e-3))
 
 
 @pytest.mark.parametrize(("rows", "missed"), [(25, 0.5), (10, 0.0)])

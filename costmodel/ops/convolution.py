@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from costmodel.ops.vocabulary import Vocabulary
 
 
-def products(taps: Dim, x: Tensor) -> dict[str, tuple[Dim, Dim]]:
-    """What a kernel that sums products of a tensor with every tap writes and reads before it sums them."""
-    between = 2 * taps * x.bytes
-    return {"between": (between, between)}
+def tap_by_tap(taps: Dim, x: Tensor, passes: int) -> dict[str, tuple[Dim, Dim]]:
+    """Bytes that a kernel which goes over its tensors once for each tap moves between its sums, with those of one time.
+
+    Args:
+        x: as large as what it goes over.
+        passes: how many such are read or written each time.
+    """
+    return {"between": (passes * taps * x.bytes, passes * x.bytes)}
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,10 @@ class Depthwise(Primitive):
         return {"elementwise": _of_a_tap(self.packed) * inputs[1].shape[1] * outputs[0].elements}
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
-        return {"line": outputs[0].elements}
+        return {"line": inputs[1].shape[1]}
 
     def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
-        return products(inputs[1].shape[1], outputs[0])
+        return tap_by_tap(inputs[1].shape[1], outputs[0], 3)
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -106,8 +110,11 @@ class TapsGradient(Primitive):
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"elementwise": _of_a_tap(self.packed) * self.taps * inputs[1].elements}
 
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": self.taps}
+
     def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
-        return products(self.taps, inputs[1])
+        return tap_by_tap(self.taps, inputs[1], 4)
 
 
 def _of_a_tap(packed: Under | None) -> int:

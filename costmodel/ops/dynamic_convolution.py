@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from costmodel.dims import Dim, product, same
-from costmodel.ops.convolution import products
+from costmodel.dims import Dim, same
+from costmodel.ops.convolution import tap_by_tap
 from costmodel.ops.layout import replace
 from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
@@ -37,10 +37,10 @@ class DynamicDepthwise(Primitive):
         return {"elementwise": 2 * inputs[1].shape[3] * outputs[0].elements}
 
     def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
-        return {"line": product(outputs[0].shape[:-1])}
+        return {"line": inputs[1].elements}
 
     def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
-        return products(inputs[1].shape[3], outputs[0])
+        return tap_by_tap(inputs[1].shape[3], outputs[0], 3)
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -81,5 +81,8 @@ class DynamicTapsGradient(Primitive):
     def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
         return {"elementwise": 2 * self.taps * inputs[1].elements}
 
+    def overheads(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, Dim]:
+        return {"line": outputs[0].elements}
+
     def missed(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Mapping[str, tuple[Dim, Dim]]:
-        return products(self.taps, inputs[1])
+        return tap_by_tap(self.taps, inputs[1], 4)
