@@ -14,6 +14,9 @@ from costmodel.cli.options import JSON
 from costmodel.errors import InputError
 from costmodel.outputs import writable, write
 
+#: How the names of files of own measurements end.
+OWN = (".jsonl", ".jsonl.xz")
+
 
 @click.command()
 @click.option("--from", "source", metavar="RUNS", help="Fit published/NAME, aiconfigurator:SYSTEM, or a file of runs.")
@@ -58,7 +61,7 @@ def calibrate(ctx: click.Context, /, **options: Any) -> None:
         _against(options)
     elif options["check"] is not None:
         _check(options)
-    elif options["into"] is not None or options["source"].endswith(".jsonl"):
+    elif options["into"] is not None or options["source"].endswith(OWN):
         _machine(options)
     else:
         _published(options)
@@ -120,7 +123,7 @@ def _against(options: dict[str, Any]) -> None:
     _needs("scipy", "calibrate", "calibrate")
     from calibrate.against import print_against
 
-    if not options["source"].endswith(".jsonl"):
+    if not options["source"].endswith(OWN):
         raise InputError("--from", options["source"], "with --check it must be a file of runs, FILE.jsonl")
     print_against(options["check"], Path(options["source"]), options["as_json"])
 

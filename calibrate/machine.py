@@ -22,7 +22,7 @@ from calibrate.fitted import Fit, Variances
 from calibrate.held_out import Errors, checked
 from calibrate.least_squares import LEAST
 from calibrate.measurement import Measurement
-from calibrate.profile_file import Changes, changes, read, rewritten
+from calibrate.profile_file import Changes, changes, plain, read, rewritten
 from calibrate.profile_numbers import HALF_90
 from calibrate.store import Environment
 from costmodel.hardware.profile import STAND_INS, Device, Family, Kernel, Profile, look_up, placed
@@ -90,7 +90,11 @@ def parts(rows: Iterable[Measurement], tile: Tile) -> list[Part]:
 
 
 def started_text(text: str, environment: Environment, rows: Sequence[Measurement], name: str) -> str:
-    """The text of a profile with this machine's name, and the fastest that was measured as its peaks."""
+    """The text of a profile with this machine's name, and the fastest that was measured as its peaks.
+
+    On a CPU nothing stays of single kernels: those of the profile are of another one.
+    """
+    text = plain(text) if environment.kind == "cpu" else text
     base = read(text, name)
     title = f"{environment.device}, {environment.threads} thread{'s' * (environment.threads > 1)}"
     for old, new in ((base.name, name), (base.title, title), (base.device.name, environment.device)):

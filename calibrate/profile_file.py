@@ -163,6 +163,17 @@ def rewritten(text: str, made: Changes) -> str:
     return written.rstrip("\n") + "\n"
 
 
+def plain(text: str) -> str:
+    """The text of a profile's file without what was measured of single kernels, of what remains between runs, and of
+    numbers that were fitted together: another machine's own.
+    """
+    return "".join(part for path, part in _parts(text) if not _is_own(path))
+
+
+def _is_own(path: str) -> bool:
+    return path == "correlations" or path.startswith("device.single.") or path.endswith((".spread", ".measured"))
+
+
 def _place(parts: Sequence[tuple[str, str]], path: str) -> int:
     """Behind its siblings, or behind what belongs to the nearest table above it."""
     parent = path.rpartition(".")[0]

@@ -7,6 +7,7 @@ line torn, which the next one cuts off; a line that is damaged otherwise is told
 
 from __future__ import annotations
 
+import lzma
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ from costmodel.errors import InputError
 
 #: Which way bytes go between a device and its host.
 Way = Literal["to the device", "from the device", "both ways"]
+
+#: How the name of a file ends that is compressed, and only read.
+COMPRESSED = ".xz"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", forbid_unknown_fields=True):
@@ -221,10 +225,11 @@ def read(path: Path) -> Contents:
     """
     try:
         data = path.read_bytes()
+        data = lzma.decompress(data) if path.suffix == COMPRESSED else data
     except FileNotFoundError:
         return Contents()
-    except OSError as error:
-        raise InputError("measurements", str(path), f"cannot be read: {error.strerror}") from None
+    except (OSError, lzma.LZMAError) as error:
+        raise InputError("measurements", str(path), f"cannot be read: {getattr(error, 'strerror', error)}") from None
     *lines, last = data.split(b"\n")
     records, damaged = _records(lines)
     if damaged and not records:
@@ -267,6 +272,8 @@ class Store:
     """
 
     def __init__(self, path: Path, environment: Environment) -> None:
+        if path.suffix == COMPRESSED:
+            raise InputError("--into", str(path), "is a compressed file, which is only read", "give another name")
         self.found = read(path)
         for other in self.found.environments.values():
             if other.machine != environment.machine:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import calibrate
 from calibrate.additive import costs
 from calibrate.against import BEYOND, against
+from calibrate.cases import case
 from calibrate.held_out import Errors
 from calibrate.machine import parts, singles, started_text, stretch
 from calibrate.measurement import Measurement
@@ -21,6 +23,7 @@ from calibrate.predictor import Predictor
 from calibrate.profile_file import profile_text, read
 from calibrate.shapes import SWEEPS
 from calibrate.store import Run, Store
+from calibrate.store import read as read_store
 from calibrate.whole import check, predicted_s, print_check
 from costmodel.arrangement import Way
 from costmodel.cli.main import main
@@ -30,6 +33,8 @@ from costmodel.strategy import strategies
 from costmodel.subject import at_width
 from costmodel.workload import Workload
 from tests.calibrate.test_store import ENVIRONMENT
+
+DATA = Path(calibrate.__file__).parent / "data"
 
 #: Of the last-level cache, what kernels find their operands in: a half of the environment's.
 CACHE = 2.0**24
@@ -217,6 +222,17 @@ def test_a_damaged_line_is_told_and_the_rest_is_used(runs: Path, tmp_path: Path)
     done = CliRunner().invoke(main, ["calibrate", "--from", str(path)])
     assert done.exit_code == 2
     assert "line 2 is damaged and not used" in done.output
+
+
+def test_the_cpu_profile_is_that_of_the_runs_that_are_kept_with_it() -> None:
+    found, profile = read_store(DATA / "cpu.jsonl.xz"), load_profile("cpu")
+    rows = [
+        row for row in found.measurements if row.use == "fit" and row.dtype == "fp32" and case(row).family != "link"
+    ]
+    errors = np.abs(np.log(Predictor(rows, profile)(profile)) - np.log([row.seconds for row in rows]))
+    assert np.median(errors) < 0.05
+    for family in {case(row).family for row in rows}:
+        assert np.median([e for e, row in zip(errors, rows, strict=True) if case(row).family == family]) < 0.15, family
 
 
 # Whole mixers ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from calibrate.measurement import Measurement
 from calibrate.method import Timing
 from calibrate.store import Beside, Checked, Contents, Environment, Run, Store, read, written
+from calibrate.thin import thinned
 from costmodel.errors import InputError
 
 ENVIRONMENT = Environment(
@@ -53,6 +55,30 @@ def test_of_several_runs_of_a_shape_the_fastest_sample_counts_or_on_a_gpu_the_la
     found = read(path)
     assert [row.seconds for row in found.measurements] == [seconds]
     assert found.agreement == pytest.approx((0.2,))
+
+
+def test_a_thinned_file_fits_the_same(tmp_path: Path) -> None:
+    path, small = tmp_path / "runs.jsonl", tmp_path / "runs.jsonl.xz"
+    drift, beside = Checked("a1", 3.5, 1.02, TIMING), Beside("a1", 4.5, "ring_shift", 1024, 1.0, 2.0, 2.5)
+    with Store(
+        path, msgspec.structs.replace(ENVIRONMENT, command="costmodel --into /some/where/a.jsonl --budget 8m")
+    ) as store:
+        for record in (run(1, 2e-3), run(2), run(1, 1e-3), drift, run(1, 1.5e-3), beside):
+            store.add(record)
+    small.write_bytes(lzma.compress(b"".join(map(written, thinned(read(path))))))
+    whole, thin = read(path), read(small)
+    assert thin.measurements == whole.measurements
+    assert thin.overlaps == whole.overlaps
+    assert thin.environments == {
+        "a1": msgspec.structs.replace(ENVIRONMENT, command="costmodel --into a.jsonl --budget 8m")
+    }
+    assert [check.ratio for check in thin.drift] == [1.02]
+    assert [len(one.timing.samples) for one in thin.runs] == [1, 1]
+    with pytest.raises(InputError, match="only read"):
+        Store(small, ENVIRONMENT)
+    small.write_bytes(b"no compressed file")
+    with pytest.raises(InputError, match="cannot be read"):
+        read(small)
 
 
 def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:

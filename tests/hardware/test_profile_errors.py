@@ -286,14 +286,14 @@ def test_a_unit_slip_is_out_of_range(key: str, slip: float) -> None:
 
 def test_a_fault_in_a_kernel_by_itself_names_the_key(tmp_path: Path) -> None:
     text = (resources.files("costmodel.hardware") / "profiles" / "cpu.toml").read_text()
-    whole = '\n[device.single.exp]\ncompute = { value = 0.01, source = "x", kind = "measured" }\n'
+    whole = '\n[device.single.cos]\ncompute = { value = 0.01, source = "x", kind = "measured" }\n'
     whole += 'memory = { value = 0.2, source = "x", kind = "measured" }\n'
     path = tmp_path / "mine.toml"
     path.write_text(text.replace("[[links]]", whole + "[[links]]", 1))
-    assert load_profile(str(path)).device.single["exp"].memory.value == 0.2
+    assert load_profile(str(path)).device.single["cos"].memory.value == 0.2
     for old, new, told in (
         ("memory = { value = 0.2", "memery = { value = 0.2", "device.single.*memery.*did you mean 'memory'"),
-        ("value = 0.01", "value = 100.0", "device.single.exp.compute.value: 100"),
+        ("value = 0.01", "value = 100.0", "device.single.cos.compute.value: 100"),
     ):
         path.write_text(text.replace("[[links]]", whole.replace(old, new) + "[[links]]", 1))
         with pytest.raises(InputError, match=told):

@@ -92,10 +92,10 @@ def test_a_profile_is_calibrated_if_it_has_fitted_numbers(profile: Profile) -> N
     fitted = [
         path
         for path, quantity in quantities(profile)
-        if quantity.kind == "cited" and "costmodel calibrate --from published/" in quantity.source
+        if quantity.kind in ("cited", "measured") and "costmodel calibrate --from " in quantity.source
     ]
     assert profile.calibrated is bool(fitted)
-    assert profile.calibrated is (profile.name in MEASURED and profile.name != "cpu")
+    assert profile.calibrated is (profile.name in MEASURED)
 
 
 def test_the_card_is_the_same_with_peer_to_peer_transfers() -> None:
