@@ -134,7 +134,7 @@ def as_record(job: Job, predicted: Predicted, found: Measured) -> dict[str, Any]
 
 def _rank(sent: Mapping[str, Traffic], held: int) -> dict[str, Any]:
     """Of one rank."""
-    return {"sent": {axis: msgspec.to_builtins(t) for axis, t in sent.items()}, "memory_bytes": held}
+    return {"sent": {axis: msgspec.to_builtins(t) for axis, t in sent.items() if t.messages}, "memory_bytes": held}
 
 
 def environment() -> dict[str, Any]:

@@ -73,6 +73,7 @@ def test_a_page_for_people(run) -> None:
         ("--strategy", "pass-q-decode", "--ranks", "2", "--batch", "4", "--seq", "32", "--pass", "decode"),
         ("--strategy", "ulysses-zigzag", "--ulysses", "2", "--ranks", "4", "--seq", "64", "--pass", "prefill"),
         ("--strategy", "whole", "--ranks", "2", "--tensor", "2", "--seq", "33", "--pass", "decode"),
+        ("--strategy", "whole", "--ranks", "2", "--data", "2", "--batch", "2", "--seq", "33", "--pass", "decode"),
     ],
 )
 def test_other_passes_and_meshes(run, arguments: tuple[str, ...]) -> None:
