@@ -36,6 +36,8 @@ def draw(table: Table, output: Path, column: bool = False) -> None:
         ratios.axhline(1, color="#000000", linewidth=0.6)
         times.set(xscale="log", yscale="log", title="predicted time, seconds")
         ratios.set(xscale="log", title="predicted / measured, 90 % intervals", xlabel="measured time, seconds")
+        ratios.set_yscale("log", base=2)
+        ratios.yaxis.set_major_formatter("{x:g}")
         times.set_xlabel("" if column else "measured time, seconds")
 
 

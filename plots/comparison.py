@@ -13,9 +13,9 @@ from plots.table import Table
 #: Columns that are drawn, with titles.
 PANELS = {
     "flop": "useful FLOP, one layer",
-    "memory_bytes": "weights, activations on one device, bytes",
+    "memory_bytes": "weights and activations, bytes",
     "state_bytes": "decode state, bytes",
-    "seconds": "predicted time, seconds",
+    "seconds": "predicted time{}, seconds",
 }
 NUMBERS = ("tokens", "seconds_least", "seconds_most", *PANELS)
 NEEDED = ("mixer", "structure", *NUMBERS)
@@ -48,9 +48,10 @@ def draw(table: Table, output: Path, column: bool = False) -> None:
     """
     mixers = _read(table)
     styles = _styles(mixers)
+    where = f" on {table.rows[0]['cluster']}" if "cluster" in table.columns else ""
     with panels(output, len(PANELS), HEIGHT, column) as axes:
         for (name, title), panel in zip(PANELS.items(), axes, strict=True):
-            _panel(panel, name, title, mixers, styles)
+            _panel(panel, name, title.format(where), mixers, styles)
         for panel in axes[-1 if column else -2 :]:
             panel.set_xlabel("sequence length, tokens")
 
@@ -80,6 +81,7 @@ def _styles(mixers: Mapping[str, Lines]) -> dict[str, dict[str, Any]]:
 def _panel(panel: Any, column: str, title: str, mixers: Mapping[str, Lines], styles: Mapping[str, Any]) -> None:
     panel.set(yscale="log", title=title)
     panel.set_xscale("log", base=2)
+    panel.locator_params(axis="x", numticks=6)
     for name, lines in mixers.items():
         panel.plot(*_columns(lines.over(column)), **styles[name])
         if column == "seconds" and len(mixers) <= NAMED:

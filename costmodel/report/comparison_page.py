@@ -84,11 +84,13 @@ def _told(crossings: Sequence[Crossing]) -> str:
 
 
 def as_csv(found: Comparison) -> str:
-    """A row for each mixer and length; empty where there is nothing."""
+    """A row for each mixer and length, which ends in what they are compared under; empty where there is nothing."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    setting = found.setting
+    under = {"cluster": str(setting.cluster), "pass": setting.phase, "width": setting.width, "dtype": setting.dtype}
+    writer = csv.DictWriter(text, (*COLUMNS, *under), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows(found))
+    writer.writerows(row | under for row in rows(found))
     return text.getvalue()
 
 
