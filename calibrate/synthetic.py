@@ -1,6 +1,6 @@
 """Runs made up from known numbers, and how often a fit's intervals hold the numbers.
 
-python -m calibrate.synthetic [SEEDS]    of each functional form, with so many sets of runs (400 unless given)
+python -m calibrate.synthetic [SEEDS [FORM ...]]    of these forms or of all, so many sets of runs (400 unless given)
 """
 
 from __future__ import annotations
@@ -129,8 +129,9 @@ FORMS = {
 }
 
 
-def main(seeds: int) -> None:
-    for name, form in FORMS.items():
+def main(seeds: int, names: Sequence[str]) -> None:
+    for name in names or FORMS:
+        form = FORMS[name]
         inside = [list(form.inside(form.fit(seed))) for seed in range(seeds)]
         each = ", ".join(
             f"{key.rpartition('.')[2]} {part:.0%}"
@@ -140,4 +141,4 @@ def main(seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 400)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 400, sys.argv[2:])
