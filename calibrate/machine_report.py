@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from calibrate.cases import SEVERAL
 from calibrate.held_out import Errors
 from calibrate.host import NONE_ON_CPU, host_numbers, paths
 from calibrate.machine import Machine, fit_machine, started_text
@@ -26,6 +27,9 @@ from costmodel.outputs import write
 from costmodel.report import data
 from costmodel.report.page import Page
 from costmodel.units import format_rate, format_seconds
+
+#: Why nothing is known of transfers at once.
+NO_PAIRS = "several transfers at once: that takes four ranks with a core or a GPU of their own, and their time"
 
 
 def calibrated(path: Path, onto: str | None, output: str | None, as_json: bool) -> None:
@@ -92,9 +96,17 @@ def print_machine(fitted: Machine, found: Contents, environment: Environment) ->
         page.table(columns, [*rows, *others], columns[1:])
         page.heading("How it was measured")
         facts = [("timer", environment.timer), ("drift", _drift(found)), ("shapes", _known(found))]
-        page.facts([*facts, *([("left out", NONE_ON_CPU)] if environment.kind == "cpu" else [])])
+        page.facts([*facts, *(("left out", what) for what in _left_out(found, environment))])
         _print_overlaps(page, found)
         _print_copies(page, found)
+
+
+def _left_out(found: Contents, environment: Environment) -> Iterator[str]:
+    """What this machine does not have, and why it is not measured."""
+    if environment.kind == "cpu":
+        yield NONE_ON_CPU
+    if not any(row.kernel in SEVERAL for row in found.measurements):
+        yield NO_PAIRS
 
 
 def _print_overlaps(page: Page, found: Contents) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -32,7 +33,8 @@ LEAST_S, MOST_S = 20.0, 24 * 3600.0
 #: Parts of the time for copies between device and host, and for collectives: alone, beside products, several at once.
 COPIES, COLLECTIVES, OVERLAPS, SEVERAL = 0.04, 0.1, 0.05, 0.03
 
-#: Processes between which collectives run on a CPU, and of which there are several pairs; elsewhere one for each GPU.
+#: Ranks between which collectives run on a CPU, or at least elsewhere, and those of which there are several pairs: each
+#: has a core or a GPU of its own, or they would wait for cores and not for the link.
 RANKS, PAIRED = 2, 4
 
 
@@ -88,8 +90,10 @@ class Stage:
 
 def _stages(session: Session, bench: Bench, device: Device) -> list[Stage]:
     """Those that the machine has: copies where the host is apart, collectives where there are ranks, pairs of these."""
-    gpus = torch.cuda.device_count() if device == "cuda" else 0
-    ranks, paired = (RANKS, PAIRED) if device == "cpu" else (gpus, gpus)
+    if device == "cpu":
+        ranks, paired = RANKS, min(PAIRED, len(os.sched_getaffinity(0)))
+    else:
+        ranks = paired = torch.cuda.device_count()
     found = []
     if device == "cuda":
         found.append(Stage(COPIES, partial(session.copies, bench)))
