@@ -243,7 +243,10 @@ class Group:
         return found, seconds.max(axis=0) / mean
 
     def _looked_at(self, symbols: Collection[str]) -> tuple[list[dict[str, Array]], NDArray[np.bool_]]:
-        """Places along the axes, for each of the arrangement's meshes, and whether there is such a rank."""
+        """Places along the axes, for each of the arrangement's meshes, and whether there is such a rank.
+
+        In place of a rank that there is not, the last one.
+        """
         sizes = self.choices.base.sizes
         axes = {name: sizes[axis] for name, axis in RANKS.items() if name == "rank_c" or name in symbols}
         number = LOOKED_AT if len(axes) == 1 else math.isqrt(LOOKED_AT)
@@ -252,7 +255,7 @@ class Group:
         }
         tried = [dict(zip(lines, places, strict=True)) for places in product(*lines.values())]
         there = np.array([np.logical_and.reduce([places[name] < axes[name] for name in axes]) for places in tried])
-        return tried, there
+        return [{name: np.minimum(place, axes[name] - 1) for name, place in places.items()} for places in tried], there
 
     def _computing(self, values: Mapping[str, Value]) -> Array:
         """Seconds that all layers compute forward, for each of the arrangement's meshes."""

@@ -183,8 +183,12 @@ def test_the_busiest_of_a_grid_of_ranks_is_found(strategy: str, documents: tuple
     flops = piece.program.flops(Reading.USEFUL)["contraction"]
     at = {"B": 1, "L": length, "P_d": 1, "P_t": 1, "P_c": 4, "P_u": 2}
     work = {(c, u): flops.evaluate(at | {"rank_c": c, "rank_u": u}) for c in range(4) for u in range(2)}
-    found = {name: int(np.asarray(rank).flat[0]) for name, rank in group.busiest[0].items()}
-    assert work[found["rank_c"], found.get("rank_u", 0)] == max(work.values())
+    symbols = group.layers[0].times.symbols
+    known = group.evaluator.values(group.choices.base, symbols) | {"L": float(length)}
+    seconds = [group._computing(known | {"rank_c": float(c), "rank_u": float(u)})[0] for c, u in work]
+    places, imbalance = group.busiest
+    assert group._computing(known | places)[0] == max(seconds)
+    assert imbalance == pytest.approx(max(seconds) / np.mean(seconds))
     pairs = sum(n * (n + 1) // 2 for n in documents)
     assert sum(work.values()) == 4 * pairs * 4096 + 8 * length * 4096**2
 

@@ -57,7 +57,7 @@ def details(plan: Plan, train: bool) -> list[str]:
     asked = plan.alone.evaluator.workload.length
     if plan.length > asked:
         said.append(f"{asked:,} tokens padded to {plan.length:,} (+{plan.length / asked - 1:.2%})")
-    if plan.imbalance > EQUAL:
+    if round(plan.imbalance, 2) > 1:
         said.append(f"the busiest rank computes {plan.imbalance:.2f} times as long as the mean one")
     if train:
         said.append("each layer run again before its backward pass" if plan.recompute else "all activations kept")

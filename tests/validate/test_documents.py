@@ -179,7 +179,7 @@ def test_documents_fill_the_sequence(documents: tuple[int, ...]) -> None:
         Workload(8, documents=documents)
 
 
-@pytest.mark.parametrize("mixer", ["attention", "mamba2", "gated-deltanet", "rwkv6"])
+@pytest.mark.parametrize("mixer", ["attention", "gla", "deltanet", "rwkv6"])
 def test_a_document_does_not_see_another(mixer: str) -> None:
     """By a gradient: of the output of the second document, none comes back to the first."""
     (layer,) = from_mixer(
