@@ -52,16 +52,17 @@ def print_calibration(found: Calibration, name: str) -> None:
     """Errors on what was left out, the numbers, and what else was compared."""
     with Page() as page:
         page.heading(f"{name}: predictions of runs that the fit has not seen")
-        columns = ["", "runs", "sources", "shapes left out", "in 90%", "sources left out", "in 90%"]
+        columns = ["", "runs", "from", "new shapes", "in 90%", "new sources", "in 90%"]
         rows = [
             [fit.block.name, str(len(fit.measurements)), str(len(fit.offsets)), *_cells(shapes), *_cells(sources)]
             for fit, shapes, sources in zip(found.fits, found.shapes, found.sources, strict=True)
         ]
         page.table(columns, rows, right=columns[1:])
         page.note(
-            "Relative error of the time: median and 90% point; in 90%: part of the runs in their 90% interval, which "
-            "is made wide enough for sources left out where there are many such runs. Sources are left out as far as "
-            "the others tell the numbers that their runs depend on."
+            "Relative error of the time where shapes, or sources, are left out: median and 90% point; from: how many "
+            "sources; in 90%: part of the runs in their 90% interval, which is made wide enough for sources left out "
+            "where there are many such runs. Sources are left out as far as the others tell the numbers that their "
+            "runs depend on."
         )
         page.heading("Fitted numbers")
         rows = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import click
 from rich import box
@@ -79,7 +80,9 @@ class Page:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="cyan", border_style="dim", show_edge=False)
         for column in columns:
             number = column in right
-            table.add_column(column, justify="right" if number else "left", no_wrap=number or column in whole)
+            justify: Literal["left", "right"] = "right" if number else "left"
+            # what is wider than a narrow terminal goes on in the next line: nothing is cut off
+            table.add_column(column, justify=justify, no_wrap=number or column in whole, overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.console.print()
