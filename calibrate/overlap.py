@@ -42,7 +42,7 @@ def overlap_numbers(found: Contents) -> dict[str, Quantity]:
     low, value, high = (round(float(part), 3) for part in np.quantile(every, PARTS))
     kinds = len({pair.what for pair in found.overlaps})
     source = (
-        f"median of {len(every)} messages of {kinds} kinds beside matrix products, range: nine in ten; "
-        f"{environment.device}, {environment.date[:10]}"
+        f"median of {len(every)} messages of {kinds} kind{'s' * (kinds > 1)} beside matrix products, "
+        f"range: nine in ten; {environment.device}, {environment.date[:10]}"
     )
     return {"links[0].contention": Quantity(value, source, "measured", low=low, high=high)}

@@ -23,7 +23,7 @@ _FOLDERS = re.compile(r"\S*/(?=\S)")
 
 
 def thinned(found: Contents) -> list[Entry]:
-    """Environments, the fastest run of each shape with that sample alone, drift, and overlaps."""
+    """Environments, the fastest run of each shape with that sample alone, drift, and all others as they are."""
     fastest: dict[str, Run] = {}
     for run in found.runs:
         name, least = key(run.measurement), min(run.timing.samples)
@@ -36,7 +36,7 @@ def thinned(found: Contents) -> list[Entry]:
     environments = (
         msgspec.structs.replace(one, command=_FOLDERS.sub("", one.command)) for one in found.environments.values()
     )
-    return [*environments, *fastest.values(), *drift, *found.overlaps]
+    return [*environments, *fastest.values(), *drift, *found.overlaps, *found.copies, *found.launches]
 
 
 def _alone(seconds: float, calls: int) -> Timing:

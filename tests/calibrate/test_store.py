@@ -17,7 +17,7 @@ import pytest
 
 from calibrate.measurement import Measurement
 from calibrate.method import Timing
-from calibrate.store import Beside, Checked, Contents, Environment, Run, Store, read, written
+from calibrate.store import Beside, Checked, Contents, Copied, Environment, Launched, Run, Store, read, written
 from calibrate.thin import thinned
 from costmodel.errors import InputError
 
@@ -60,15 +60,16 @@ def test_of_several_runs_of_a_shape_the_fastest_sample_counts_or_on_a_gpu_the_la
 def test_a_thinned_file_fits_the_same(tmp_path: Path) -> None:
     path, small = tmp_path / "runs.jsonl", tmp_path / "runs.jsonl.xz"
     drift, beside = Checked("a1", 3.5, 1.02, TIMING), Beside("a1", 4.5, "ring_shift", 1024, 1.0, 2.0, 2.5)
+    copied, launched = Copied("a1", 5.5, "to the device", True, 1024, TIMING), Launched("a1", 6.5, TIMING)
     with Store(
         path, msgspec.structs.replace(ENVIRONMENT, command="costmodel --into /some/where/a.jsonl --budget 8m")
     ) as store:
-        for record in (run(1, 2e-3), run(2), run(1, 1e-3), drift, run(1, 1.5e-3), beside):
+        for record in (run(1, 2e-3), run(2), run(1, 1e-3), drift, run(1, 1.5e-3), beside, copied, launched):
             store.add(record)
     small.write_bytes(lzma.compress(b"".join(map(written, thinned(read(path))))))
     whole, thin = read(path), read(small)
     assert thin.measurements == whole.measurements
-    assert thin.overlaps == whole.overlaps
+    assert (thin.overlaps, thin.copies, thin.launches) == ((beside,), (copied,), (launched,))
     assert thin.environments == {
         "a1": msgspec.structs.replace(ENVIRONMENT, command="costmodel --into a.jsonl --budget 8m")
     }
