@@ -219,7 +219,7 @@ CACHED = ("--pass", "prefill", "--cached", "T")
         (["--strategy", "tree"], "it is for decode, not for forward"),
         (["--kernel", "fast"], "no kernel of attention named 'fast'"),
         (["--set", "headz=3"], "Did you mean 'heads'?"),
-        (["--cached", "4Ki"], "only a prefill adds to a cache"),
+        (["--cached", "4Ki"], "only a prefill follows on cached tokens"),
         (["--mixer", "mla", "--strategy", "all-gather-latent", *CACHED], "it does not spread cached tokens"),
         (["--pass", "prefill", "--cached", "t"], "--cached: 't' is not valid"),
     ],
