@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.dims import Dim, Shape, is_number, minimum, product, same
 from costmodel.masks import Mask
-from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
+from costmodel.ops.primitive import Entrywise, Flops, Primitive, Reading, Spec
 from costmodel.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -153,18 +153,10 @@ class Map(Primitive):
 
 
 @dataclass(frozen=True)
-class Scale(Primitive):
+class Scale(Entrywise):
     """Multiplication by a constant that is not a tensor."""
 
     factor: Dim
-
-    family = "elementwise"
-
-    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
-        return (Spec(inputs[0].shape, inputs[0].width),)
-
-    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
-        return {"elementwise": outputs[0].elements}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -199,18 +191,10 @@ class Sum(Primitive):
 
 
 @dataclass(frozen=True)
-class Shift(Primitive):
+class Shift(Entrywise):
     """Addition of a constant that is not a tensor."""
 
     constant: float
-
-    family = "elementwise"
-
-    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
-        return (Spec(inputs[0].shape, inputs[0].width),)
-
-    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
-        return {"elementwise": outputs[0].elements}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
@@ -278,7 +262,7 @@ class CumSum(Primitive):
 
 
 @dataclass(frozen=True)
-class Masked(Primitive):
+class Masked(Entrywise):
     """Materialised pairs [..., n_q, n_k] where a mask leaves them, and ``fill`` elsewhere; 1 FLOP a pair.
 
     Attributes:
@@ -289,14 +273,6 @@ class Masked(Primitive):
     mask: Mask
     fill: str = "0"
     strict: bool = False
-
-    family = "elementwise"
-
-    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
-        return (Spec(inputs[0].shape, inputs[0].width),)
-
-    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
-        return {"elementwise": outputs[0].elements}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]

@@ -116,3 +116,15 @@ class View(Primitive):
 
     def traffic(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Dim, Dim]:
         return 0, 0
+
+
+class Entrywise(Primitive):
+    """A primitive whose output is like its first input, for 1 FLOP an entry."""
+
+    family = "elementwise"
+
+    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
+        return (Spec(inputs[0].shape, inputs[0].width),)
+
+    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
+        return {"elementwise": outputs[0].elements}

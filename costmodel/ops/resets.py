@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from costmodel.documents import Packed
-from costmodel.ops.primitive import Flops, Primitive, Reading, Spec
-from costmodel.tensor import Tensor
+from costmodel.ops.primitive import Entrywise
 
 if TYPE_CHECKING:
     from costmodel.ops.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Reset(Primitive):
+class Reset(Entrywise):
     """Entries as they are, but ``fill`` at the first token of each document; 1 FLOP an entry.
 
     Attributes:
@@ -27,14 +26,6 @@ class Reset(Primitive):
     axis: int
     fill: str = "0"
 
-    family = "elementwise"
-
-    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
-        return (Spec(inputs[0].shape, inputs[0].width),)
-
-    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
-        return {"elementwise": outputs[0].elements}
-
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Sequence[Any]:
@@ -42,18 +33,10 @@ class Reset(Primitive):
 
 
 @dataclass(frozen=True)
-class Apart(Primitive):
+class Apart(Entrywise):
     """Pairs [..., N, C, C] of the tokens of chunks, 0 where they are of two documents; 1 FLOP a pair."""
 
     packed: Packed
-
-    family = "elementwise"
-
-    def outputs(self, *inputs: Tensor) -> tuple[Spec, ...]:
-        return (Spec(inputs[0].shape, inputs[0].width),)
-
-    def flops(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], reading: Reading) -> Flops:
-        return {"elementwise": outputs[0].elements}
 
     def backward(
         self, ops: Vocabulary[Any], inputs: Sequence[Any], outputs: Sequence[Any], gradients: Sequence[Any]
