@@ -17,7 +17,7 @@ import numpy as np
 from calibrate.additive import ALIKE, amounts, costs, kernel, predicted, special_rate
 from calibrate.block import BLOCKS, Block
 from calibrate.cases import SEVERAL, case, program
-from calibrate.fit import FOLDS, fit, fit_keys, fold, settled
+from calibrate.fit import FOLDS, fit, fit_keys, fold, place, settled
 from calibrate.fitted import Fit, Variances
 from calibrate.held_out import Errors, checked
 from calibrate.least_squares import LEAST
@@ -333,11 +333,11 @@ class Group:
         return made, special_rate(found) if family == SPECIAL else None
 
     def held_out(self, made: Fit) -> list[Errors]:
-        """Each part of the shapes predicted by a fit to the others; their variances are those of all."""
-        errors = []
+        """Each fifth of the shapes predicted by a fit to the others; their variances are those of all."""
+        errors, ordered = [], sorted(self.parts, key=lambda part: place(part.row))
         for number in range(FOLDS):
-            kept = [part for part in self.parts if fold(part.row) != number]
-            left = [part.row for part in self.parts if fold(part.row) == number]
+            kept = [part for at, part in enumerate(ordered) if at % FOLDS != number]
+            left = [part.row for part in ordered[number::FOLDS]]
             if kept and left:
                 other = replace(self, parts=kept).fit(made.profile, made.variances)
                 errors.append(_errors(other, left))

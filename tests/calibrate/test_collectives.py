@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from calibrate import collectives
 from calibrate.cases import COLLECTIVES, ONE_WAY, SEVERAL
@@ -98,7 +99,8 @@ def number(value: float) -> Quantity:
 def machine(shared: float | None) -> Profile:
     numbers = {"latency_s": number(1e-4), "bytes_per_s": number(1e9), "collectives.ring_shift": None}
     numbers |= {"shared_bytes_per_s": None if shared is None else number(shared), "collectives.all_to_all": None}
-    return placed(load_profile("cpu"), {f"links[0].{key}": quantity for key, quantity in numbers.items()})
+    plain = structs.replace(load_profile("cpu"), correlations=())
+    return placed(plain, {f"links[0].{key}": quantity for key, quantity in numbers.items()})
 
 
 def rows() -> Iterator[Measurement]:
