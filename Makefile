@@ -1,8 +1,8 @@
 # make plan    what 1Mi tokens cost on a few clusters: installs the core only, then asks
 # make test    the whole test suite
-# make quick   without the slow tests: those of every mixer under every strategy on real ranks, and of memory
+# make quick   without the slow tests; each mixer under one strategy on real ranks: under 6 minutes on two cores
 # make lint    ruff, ruff format, mypy
-# make docs    docs/mixers.md, the formulas of every mixer; what the commands in README.md and docs/ print
+# make docs    docs/mixers.md, the formulas of every mixer; docs/compared.md; what the commands in README.md and docs/ print
 # make bench   the benchmarks
 # make mutations  how many changes to mixers their definitions find out; half an hour
 # make venv    the development environment, in $(VENV)
@@ -34,10 +34,10 @@ plan: $(CORE)
 
 # One thread a process: the tests start several processes, and threads would only compete for the cores.
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --benchmark-disable
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal --benchmark-disable
 
 quick: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --benchmark-disable -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal --benchmark-disable -m 'not slow'
 
 lint: $(DEV)
 	$(BIN)/ruff check
@@ -46,6 +46,7 @@ lint: $(DEV)
 
 docs: $(DEV)
 	$(BIN)/costmodel formulas --all --markdown > docs/mixers.md
+	$(BIN)/python -m tests.validate.test_compared > docs/compared.md
 	$(BIN)/python tests/cli/test_readme.py
 
 bench: $(DEV)

@@ -32,24 +32,33 @@ class Memory:
 
 @dataclass(frozen=True)
 class _Event:
-    """A point of a program: the memory it touches, and whether it is in the backward pass.
+    """A point of a program: the memory it touches.
 
     Attributes:
         there: 1, or 0 for the inner steps of a ring that has none, such as one of two ranks.
     """
 
     touched: Sequence[Storage]
-    backward: bool
     there: Dim = 1
 
 
 def memory(program: Program) -> Memory:
     """Saved and peak bytes of a program's activations."""
-    saved, points = _profile(program, take=True)
+    points = _profile(program, take=True)
     if _branches(program.whole):
-        for there, others in _profile(program, take=False)[1].items():
+        for there, others in _profile(program, take=False).items():
             points.setdefault(there, []).extend(others)
-    return Memory(saved, _most(points))
+    return Memory(saved(program), _most(points))
+
+
+def saved(program: Program) -> Dim:
+    """Bytes that are held between the passes: what the backward pass touches of the inputs and of what came before."""
+    before, after = (
+        dict.fromkeys(storage for event in _events(tree, take=True) for storage in event.touched)
+        for tree in (program.forward, program.backward)
+    )
+    held = {tensor.storage: None for tensor in program.inputs} | before
+    return sum((storage.bytes for storage in held if storage in after), 0)
 
 
 def largest(points: Iterable[Dim]) -> Dim:
@@ -68,18 +77,15 @@ def largest(points: Iterable[Dim]) -> Dim:
     return result
 
 
-def _profile(program: Program, take: bool) -> tuple[Dim, dict[Dim, list[Dim]]]:
-    """Saved bytes, and those held at every point, by whether it is there; with one side of each branch."""
-    events = list(_events(program.forward, False, take)) + list(_events(program.backward, True, take))
+def _profile(program: Program, take: bool) -> dict[Dim, list[Dim]]:
+    """Bytes held at every point, by whether it is there; with one side of each branch."""
+    events = [*_events(program.forward, take), *_events(program.backward, take)]
     last = {storage: number for number, event in enumerate(events) for storage in event.touched}
     last |= {tensor.storage: len(events) for tensor in program.outputs}
     live: dict[Storage, Dim] = {tensor.storage: tensor.storage.bytes for tensor in program.inputs}
     held: Dim = sum(live.values())
-    saved: Dim | None = None
     points: dict[Dim, list[Dim]] = {1: []}
     for number, event in enumerate(events):
-        if event.backward and saved is None:
-            saved = _needed_later(live, events[number:])
         for storage in event.touched:
             if storage not in live:
                 live[storage] = storage.bytes
@@ -88,7 +94,7 @@ def _profile(program: Program, take: bool) -> tuple[Dim, dict[Dim, list[Dim]]]:
         for storage in event.touched:
             if last[storage] <= number and storage in live:
                 held = held - live.pop(storage)
-    return 0 if saved is None else saved, points
+    return points
 
 
 def _most(points: Mapping[Dim, Sequence[Dim]]) -> Dim:
@@ -99,11 +105,6 @@ def _most(points: Mapping[Dim, Sequence[Dim]]) -> Dim:
         if above and not is_number(there, 1):
             most.append(there * largest(above))
     return largest(most)
-
-
-def _needed_later(live: dict[Storage, Dim], later: Sequence[_Event]) -> Dim:
-    needed = {storage for event in later for storage in event.touched}
-    return sum(size for storage, size in live.items() if storage in needed)
 
 
 def _branches(node: Node) -> bool:
@@ -120,39 +121,39 @@ def _branches(node: Node) -> bool:
             return False
 
 
-def _events(node: Node, backward: bool, take: bool) -> Iterator[_Event]:
+def _events(node: Node, take: bool) -> Iterator[_Event]:
     """The operations in order, with one side of each branch."""
     match node:
         case Leaf() | Fused():
-            yield _Event(_activations((*node.inputs, *node.outputs)), backward)
+            yield _Event(_activations((*node.inputs, *node.outputs)))
         case Seq(nodes, held):
             for child in nodes:
-                yield from _events(child, backward, take)
+                yield from _events(child, take)
             if held:
-                yield _Event(_activations(held), backward)
+                yield _Event(_activations(held))
         case Overlap(communication, computation):
-            yield from _events(communication, backward, take)
-            yield from _events(computation, backward, take)
+            yield from _events(communication, take)
+            yield from _events(computation, take)
             sent = [tensor for operation, _ in operations(communication) for tensor in operation.inputs]
-            yield _Event(_activations(sent), backward)
+            yield _Event(_activations(sent))
         case Loop(step, body):
             there = minimum(step.count, 1)
-            yield from (replace(event, there=event.there * there) for event in _events(body, backward, take))
+            yield from (replace(event, there=event.there * there) for event in _events(body, take))
         case Chain(message=message, body=body):
-            yield _Event(_activations(message.outputs), backward)
-            yield from _events(body, backward, take)
-            yield _Event(_activations(message.inputs), backward)
+            yield _Event(_activations(message.outputs))
+            yield from _events(body, take)
+            yield _Event(_activations(message.inputs))
         case When():
-            yield from _branch(node, backward, take)
+            yield from _branch(node, take)
 
 
-def _branch(node: When, backward: bool, take: bool) -> Iterator[_Event]:
+def _branch(node: When, take: bool) -> Iterator[_Event]:
     """One side of a branch; what the other side hands on is the same memory as what the first does."""
     if take:
-        yield from _events(node.then, backward, take)
+        yield from _events(node.then, take)
         return
     same = {b.storage: a.storage for a, b in node.results}
-    for event in _events(node.otherwise, backward, take):
+    for event in _events(node.otherwise, take):
         yield replace(event, touched=[same.get(storage, storage) for storage in event.touched])
 
 

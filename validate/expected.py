@@ -13,7 +13,7 @@ from costmodel.arrangement import AXES, Way
 from costmodel.candidates import padded_length
 from costmodel.dims import Dim
 from costmodel.expression import Expression
-from costmodel.liveness import Memory, memory
+from costmodel.liveness import Memory, memory, saved
 from costmodel.ops.communication import AllReduce
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Pieces
@@ -60,6 +60,11 @@ class Expected:
     def memory(self) -> Memory:
         """Formulas of the bytes held."""
         return memory(self.program)
+
+    @property
+    def saved(self) -> Dim:
+        """The formula of what is held between the passes; that of the peak takes much longer to find."""
+        return saved(self.program)
 
     def value(self, formula: Dim, rank: int) -> Dim:
         """A formula's exact value at a rank."""

@@ -79,10 +79,12 @@ class RankPool:
     Args:
         ranks: processes; a function may run on the first few of them.
         device: ``"cpu"``, or ``"cuda"`` for a GPU of its own for each rank.
+        needed: modules that every rank would import, and that the helper which they are forked from (``_context``)
+            imports before; only the first pool of a process can say so.
     """
 
-    def __init__(self, ranks: int, device: Device = "cpu") -> None:
-        self.ranks, self._device = ranks, device
+    def __init__(self, ranks: int, device: Device = "cpu", needed: Sequence[str] = ()) -> None:
+        self.ranks, self._device, self._needed = ranks, device, needed
         self._processes: list[Any] = []
         self._connections: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -137,7 +139,7 @@ class RankPool:
         if self._processes and all(process.is_alive() for process in self._processes):
             return
         self.close(at_once=True)
-        context = _context()
+        context = _context(self._needed)
         self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
         store = str(Path(self._folder.name) / "store")
         for index in range(self.ranks):
@@ -267,12 +269,12 @@ def init_from_environment(timeout_s: float = 60.0) -> Rank | None:
     return Rank(dist.get_rank(), dist.get_world_size(), timeout_s)
 
 
-def _context() -> Any:
+def _context(needed: Sequence[str]) -> Any:
     """Processes forked from a helper that has imported torch but used none of it, where there is such a thing."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, *needed])
     return context
 
 

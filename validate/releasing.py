@@ -67,13 +67,13 @@ class Releasing:
         for number, x in zip(step.made, made, strict=True):
             if number is not None:
                 self._put(number, x)
-        kept = self._lasting | {x.untyped_storage().data_ptr() for x in reused}
+        again = {x.untyped_storage().data_ptr() for x in reused}
         freed = []
         for number in step.dead:
             for memory in self._memory.pop(number, ()):
                 others = self._tensors[memory.data_ptr()]
                 others.discard(number)
-                if not others and memory.data_ptr() not in kept:
+                if not others and memory.data_ptr() not in self._lasting and memory.data_ptr() not in again:
                     memory.resize_(0)
                     freed.append(memory)
         return freed

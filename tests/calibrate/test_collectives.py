@@ -20,6 +20,7 @@ from calibrate.predictor import Predictor
 from calibrate.shapes import Shape
 from costmodel.hardware import Profile, Quantity, load_profile
 from costmodel.hardware.profile import placed
+from tests.ranks import NEEDED
 from validate.launch import Rank, RankPool
 
 KERNELS = (*COLLECTIVES, *ONE_WAY)
@@ -27,7 +28,7 @@ KERNELS = (*COLLECTIVES, *ONE_WAY)
 
 @pytest.mark.slow
 def test_every_collective_is_timed_alone_and_beside_computation() -> None:
-    with RankPool(2) as pool:
+    with RankPool(2, needed=NEEDED) as pool:
         ranks = Ranks(pool)
         for kernel in KERNELS:
             message = Shape(kernel, "fp32", {"P": 2, "bytes": 4096})
@@ -40,7 +41,7 @@ def test_every_collective_is_timed_alone_and_beside_computation() -> None:
 
 @pytest.mark.slow
 def test_pairs_are_timed_one_alone_and_all_at_once() -> None:
-    with RankPool(4) as pool:
+    with RankPool(4, needed=NEEDED) as pool:
         messages = [message for message in Pairs(pool).messages() if message.sizes["bytes"] == 2**18]
         assert [(message.kernel, message.sizes["groups"]) for message in messages] == [
             ("ring_shifts", 1), ("ring_shifts", 2), ("all_to_alls", 1), ("all_to_alls", 2),

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from costmodel import survey
 from costmodel.mixer import mixers
 
 ROOT = Path(__file__).resolve().parents[2]
 SURVEY = ("formulas", "--all")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def found_once() -> Iterator[None]:
+    """All commands here show the same formulas, which take longer to find than to show."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey, "_entry", cache(survey._entry))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from costmodel.subject import Layer
 from costmodel.workload import Phase, Workload
 from validate.communication import Traffic
 from validate.counting import FlopCounter, GradientSums, Watched, keeping
+from validate.executor import Executor
 from validate.expected import Expected
 from validate.launch import Rank, RankPool
 from validate.layer import DistributedLayer
@@ -61,10 +62,11 @@ class Case:
         workload = Workload(self.length, self.batch, self.phase, self.causal, cached=self.cached)
         return replace(workload, documents=self.documents)
 
-    def on(self, rank: int) -> DistributedLayer:
-        """The layer on a rank, with the case's weights."""
+    def on(self, rank: int, counts: bool = False) -> DistributedLayer:
+        """The layer on a rank, with the case's weights; counting takes as long as running."""
         mesh, gradient = Mesh.of(self.mesh, rank, self.context_inside), self.gradient and DTYPES[self.gradient]
-        ops = Watched(DTYPES[self.dtype], mesh, flash=self.flash, timeout_s=20, gradient=gradient)
+        executor = Watched if counts else Executor
+        ops = executor(DTYPES[self.dtype], mesh, flash=self.flash, timeout_s=20, gradient=gradient)
         made = DistributedLayer(self.layer, Task(self.way, self.causal, self.phase, self.length, self.documents), ops)
         made.load(self.weights(made.whole_shapes))
         return made
@@ -122,11 +124,17 @@ class Outcome:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -> Outcome:
-    """Run a case; counting takes as long as running, and so does adding up gradients: either may be left out."""
-    made = case.on(rank.index)
+def run_case(
+    rank: Rank, case: Case, earlier: Sequence[Tensor] = (), values: bool = True, counts: bool = True
+) -> Outcome:
+    """Run a case; counting takes as long as running, and so does adding up gradients: either may be left out.
+
+    Args:
+        earlier: what ``cache_of`` gives for the case.
+    """
+    made = case.on(rank.index, counts)
     if case.phase == "decode" or case.cached:
-        return _after_cache(made, case)
+        return _after_cache(made, case, earlier, counts)
     whole, seed = (t.to(DTYPES[case.dtype]) for t in case.tokens())
     train = case.phase == "train"
     x = made.shard(whole).clone().requires_grad_(train)
@@ -141,8 +149,7 @@ def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -
         saved = kept.bytes(without=[*made.weights.values(), *made.tables(made.padded(case.length))]) if counts else 0
         if train:
             out.backward(made.shard(seed))
-    flops = counter.total if counts else 0
-    done = Outcome(out.detach(), dict(made.ops.transport.sent), flops, made.ops.useful, dict(made.ops.classes), saved)
+    done = _outcome(made, out.detach(), counter.total if counts else 0, saved)
     if not (train and values):
         return done
     made.sum_gradients()
@@ -150,32 +157,50 @@ def run_case(rank: Rank, case: Case, values: bool = True, counts: bool = True) -
     return replace(done, gradient=x.grad, weights=weights, memory=second[0].grad if second else None)
 
 
-def _after_cache(made: DistributedLayer, case: Case) -> Outcome:
-    """Decode the last token, or prefill the last tokens, after one process has decoded those before."""
+def _outcome(made: DistributedLayer, out: Tensor, flops: int, saved: int = 0) -> Outcome:
+    """With what the executor counted, if it did."""
+    useful, classes = (made.ops.useful, dict(made.ops.classes)) if isinstance(made.ops, Watched) else (0, {})
+    return Outcome(out, dict(made.ops.transport.sent), flops, useful, classes, saved)
+
+
+def _earlier(case: Case) -> int:
+    """Tokens that one process decodes, and caches, before the ranks go on."""
+    return case.cached or case.length - 1
+
+
+def cache_of(case: Case) -> list[Tensor]:
+    """What one process keeps in float64 of the tokens before those that the ranks decode or prefill, if they do."""
+    if case.phase != "decode" and not case.cached:
+        return []
     x, whole = case.tokens()[0], alone(replace(case, phase="decode"))
-    room = 0 if case.cached else 1  # of one cache for all; that of a prefill is each rank's own
-    tokens = case.cached or case.length
-    kept = whole.layer.mixer.cache(whole.block(tokens).sizes, _kept_tokens(case))
+    kept = whole.layer.mixer.cache(whole.block(case.cached or case.length).sizes, _kept_tokens(case))
     cache = [torch.full((case.batch, *k.shape), k.start, dtype=torch.float64) for k in kept]
     if case.memory():
         cache = _prefilled(case)
     with torch.no_grad():
-        for token in range(tokens - room):
+        for token in range(_earlier(case)):
             beside = [t[:, token : token + 1] for t in case.embedded()]
             whole.decode(x[:, token : token + 1], _seen(case, cache, token), token + 1, *beside)
-        for t, k in zip(cache, kept, strict=True):
-            if k.tokens and not case.memory():
-                t[:, :, tokens - room :] = torch.nan  # the room for the new token must not be read
-        own = made.shard_cache(_seen(case, cache, tokens - 1))
+    for t, k in zip(cache, kept, strict=True):
+        if k.tokens and not case.memory():
+            t[:, :, _earlier(case) :] = torch.nan  # the room for the new token must not be read
+    return cache
+
+
+def _after_cache(made: DistributedLayer, case: Case, cache: Sequence[Tensor], counts: bool) -> Outcome:
+    """Decode the last token, or prefill the last tokens."""
+    first, dtype = _earlier(case), DTYPES[case.dtype]
+    kept = case.layer.mixer.cache(case.layer.sizes, _kept_tokens(case))
+    with torch.no_grad(), FlopCounter() if counts else nullcontext() as counter:
+        own = made.shard_cache(_seen(case, cache, (case.cached or case.length) - 1))
         given = [t.to(made.ops.dtypes[k.precision]).clone() for t, k in zip(own, kept, strict=True)]
-        new, *beside = (made.shard(t[:, tokens - room :]).to(DTYPES[case.dtype]) for t in (x, *case.embedded()))
-        with FlopCounter() as counter:
-            if case.cached:
-                room = new.shape[1] * case.mesh.get("tensor", 1)
-                out = made.extend(new, [_with_room(t, room) for t in given], case.cached, *beside)
-            else:
-                out = made.decode(new, given, case.length, *beside)
-    return Outcome(out, dict(made.ops.transport.sent), counter.total, made.ops.useful, dict(made.ops.classes))
+        new, *beside = (made.shard(t[:, first:]).to(dtype) for t in (case.tokens()[0], *case.embedded()))
+        if case.cached:
+            room = new.shape[1] * case.mesh.get("tensor", 1)
+            out = made.extend(new, [_with_room(t, room) for t in given], case.cached, *beside)
+        else:
+            out = made.decode(new, given, case.length, *beside)
+    return _outcome(made, out, counter.total if counts else 0)
 
 
 def _with_room(cached: Tensor, new: int) -> Tensor:
@@ -212,13 +237,13 @@ def _seen(case: Case, cache: Sequence[Tensor], token: int) -> list[Tensor]:
     return [t[:, :, first : token + 1] if k.tokens else t for t, k in zip(cache, kept, strict=True)]
 
 
-def run_both(rank: Rank, case: Case) -> tuple[Outcome, Outcome]:
+def run_both(rank: Rank, case: Case, earlier: Sequence[Tensor] = ()) -> tuple[Outcome, Outcome]:
     """In float64, to compare values; and in the case's own dtype, whose width the counts of bytes depend on."""
     exact = replace(case, dtype="fp64", gradient=None)
     if exact == case:
-        done = run_case(rank, case)
+        done = run_case(rank, case, earlier)
         return done, done
-    return run_case(rank, exact, counts=False), run_case(rank, case, values=False)
+    return run_case(rank, exact, earlier, counts=False), run_case(rank, case, earlier, values=False)
 
 
 # Values ---------------------------------------------------------------------------------------------------------------
@@ -326,7 +351,7 @@ def check_wire(known: Expected, outcomes: Sequence[Outcome]) -> None:
 def check_kept(known: Expected, outcomes: Sequence[Outcome]) -> None:
     """Bytes that autograd keeps between forward and backward."""
     if known.workload.phase == "train":
-        formula = known.memory.saved
+        formula = known.saved
         for rank, outcome in enumerate(outcomes):
             predicted = known.value(formula, rank)
             assert outcome.kept == predicted, f"kept on rank {rank}: {outcome.kept}, predicted {predicted}: {formula}"
@@ -334,7 +359,8 @@ def check_kept(known: Expected, outcomes: Sequence[Outcome]) -> None:
 
 def check_case(pool: RankPool, case: Case) -> None:
     """Everything."""
-    exact, counted = zip(*pool.run(run_both, case, ranks=case.ranks, timeout_s=60), strict=True)
+    done = pool.run(run_both, case, cache_of(case), ranks=case.ranks, timeout_s=60)
+    exact, counted = zip(*done, strict=True)
     check_values(case, exact)
     known = expected(case)
     check_flops(known, counted)

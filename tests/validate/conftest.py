@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.ranks import ranks
 from validate.launch import RankPool
 
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[RankPool]:
-    with RankPool(4) as ranks:
-        yield ranks
+    with ranks(4) as started:
+        yield started
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ import validate
 from costmodel.errors import InputError
 from costmodel.strategy import strategies
 from costmodel.subject import from_mixer
+from tests.ranks import ranks
 from tests.validate.cases import Case, check_case
 from validate.communication import Traffic
 from validate.launch import Rank, RankPool
@@ -28,8 +29,8 @@ BATCH, LENGTH, WIDTH = 2, 16, 6
 @pytest.fixture(scope="module", params=[2, 4])
 def world(request: pytest.FixtureRequest) -> Iterator[RankPool]:
     """So many processes, and no others."""
-    with RankPool(request.param) as ranks:
-        yield ranks
+    with ranks(request.param) as started:
+        yield started
 
 
 @dataclass(frozen=True)

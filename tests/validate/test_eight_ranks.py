@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from costmodel.strategy import strategies
+from tests.ranks import ranks
 from tests.validate.cases import Case, check_case
 from tests.validate.small import GQA, SMALL, meshes, small_case
 from validate.launch import Rank, RankPool
@@ -14,9 +15,9 @@ from validate.launch import Rank, RankPool
 
 @pytest.fixture(scope="module")
 def eight() -> Iterator[RankPool]:
-    with RankPool(8) as ranks:
-        ranks.run(ready, timeout_s=180)
-        yield ranks
+    with ranks(8) as started:
+        started.run(ready, timeout_s=180)
+        yield started
 
 
 def ready(_: Rank) -> None:
