@@ -76,13 +76,14 @@ class Talkative(Ring):
 
 
 class Hoarding(Ring):
-    def _forward(self, ops: Any, *arguments: Any) -> Any:
-        out, saved = super()._forward(ops, *arguments)
-        return out, (*saved, ops.scale(saved[1], 2))
+    def apply(self, ops: Any, axes: Mapping[str, Any], carry: Any) -> Any:
+        def forward(ops: Any, q: Any) -> tuple[Any, tuple[Any, ...]]:
+            return ops.scale(q, 1), (ops.scale(q, 2),)
 
-    def _backward(self, *arguments: Any) -> Any:
-        *first, saved, gradient = arguments
-        return super()._backward(*first, saved[:-1], gradient)
+        def backward(ops: Any, saved: tuple[Any, ...], gradient: Any) -> tuple[Any, ...]:
+            return (gradient,)
+
+        return super().apply(ops, axes, replace(carry, q=ops.custom(forward, backward, carry.q)))
 
 
 def outcomes(pool: RankPool, case: Case, strategy: Strategy | None = None) -> list[Outcome]:
