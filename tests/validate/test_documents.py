@@ -25,8 +25,8 @@ from validate.launch import RankPool
 
 (LAYER,) = from_mixer("attention", 6, heads=2, kv_heads=2, head_dim=4).layers
 
-#: One mixer of each kind of carry and recurrence, every other of which is like one of them.
-QUICK = {"attention", "mla", "linear-attention", "gla", "gated-deltanet", "mamba1", "shortconv"}
+#: One mixer of each kind of carry.
+QUICK = {"attention", "gated-deltanet", "shortconv"}
 
 APART = [name for name in strategies.names() if strategies.get(name).documents]
 PAIRS = [
