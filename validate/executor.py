@@ -18,7 +18,7 @@ from validate import kernels
 from validate.communication import Pending, Transport
 from validate.mesh import Mesh
 from validate.one_rank import OneRank
-from validate.releasing import Memory, Releasing
+from validate.releasing import Memory, Releasing, Step
 from validate.reverse import pulled_back, recomputed, recorded, scanned, stated
 
 
@@ -89,22 +89,24 @@ class Executor(OneRank[Tensor]):
         return outputs
 
     @contextmanager
-    def releasing(self, releasing: Releasing) -> Iterator[None]:
-        """Within, memory is freed as a rehearsal found that it can be."""
-        self._releasing = releasing
+    def releasing(self, releasing: Releasing | None) -> Iterator[None]:
+        """Within, memory is freed as a rehearsal found that it can be, if there was one."""
+        outer, self._releasing = self._releasing, releasing
         try:
             yield
         finally:
-            self._releasing = None
+            self._releasing = outer
 
     def ended(self, what: str, made: Sequence[Tensor], reused: Sequence[Tensor] = ()) -> list[Memory]:
         """An operation has ended that gave these tensors: what was freed, but ``reused`` ones, which are not."""
         return [] if self._releasing is None else self._releasing.ended(what, made, reused)
 
-    def saves(self, tensors: Sequence[Tensor]) -> None:
-        """Autograd keeps these tensors."""
-        if self._releasing is not None:
-            self._releasing.keep(tensors)
+    def saves(self, tensors: Sequence[Tensor]) -> tuple[Step, ...] | None:
+        """Autograd keeps these tensors: what an algorithm's own backward will do with them, if that is known."""
+        if self._releasing is None:
+            return None
+        self._releasing.keep(tensors)
+        return self._releasing.backward
 
     def look_through(self, what: str, tensors: Sequence[Tensor]) -> None:
         """Refuse values that are no finite numbers, if asked to.
@@ -137,12 +139,8 @@ class Executor(OneRank[Tensor]):
     @contextmanager
     def as_loop(self) -> Iterator[None]:
         """Around operations that are one kernel, which goes through them many times: none of them ends anything."""
-        outer, self._releasing = self._releasing, None
-        try:
-            with self.as_one():
-                yield
-        finally:
-            self._releasing = outer
+        with self.releasing(None), self.as_one():
+            yield
 
     def custom(self, forward: Callable[..., Any], backward: Callable[..., Any], *inputs: Tensor) -> Any:
         result = stated(self, forward, backward, *inputs)
@@ -175,12 +173,15 @@ class Executor(OneRank[Tensor]):
     def pull_back(
         self, method: Callable[..., Any], inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        return pulled_back(method, inputs, gradients)
+        with self.releasing(None):
+            found = pulled_back(method, inputs, gradients)
+        self.ended("pull back", found)
+        return found
 
     def rotate(
         self, axis: Axis, blocks: tuple[Tensor, ...], accumulators: tuple[Tensor, ...] = ()
     ) -> Iterator[tuple[int, tuple[Tensor, ...], Travelling]]:
-        travelling, spare = Travelling(self.transport, axis, accumulators), None
+        travelling, spare = Travelling(self, axis, accumulators), None
 
         def owner(step: int) -> int:
             return self.transport.mesh.line(axis.name)[self.visiting(axis, step)]
@@ -198,7 +199,7 @@ class Executor(OneRank[Tensor]):
             reused = blocks if 0 < step < axis.size - 2 else ()  # the first are the caller's, the last but one the last
             if following is not None:
                 blocks, spare = following.finish(), reused or None
-            self.ended("ring step", (), reused)
+            self.ended("ring step", (), (*reused, *travelling.spare))
 
 
 class Travelling:
@@ -207,11 +208,11 @@ class Travelling:
     What has been sent is the memory that is received in next.
     """
 
-    def __init__(self, transport: Transport, axis: Axis, accumulators: tuple[Tensor, ...]) -> None:
-        self._transport, self._axis, self._at_hand = transport, axis, accumulators
+    def __init__(self, ops: Executor, axis: Axis, accumulators: tuple[Tensor, ...]) -> None:
+        self._ops, self._axis, self._at_hand = ops, axis, accumulators
         self._moving: Pending | None = None
         self._leaving: tuple[Tensor, ...] = ()
-        self._spare: tuple[Tensor, ...] | None = None
+        self.spare: tuple[Tensor, ...] = ()
 
     def arrive(self) -> tuple[Tensor, ...]:
         if self._moving is not None:
@@ -224,18 +225,20 @@ class Travelling:
     def home(self) -> tuple[Tensor, ...]:
         self.shift("accumulators coming home from the ring")
         self.settle()
+        self._ops.ended("home", ())
         return self._at_hand
 
     def shift(self, what: str) -> None:
         """Send on what is at hand; at hand is then, once it has arrived, what the previous rank sends."""
         if self._at_hand:
             self._leaving = self._at_hand
-            self._moving = self._transport.shift(self._axis, self._leaving, what, self._spare)
-            self._at_hand = self._moving.received
+            self._moving = self._ops.transport.shift(self._axis, self._leaving, what, self.spare or None)
+            self._at_hand, self.spare = self._moving.received, ()
+            self._ops.ended("RingShift", self._at_hand)
 
     def settle(self) -> None:
         """Wait for everything that is on its way, also if the step's body never asked for it."""
         if self._moving is not None:
             self._moving.finish()
             self._moving = None
-            self._spare = self._leaving if all(x.is_contiguous() for x in self._leaving) else None
+            self.spare = self._leaving if all(x.is_contiguous() for x in self._leaving) else ()

@@ -25,6 +25,7 @@ class _Event:
     what: str
     used: tuple[Tensor, ...]
     made: tuple[Tensor, ...]
+    backward: tuple[Step, ...] | None = None
 
 
 class Rehearsal(OneRank[Tensor], Tracer):
@@ -48,19 +49,21 @@ class Rehearsal(OneRank[Tensor], Tracer):
         The first tensors, by their numbers, are the given activations; parameters, tables and caches have none, and the
         result is never dead. A view is a tensor of its own: where the run has to copy, it is free of what it views.
         """
-        result = method(self, given)
+        return self._steps(given, [method(self, given)])
+
+    def _steps(self, given: Sequence[Tensor], results: Sequence[Tensor | None]) -> tuple[Step, ...]:
         numbers: dict[Tensor, int] = {}
         for x in (*given, *(x for event in self.events for x in event.made)):
             if x.storage.kind == "activation":
                 numbers.setdefault(x, len(numbers))
         last = {x: place for place, event in enumerate(self.events) for x in (*event.used, *event.made)}
-        last.pop(result, None)
+        last = {x: place for x, place in last.items() if x not in results}
         dead: dict[int, list[int]] = defaultdict(list)
         for x, place in last.items():
             if x in numbers:
                 dead[place].append(numbers[x])
         return tuple(
-            Step(event.what, tuple(numbers.get(x) for x in event.made), tuple(dead[place]))
+            Step(event.what, tuple(numbers.get(x) for x in event.made), tuple(dead[place]), event.backward)
             for place, event in enumerate(self.events)
         )
 
@@ -79,20 +82,35 @@ class Rehearsal(OneRank[Tensor], Tracer):
         with self._taping(None):
             result, saved = forward(self, *inputs)
         if recording:
-            self.events.append(_Event("saved", saved, ()))
+            results = result if isinstance(result, tuple) else (result,)
+            self.events.append(_Event("saved", saved, (), self._backward(backward, saved, results)))
         return result
+
+    def _backward(
+        self, backward: Callable[..., Any], saved: tuple[Tensor, ...], results: tuple[Tensor, ...]
+    ) -> tuple[Step, ...] | None:
+        """What a backward pass does with what was saved; ``None`` where it gives functions that may not be called."""
+        ops, gradients = Rehearsal(self.widths, recording=False), [Tensor.new(x.shape, x.width) for x in results]
+        found = backward(ops, saved, *gradients)
+        return None if any(map(callable, found)) else ops._steps((*saved, *gradients), found)
+
+    def pull_back(
+        self, method: Callable[..., Any], inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        found = tuple(Tensor.new(x.shape, x.width) for x in inputs)
+        self.events.append(_Event("pull back", (*inputs, *gradients), found))
+        return found
 
     def rotate(
         self, axis: Axis, blocks: tuple[Tensor, ...], accumulators: tuple[Tensor, ...] = ()
     ) -> Iterator[tuple[Any, tuple[Tensor, ...], Any]]:
-        # Accumulators travel in backward passes only, which are not rehearsed.
-        travelling = Travelling(self, axis, accumulators)
+        travelling = _Travelling(self, axis, accumulators)
         for step in range(int(axis.size)):
             following = self.apply(RingShift(axis), *blocks) if step < axis.size - 1 else ()
             if step > 0:
                 travelling.shift()
             yield step, blocks, travelling
-            self.events.append(_Event("ring step", (*blocks, *following), ()))
+            self.events.append(_Event("ring step", (*blocks, *following, *travelling.leaving), ()))
             blocks = following
 
     def hand_over(
@@ -101,6 +119,23 @@ class Rehearsal(OneRank[Tensor], Tracer):
         received = tuple(Tensor.new(x.shape, x.width) for x in like)
         self.events.append(_Event(what, (*like, *sent), received))
         return received
+
+
+class _Travelling(Travelling):
+    """Accumulators on their way, with those that are being sent: their memory is there until they have gone."""
+
+    def __init__(self, ops: Rehearsal, axis: Axis, accumulators: tuple[Tensor, ...]) -> None:
+        super().__init__(ops, axis, accumulators)
+        self.events, self.leaving = ops.events, tuple[Tensor, ...]()
+
+    def shift(self) -> None:
+        self.leaving = self._at_hand
+        super().shift()
+
+    def home(self) -> tuple[Tensor, ...]:
+        found = super().home()
+        self.events.append(_Event("home", self.leaving, ()))
+        return found
 
 
 def rehearsed(

@@ -23,11 +23,13 @@ class Step:
 
     Attributes:
         what: the operation, by its name.
+        backward: where it keeps tensors for a backward pass of its own, what that does; ``None`` if it is not known.
     """
 
     what: str
     made: tuple[int | None, ...]
     dead: tuple[int, ...]
+    backward: tuple[Step, ...] | None = None
 
 
 class Releasing:
@@ -49,6 +51,11 @@ class Releasing:
     def keep(self, tensors: Iterable[torch.Tensor]) -> None:
         """Never free what these are in: autograd reads it, or the caller has it."""
         self._lasting.update(x.untyped_storage().data_ptr() for x in tensors)
+
+    @property
+    def backward(self) -> tuple[Step, ...] | None:
+        """What the backward pass does for which the next operation keeps tensors."""
+        return self._steps[self._place].backward if self._place < len(self._steps) else None
 
     def ended(self, what: str, made: Sequence[torch.Tensor], reused: Sequence[torch.Tensor] = ()) -> list[Memory]:
         """An operation has ended: the memory that was freed.

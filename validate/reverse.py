@@ -22,15 +22,17 @@ from costmodel.program import operations
 from costmodel.tensor import Tensor as Traced
 from costmodel.trace import Tracer, Widths, trace
 from validate import kernels
+from validate.releasing import Releasing, Step
 
 if TYPE_CHECKING:
     from validate.executor import Executor
 
 
-def _save(ctx: Any, ops: Executor, *tensors: Tensor) -> None:
-    if any(ctx.needs_input_grad):
-        ops.saves(tensors)
+def _save(ctx: Any, ops: Executor, *tensors: Tensor) -> tuple[Step, ...] | None:
+    """Keep tensors for the backward pass: what this will do to memory, if that is known."""
+    steps = ops.saves(tensors) if any(ctx.needs_input_grad) else None
     ctx.save_for_backward(*tensors)
+    return steps
 
 
 class Recorded(torch.autograd.Function):
@@ -73,7 +75,7 @@ class Stated(torch.autograd.Function):
     ) -> Any:
         result, saved = forward(ops, *inputs)
         ctx.ops, ctx.own_backward, ctx.wanted = ops, backward, tuple(ctx.needs_input_grad[3:])
-        _save(ctx, ops, *saved)
+        ctx.steps = _save(ctx, ops, *saved)
         ctx.set_materialize_grads(False)
         return result
 
@@ -82,7 +84,13 @@ class Stated(torch.autograd.Function):
         if all(g is None for g in gradients):
             return None, None, None, *(None for _ in ctx.wanted)
         saved = tuple(x.detach() for x in ctx.saved_tensors)  # results among them would be differentiated again
-        found = ctx.own_backward(ctx.ops, saved, *gradients)
+        given = [*saved, *(g for g in gradients if g is not None)]
+        known = ctx.steps is not None and len(given) == len(saved) + len(gradients)
+        releasing = Releasing(ctx.steps, ()) if known else None
+        if releasing is not None:
+            releasing.keep(given)
+        with ctx.ops.releasing(releasing):
+            found = ctx.own_backward(ctx.ops, saved, *gradients)
         return None, None, None, *asked_for(found, ctx.wanted)
 
 

@@ -132,14 +132,12 @@ def usual(name: str, phase: Phase) -> Case:
     return Case(layer, whole, {}, length, 2, causal, mixer.kernels[0], phase, "fp32")
 
 
-#: Of live over predicted memory, trained, where it is not 1: variables of a backward pass hold on to what it does not
-#: read any more, and reshaping heads that are apart in memory makes a copy of them where the formula has a view.
+#: Of live over predicted memory, trained, where it is not 1: reshaping heads that are apart in memory makes a copy of
+#: them where the formula has a view.
 TRAINED = {
-    "bigbird": (1.0, 1.15),
-    "longformer": (1.0, 1.08),
-    "longnet": (1.0, 1.24),
-    "nsa": (1.0, 1.11),
-    "reformer": (1.0, 1.09),
+    "bigbird": (1.0, 1.07),
+    "longnet": (1.0, 1.15),
+    "nsa": (1.0, 1.02),
     "sparse-strided": (1.0, 1.06),
     "mamba3": (1.0, 1.001),
 }
@@ -167,14 +165,26 @@ def test_every_mixer_holds_what_the_formula_says_to_the_byte(name: str) -> None:
     assert found.allocated >= found.live
 
 
+#: The same for strategies on four ranks, trained.
+SPREAD = {
+    "double-ring": 1.08,
+    "pattern-exchange": 1.11,
+    "state-gather": 1.07,
+    "state-pipeline": 1.12,
+    "state-relay": 1.12,
+    "state-serial": 1.13,
+    "state-tree": 1.12,
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("phase", ["forward", "train"])
 @pytest.mark.parametrize(("strategy", "mesh"), [(name, mesh) for name in SMALL for mesh in meshes(name, 4)])
 def test_every_strategy_holds_what_the_formula_says_to_the_byte(
-    pool: RankPool, strategy: str, mesh: dict[str, int]
+    pool: RankPool, strategy: str, mesh: dict[str, int], phase: str
 ) -> None:
-    """Forward, or decoding; of the rank that has most, as above."""
-    case = small_case(strategy, mesh, phase="forward", dtype="fp32")
+    """Of the rank that has most, as above; two strategies decode, and two do not train."""
+    case = small_case(strategy, mesh, phase=phase, dtype="fp32")
     known, found = expected(case), pool.run(held, case, ranks=case.ranks)
-    told = [known.peak(rank) for rank in range(case.ranks)]
-    assert max(each.live for each in found) == max(told)
-    assert all(each.live <= own for each, own in zip(found, told, strict=True))
+    told, live = max(known.peak(rank) for rank in range(case.ranks)), max(each.live for each in found)
+    assert told <= live <= told * (SPREAD.get(strategy, 1) if case.phase == "train" else 1)
