@@ -23,7 +23,7 @@ from calibrate.method import WallClock
 from calibrate.store import Contents, Store
 from costmodel.errors import InputError
 from validate.allocations import keep_memory
-from validate.launch import Device, RankError, RankPool
+from validate.launch import Device, Rank, RankError, RankPool
 
 DTYPES = ("fp32", "bf16")
 
@@ -98,10 +98,9 @@ def _stages(session: Session, bench: Bench, device: Device) -> list[Stage]:
     if device == "cuda":
         found.append(Stage(COPIES, partial(session.copies, bench)))
     if ranks >= RANKS:
-        found.append(Stage(COLLECTIVES + OVERLAPS, _on_ranks(ranks, device, partial(_messages, session))))
+        found.append(Stage(COLLECTIVES + OVERLAPS, partial(_on_ranks, session, RankPool(ranks, device), _messages)))
     if paired >= PAIRED:
-        several = _on_ranks(paired, device, lambda pool, part, end: session.collectives(Pairs(pool), part, end))
-        found.append(Stage(SEVERAL, several))
+        found.append(Stage(SEVERAL, partial(_on_ranks, session, RankPool(paired, device), _several)))
     return found
 
 
@@ -112,19 +111,29 @@ def _messages(session: Session, pool: RankPool, part: float, end: float) -> None
     session.overlaps(ranks, OVERLAPS, end)
 
 
+def _several(session: Session, pool: RankPool, part: float, end: float) -> None:
+    session.collectives(Pairs(pool), part, end)
+
+
 def _on_ranks(
-    count: int, device: Device, measure: Callable[[RankPool, float, float], None]
-) -> Callable[[float, float], None]:
-    """With so many ranks; what is measured until one fails is kept."""
+    session: Session,
+    ranks: RankPool,
+    measure: Callable[[Session, RankPool, float, float], None],
+    part: float,
+    end: float,
+) -> None:
+    """Measure on ranks, whose start is not in the part of the time; what is measured until one fails is kept."""
+    try:
+        with ranks as pool:
+            before = session.spent_s
+            pool.run(_ready)
+            measure(session, pool, part, end + (session.spent_s - before) / session.budget_s)
+    except RankError as error:
+        click.echo(f"Collectives were not all measured: {str(error).splitlines()[0]}", err=True)
 
-    def run(part: float, end: float) -> None:
-        try:
-            with RankPool(count, device) as pool:
-                measure(pool, part, end)
-        except RankError as error:
-            click.echo(f"Collectives were not all measured: {str(error).splitlines()[0]}", err=True)
 
-    return run
+def _ready(rank: Rank) -> None:
+    """What a rank does that has just been started."""
 
 
 def _bar() -> Progress:
