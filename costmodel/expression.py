@@ -120,8 +120,13 @@ class Expression:
     def __mul__(self, other: Any) -> Expression:
         if isinstance(other, int) and other:
             return Expression({monomial: coefficient * other for monomial, coefficient in self.terms.items()})
+        factors = _terms(other)
+        if len(factors) == 1:
+            return Expression(_scaled(self.terms, factors))
+        if len(self.terms) == 1:
+            return Expression(_scaled(factors, self.terms))
         terms: dict[Monomial, Number] = {}
-        for right, factor in _terms(other).items():
+        for right, factor in factors.items():
             for left, coefficient in self.terms.items():
                 monomial = _times(left, right)
                 total = terms.get(monomial, 0) + coefficient * factor
@@ -182,8 +187,8 @@ class Expression:
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Expression):
-            return self.terms == other.terms
-        return isinstance(other, int | float | Fraction) and self.terms == lift(other).terms
+            return self is other or self.terms == other.terms
+        return isinstance(other, (int, float, Fraction)) and self.terms == _terms(other)
 
     def __hash__(self) -> int:
         if self._hash is None:
@@ -350,6 +355,15 @@ def _times(left: Monomial, right: Monomial) -> Monomial:
     return found
 
 
+def _scaled(terms: dict[Monomial, Number], by: dict[Monomial, Number]) -> dict[Monomial, Number]:
+    """Products with a single term: as many, as no two of them are of one monomial."""
+    ((right, factor),) = by.items()
+    return {
+        _times(left, right): number if type(number := coefficient * factor) is int else _whole(number)
+        for left, coefficient in terms.items()
+    }
+
+
 def _terms(value: Any) -> dict[Monomial, Number]:
     """The terms of an expression or a number."""
     if isinstance(value, Expression):
@@ -361,7 +375,7 @@ def _terms(value: Any) -> dict[Monomial, Number]:
 def _exact(value: Any) -> Number:
     if isinstance(value, int):
         return value
-    if isinstance(value, float | Fraction):
+    if isinstance(value, (float, Fraction)):
         return _whole(Fraction(value))
     raise TypeError(f"{value!r} is no dimension")
 
