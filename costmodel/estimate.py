@@ -16,7 +16,7 @@ from costmodel.evaluation import Evaluator, Group
 from costmodel.hardware.cluster import Cluster
 from costmodel.mixer import Mixer
 from costmodel.ops.primitive import Reading
-from costmodel.plan import Ranking
+from costmodel.plan import Ranking, evaluator_for
 from costmodel.rates import usable_memory
 from costmodel.strategy import Strategy, strategies
 from costmodel.subject import Layer, Subject
@@ -109,8 +109,13 @@ def _check_carry(mixer: Mixer, strategy: Strategy, causal: bool) -> None:
         raise InputError("--strategy", strategy.name, rule, f"strategies that do: {', '.join(known)}")
 
 
-def estimate(subject: Subject, workload: Workload, cluster: Cluster, chosen: Chosen) -> Ranking:
+def estimate(
+    subject: Subject, workload: Workload, cluster: Cluster, chosen: Chosen, beside: Ranking | None = None
+) -> Ranking:
     """A ranking of the one plan.
+
+    Args:
+        beside: as for ``rank``.
 
     Raises:
         InputError: where the plan is not valid, with the reason and the nearest numbers of devices for which its
@@ -130,7 +135,8 @@ def estimate(subject: Subject, workload: Workload, cluster: Cluster, chosen: Cho
         near = _nearest_devices(layers, workload, cluster.devices)
         remedy = f"it is valid on {' and '.join(map(str, near))} devices" if near else None
         raise InputError("--strategy", ",".join(chosen.strategies), "; ".join(dict.fromkeys(reasons)), remedy)
-    group = Group(Evaluator(subject, workload, cluster), Arrangement(ways), _choice(one, workload, chosen))
+    evaluator = evaluator_for(subject, workload, cluster, beside)
+    group = Group(evaluator, Arrangement(ways), _choice(one, workload, chosen))
     costs = group.costs()
     return Ranking(subject, workload, cluster, (group,), {}, usable_memory(cluster), (costs,))
 

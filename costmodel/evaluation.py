@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -22,11 +21,11 @@ from costmodel.expression import lift, total
 from costmodel.hardware.cluster import Cluster
 from costmodel.hardware.quantity import Quantity
 from costmodel.masks import Tile
-from costmodel.moved_rates import moved_rates
+from costmodel.moved_rates import known_rates, moved_rates
 from costmodel.ops.primitive import Reading
 from costmodel.piece import Piece, Pieces
 from costmodel.program import Wire
-from costmodel.rates import Rates, absent, is_link_rate, is_scalar, strides
+from costmodel.rates import absent, axis_of, is_link_rate, is_scalar, strides
 from costmodel.step import MEMORY, Costs, Parts, Step, update_costs
 from costmodel.subject import Subject
 from costmodel.symbols import symbol
@@ -81,14 +80,20 @@ class Evaluator:
         self.train = workload.phase == "train"
         self.replicas = Replicas(symbol("P_d") * symbol("P_c") * symbol("P_u"), symbol("P_d"), self.widths)
         self.tape = Tape(is_scalar, lambda name: bool(absent(cluster.profile, [name])))
-        self._layers: dict[tuple[int, Way], Formulas] = {}
-        self._ends: dict[tuple[tuple[str, ...], bool, bool], list[Formulas]] = {}
+        self._pieces: dict[tuple[Workload, int, Way], Piece] = {}
+        self._layers: dict[tuple[Workload, int, Way], Formulas] = {}
+        self._ends: dict[tuple[Workload, tuple[str, ...], bool, bool], list[Formulas]] = {}
 
     def at(self, workload: Workload) -> Evaluator:
-        """The same for another length; what is traced and compiled serves both."""
-        other = copy(self)
-        other.workload = workload
+        """The same for another workload: what both have in common is traced and compiled once."""
+        other = Evaluator(self.subject, workload, self.cluster)
+        other.tape, other._pieces, other._layers, other._ends = self.tape, self._pieces, self._layers, self._ends
         return other
+
+    @cached_property
+    def _read(self) -> Workload:
+        """The workload as far as formulas depend on it: documents have their places, other sequences any length."""
+        return self.workload if self.workload.documents else replace(self.workload, length=1, batch=1)
 
     @cached_property
     def tile(self) -> Tile:
@@ -105,20 +110,29 @@ class Evaluator:
 
     def layer(self, number: int, way: Way) -> Formulas:
         """One kind of layer, by its place in the subject."""
-        if (number, way) not in self._layers:
-            self._layers[number, way] = self._formulas(self._pieces(way).layer(self.subject.layers[number], way))
-        return self._layers[number, way]
+        key = self._read, number, way
+        if key not in self._layers:
+            self._layers[key] = self._formulas(self._layer(number, way))
+        return self._layers[key]
+
+    def _layer(self, number: int, way: Way) -> Piece:
+        """Read once for a forward pass and training."""
+        both = self.workload.phase in ("forward", "train")
+        key = replace(self._read, phase="forward", whole_logits=False) if both else self._read, number, way
+        if key not in self._pieces:
+            self._pieces[key] = self._reader(way).layer(self.subject.layers[number], way)
+        return self._pieces[key].of(self.train)
 
     def ends(self, arrangement: Arrangement) -> list[Formulas]:
         """Embedding and output head, where there are any."""
         way = arrangement.ways[0]
-        key = way.strategy.axes, way.tensor, way.strategy.deals
+        key = self._read, way.strategy.axes, way.tensor, way.strategy.deals
         if key not in self._ends:
-            found = self._pieces(way).ends(way) if self.subject.vocabulary else ()
+            found = self._reader(way).ends(way) if self.subject.vocabulary else ()
             self._ends[key] = [self._formulas(piece) for piece in found]
         return self._ends[key]
 
-    def _pieces(self, way: Way) -> Pieces:
+    def _reader(self, way: Way) -> Pieces:
         ops = Tracer(self.widths, self.tile, fuses=self.cluster.profile.device.fuses)
         return Pieces(self.subject, self.workload, way.strategy.axes, way.tensor, ops)
 
@@ -134,12 +148,9 @@ class Evaluator:
         found |= {f"rank_{AXES[name][-1]}": size - 1 for name, size in mesh.sizes.items()}
         workload = self.workload
         found |= {"B": float(workload.batch), "T": float(workload.cached)}
-        return found | self.rates(mesh, symbols, self.cluster)
-
-    def rates(self, mesh: Meshes, symbols: frozenset[str], cluster: Cluster) -> dict[str, Value]:
-        """Values of the hardware's rates among some symbols."""
-        rates = Rates(cluster, self.workload.dtype)
-        return rates.device(symbols) | rates.links(symbols, *spans(mesh))
+        rates = known_rates(self.cluster, workload.dtype)
+        found |= {name: rates.device(name) for name in symbols if is_scalar(name)}
+        return found | rates.links(symbols, spans(mesh))
 
     @cached_property
     def uncertainty(self) -> Uncertainty:
@@ -159,7 +170,7 @@ class Evaluator:
         (sizes, strides), moved = spans(mesh), moved_rates(self.cluster, self.workload.dtype)
         found = {name: moved.device(name) for name in symbols if is_scalar(name)}
         for name in filter(is_link_rate, symbols):
-            axis = name.split(":")[1]
+            axis = axis_of(name)
             found[name] = moved.link(name, int(sizes[axis][0]), int(strides[axis][0]))
         return found
 

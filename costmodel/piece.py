@@ -7,8 +7,8 @@ are symbols, so that one trace serves every candidate.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 from costmodel.arrangement import AXES, Way
 from costmodel.block import Share
@@ -25,7 +25,7 @@ from costmodel.subject import Layer, Subject
 from costmodel.symbols import symbol
 from costmodel.tensor import Tensor
 from costmodel.timing import PARTS, Times, times
-from costmodel.trace import Tracer, trace
+from costmodel.trace import Traced, Tracer
 from costmodel.workload import Workload
 
 #: Tokens whose logits are held at a time in training, unless those of all are.
@@ -37,6 +37,7 @@ class Piece:
     """A program that a step runs.
 
     Attributes:
+        read: what the program is of, with or without a backward pass.
         count: how often the step runs it.
         parameters: weights of one run, on one rank.
         rows: those of them with a row for each token that are cut like the sequence.
@@ -46,12 +47,17 @@ class Piece:
     """
 
     name: str
+    read: Traced
     program: Program
     count: Dim
     parameters: Dim
     sets: Dim
     cache: Dim = 0
     rows: Dim = 0
+
+    def of(self, train: bool) -> Piece:
+        """The same with or without a backward pass."""
+        return replace(self, program=self.read.program(train))
 
     @cached_property
     def held(self) -> Memory:
@@ -71,11 +77,17 @@ class Piece:
 
     def times(self, replicas: Replicas | None) -> dict[str, Dim]:
         """Formulas of seconds, by name; with ``replicas``, also of exchanging its weights."""
-        found = named("forward", times(self.program.forward)) | named("backward", times(self.program.backward))
+        found = named("forward", _forward_seconds(self.read)) | named("backward", times(self.program.backward))
         if replicas is not None:
             for name in ("gather", "reduce", "scatter"):
                 found |= named(name, times(getattr(replicas, name)(self.parameters, self.rows)))
         return found
+
+
+@lru_cache(maxsize=128)
+def _forward_seconds(read: Traced) -> Times:
+    """Found once for inference and training, which have it in common."""
+    return times(read.forward.forward)
 
 
 def named(name: str, seconds: Times) -> dict[str, Dim]:
@@ -154,12 +166,11 @@ class Pieces:
         width = self.ops.width
         earlier = kept if self.decode or self.workload.cached else ()
         cache = tuple(Tensor.new((self.batch, *k.shape), width(k.precision), "cache") for k in earlier)
-        program = trace(
+        read = Traced(
             self.ops,
             lambda ops, x, *given: block(ops, x, (table, table), cache, given[-1], given[:-1]),
             [self.new(self.sequences(way.strategy), self.shard, self.subject.width), *self._memory(layer, way, sizes)],
             weights,
-            train=self.train,
         )
         parameters = sum((w.elements for w in weights.values()), 0)
         sets: Dim = layer.count
@@ -173,7 +184,7 @@ class Pieces:
             held = sum((product(k.shape) * each for k, each in zip(kept, widths, strict=True)), 0)
             stored = held * self.batch * layer.count
         rows = self._rows(layer, way, block.weights())
-        return Piece(layer.mixer.name, program, layer.count, parameters, sets, stored, rows)
+        return Piece(layer.mixer.name, read, read.program(self.train), layer.count, parameters, sets, stored, rows)
 
     def _rows(self, layer: Layer, way: Way, weights: Mapping[str, Shape]) -> Dim:
         """Elements of the weights that are cut like the sequence."""
@@ -208,17 +219,18 @@ class Pieces:
             "head": self.new(width, vocabulary, kind="parameter"),
         }
         tokens = (sequences, self.tokens)
-        found = trace(self.ops, lambda ops, w: _embedded(ops, table, tokens, axis, self.train), [], {})
-        yield Piece("embedding", found, 1, table.elements, 1)
+        found = Traced(self.ops, lambda ops, w: _embedded(ops, table, tokens, axis, self.train), [], {})
+        yield Piece("embedding", found, found.forward, 1, table.elements, 1)
         if self.train:
             whole = self.workload.whole_logits
             chunk = self.new(self.batch, self.shard if whole else LOSS_CHUNK / self.cut, width)
-            last = trace(self.ops, lambda ops, x, w: loss(ops, x, w, axis, whole), [chunk], weights, train=True)
+            last = Traced(self.ops, lambda ops, x, w: loss(ops, x, w, axis, whole), [chunk], weights)
             count = 1 if whole else self.tokens / LOSS_CHUNK
         else:
-            last = trace(self.ops, logits, [self.new(sequences, 1, width)], weights)
+            last = Traced(self.ops, logits, [self.new(sequences, 1, width)], weights)
             count = 1
-        yield Piece("head", last, count, width + (0 if self.subject.tied else weights["head"].elements), 1)
+        parameters = width + (0 if self.subject.tied else weights["head"].elements)
+        yield Piece("head", last, last.program(self.train), count, parameters, 1)
 
 
 def _embedded(ops: Tracer, table: Tensor, tokens: tuple[Dim, ...], axis: Axis | None, train: bool) -> Tensor:

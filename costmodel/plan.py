@@ -236,18 +236,25 @@ class Ranking:
         return most, candidate
 
 
+def evaluator_for(subject: Subject, workload: Workload, cluster: Cluster, beside: Ranking | None) -> Evaluator:
+    """That of a workload; one that has been used beside it has traced what they have in common."""
+    return beside.groups[0].evaluator.at(workload) if beside else Evaluator(subject, workload, cluster)
+
+
 def rank(
     subject: Subject,
     workload: Workload,
     cluster: Cluster,
     kernels: tuple[str, ...] | None = None,
     among: Meshes | None = None,
+    beside: Ranking | None = None,
 ) -> Ranking:
     """Time every plan of a workload on a cluster.
 
     Args:
         kernels: implementations of mixers to choose from; all unless given.
         among: the meshes to choose from; every mesh of all devices unless given.
+        beside: a ranking of the same subject on the same cluster, what is traced for which serves both.
 
     Raises:
         InputError: for a mixer that is not defined under the workload's mask.
@@ -255,7 +262,7 @@ def rank(
     for layer in subject.layers:
         layer.check_mask(workload.causal)
     every = meshes(cluster.devices) if among is None else among
-    evaluator = Evaluator(subject, workload, cluster)
+    evaluator = evaluator_for(subject, workload, cluster, beside)
     refused: dict[Way, list[str]] = {}
     groups = tuple(
         Group(evaluator, arrangement, Choices.of(mesh, workload.phase == "train"))

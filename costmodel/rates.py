@@ -61,6 +61,17 @@ def is_link_rate(symbol: str) -> bool:
     return symbol.split(":", maxsplit=1)[0] in LINKS
 
 
+def axis_of(symbol: str) -> str:
+    """The axis of a link's rate."""
+    return symbol.split(":")[1]
+
+
+def of_any_axis(symbol: str) -> str:
+    """A link's rate without its axis."""
+    kind, _, *collective = symbol.split(":")
+    return ":".join((kind, "", *collective))
+
+
 class Rates:
     """Looks up rates of a cluster.
 
@@ -131,6 +142,12 @@ def _kernel(device: Device, where: str) -> Kernel:
     """Numbers of a kernel by ``family:name``, or by its family alone."""
     family, _, name = where.partition(":")
     return device.kernel(family, name)
+
+
+def kernels_of(device: Device, symbol: str) -> tuple[Kernel, ...]:
+    """The kernels whose numbers a rate of the device may depend on."""
+    where = symbol.partition(":")[2]
+    return (_kernel(device, where), device.kernels.elementwise) if where else ()
 
 
 def _device_rate(device: Device, dtype: str, symbol: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from costmodel.dims import Dim, Shape, same
@@ -389,6 +390,57 @@ def _tuple(value: Any) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+class Traced:
+    """A method read forward, and what its backward pass is found from.
+
+    The arguments are those of ``trace``.
+    """
+
+    def __init__(
+        self,
+        ops: Tracer,
+        method: Callable[..., Any],
+        activations: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        recompute: bool = False,
+    ) -> None:
+        self._ops, self._method, self._recompute = ops, method, recompute
+        self._activations, self._parameters = activations, parameters
+        with ops._capture() as forward, ops._taping(None if recompute else []) as self._tape:
+            self._outputs = _tuple(self._run())
+        self._forward = Seq(forward)
+
+    def _run(self, *_: Tensor) -> Any:
+        return self._method(self._ops, *self._activations, self._parameters)
+
+    def program(self, train: bool) -> Program:
+        """``both`` or ``forward``."""
+        return self.both if train else self.forward
+
+    @cached_property
+    def forward(self) -> Program:
+        """The program without a backward pass."""
+        return Program(self._forward, Seq(), tuple(self._activations), self._outputs)
+
+    @cached_property
+    def both(self) -> Program:
+        """The program to the gradients of activations and parameters."""
+        ops = self._ops
+        given = (*self._activations, *self._parameters.values())
+        wanted = [x for x in given if x.storage.kind in ("activation", "parameter")]
+        seeds = [Tensor.new(y.shape, y.width) for y in self._outputs]
+        with ops._capture() as backward:
+            if self._recompute:
+                gradients = ops.differentiate(self._run, self._activations, seeds, wanted)
+            else:
+                gradients = ops.reverse(self._tape, dict(zip(self._outputs, seeds, strict=True)), wanted)
+        for x, gradient in zip(wanted, gradients, strict=True):
+            if x.storage.kind == "parameter":
+                gradient.storage.kind = "gradient"
+        kept = tuple(g for g in gradients if g.storage.kind == "activation")
+        return Program(self._forward, Seq(backward), tuple(self._activations), kept)
+
+
 def trace(
     ops: Tracer,
     method: Callable[..., Any],
@@ -403,23 +455,4 @@ def trace(
         train: with the backward pass, to the gradients of activations and parameters.
         recompute: save only the activations, and run the forward pass again before the backward.
     """
-
-    def run(*_: Tensor) -> Any:
-        return method(ops, *activations, parameters)
-
-    with ops._capture() as forward, ops._taping([] if train and not recompute else None) as tape:
-        outputs = _tuple(run())
-    if not train:
-        return Program(Seq(forward), Seq(), tuple(activations), outputs)
-    wanted = [x for x in (*activations, *parameters.values()) if x.storage.kind in ("activation", "parameter")]
-    seeds = [Tensor.new(y.shape, y.width) for y in outputs]
-    with ops._capture() as backward:
-        if recompute:
-            gradients = ops.differentiate(run, activations, seeds, wanted)
-        else:
-            gradients = ops.reverse(tape, dict(zip(outputs, seeds, strict=True)), wanted)
-    for x, gradient in zip(wanted, gradients, strict=True):
-        if x.storage.kind == "parameter":
-            gradient.storage.kind = "gradient"
-    kept = tuple(g for g in gradients if g.storage.kind == "activation")
-    return Program(Seq(forward), Seq(backward), tuple(activations), kept)
+    return Traced(ops, method, activations, parameters, recompute).program(train)

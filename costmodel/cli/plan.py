@@ -48,7 +48,9 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     question, cluster = Question.read(options), parse_cluster(options["cluster"])
     length, top = parse_count(options["seq"], "--seq"), parse_count(options["top"], "--top")
     workloads = [question.workload(length, phase) for phase in dict.fromkeys(options["passes"])]
-    answers = [Answer.find(question.subject, workload, cluster, top) for workload in workloads]
+    answers: list[Answer] = []
+    for workload in workloads:
+        answers.append(Answer.find(question.subject, workload, cluster, top, answers[0] if answers else None))
     if options["as_json"]:
         click.echo(answers_as_json(answers))
     else:

@@ -68,21 +68,23 @@ def predict(ctx: click.Context, /, **options: Any) -> None:
         said = ", ".join(f"--{name.replace('_', '-')}" for name in chosen)
         raise InputError("--all", said, "these are of one plan", "leave them out, or name its --strategy")
     workloads = [question.workload(length, options["phase"]) for length in parse_counts(options["seq"], "--seq")]
-    rankings = [_ranking(question, workload, cluster, options) for workload in workloads]
+    rankings: list[Any] = []
+    for workload in workloads:
+        rankings.append(_ranking(question, workload, cluster, options, rankings[0] if rankings else None))
     if options["as_json"]:
         click.echo(predictions_as_json(rankings))
     else:
         print_predictions(rankings, question.model)
 
 
-def _ranking(question: Question, workload: Any, cluster: Any, options: dict[str, Any]) -> Any:
+def _ranking(question: Question, workload: Any, cluster: Any, options: dict[str, Any], beside: Any) -> Any:
     """The plans of one length."""
     from costmodel.estimate import Chosen, estimate, sharing_named
     from costmodel.plan import rank
     from costmodel.report.answer import no_valid_plan
 
     if options["every"]:
-        ranking = rank(question.subject, workload, cluster)
+        ranking = rank(question.subject, workload, cluster, beside=beside)
         if not len(ranking.places):
             raise no_valid_plan(ranking)
         return ranking
@@ -94,4 +96,4 @@ def _ranking(question: Question, workload: Any, cluster: Any, options: dict[str,
         sharing_named(options["sharing"]),
         options["context_inside"],
     )
-    return estimate(question.subject, workload, cluster, chosen)
+    return estimate(question.subject, workload, cluster, chosen, beside)

@@ -458,6 +458,7 @@ def _placed(noun: Any, tree: Any) -> Any:
     return msgspec.structs.replace(noun, **{key: _placed(getattr(noun, key), inside) for key, inside in tree.items()})
 
 
+@cache
 def _parts(path: str) -> list[str]:
     return re.findall(r"[^.\[\]]+", path)
 

@@ -34,14 +34,19 @@ class Answer:
     took: float
 
     @classmethod
-    def find(cls, subject: Subject, workload: Workload, cluster: Cluster, top: int) -> Answer:
+    def find(
+        cls, subject: Subject, workload: Workload, cluster: Cluster, top: int, beside: Answer | None = None
+    ) -> Answer:
         """Rank every plan.
+
+        Args:
+            beside: the answer for another workload of the subject on the cluster, what is traced for which serves both.
 
         Raises:
             InputError: when no plan is even valid.
         """
         start = time.perf_counter()
-        ranking = rank(subject, workload, cluster)
+        ranking = rank(subject, workload, cluster, beside=beside.ranking if beside else None)
         if not len(ranking.places):
             raise no_valid_plan(ranking)
         best = ranking.best(1)[0] if len(ranking.order) else None
