@@ -319,3 +319,13 @@ def test_a_step_takes_its_hosts_launches_unless_they_are_replayed(phase: Phase, 
     assert host.seconds == pytest.approx(launches * 1e-2)
     assert host.breakdown == device.breakdown
     assert words.busy("host") == "the host, which launches kernels"
+
+
+@pytest.mark.parametrize(("phase", "length"), [("train", 2**16), ("prefill", 2**16), ("forward", 2**18)])
+def test_a_ranking_beside_another_is_as_it_is_alone(phase: Phase, length: int) -> None:
+    subject, cluster = from_mixer("attention"), parse_cluster("4xh100")
+    first = rank(subject, Workload(2**16), cluster)
+    alone, beside = (rank(subject, Workload(length, phase=phase), cluster, beside=other) for other in (None, first))
+    assert beside.places.tolist() == alone.places.tolist()
+    for name in ("seconds", "communication", *MEMORY):
+        assert beside.column(name).tolist() == alone.column(name).tolist()

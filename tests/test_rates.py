@@ -10,9 +10,10 @@ from msgspec import structs
 
 from costmodel.compiled import Compiled, Tape
 from costmodel.expression import symbol_named
-from costmodel.hardware import Cluster, Profile, Quantity, load_profile
+from costmodel.hardware import Cluster, Profile, Quantity, load_profile, parse_cluster
 from costmodel.hardware.profile import Kernel, Peaks, placed
 from costmodel.hardware.provenance import numbers
+from costmodel.moved_rates import KnownRates
 from costmodel.rates import Rates, absent
 
 
@@ -124,3 +125,14 @@ def test_rates_that_a_profile_does_not_have_are_left_out_of_formulas() -> None:
     compiled = Compiled({"y": formula}, Tape(zero=lambda name: name == "exposed:gemm"))
     assert compiled.symbols == {"x"}
     assert compiled({"x": np.array([2.0, 3.0])})["y"].tolist() == [5.0, 10.0]
+
+
+def test_rates_known_for_every_span_are_those_looked_up_for_one() -> None:
+    cluster = parse_cluster("16xh100")
+    sizes, strides = {"context": np.array([4.0, 8.0])}, {"context": np.array([4.0, 1.0])}
+    symbols = ["latency:context:all_gather", "seconds_per_byte:context:ring_shift", "start:context"]
+    found = KnownRates(cluster, "bf16").links(symbols, (sizes, strides))
+    for symbol, expected in Rates(cluster, "bf16").links(symbols, sizes, strides).items():
+        assert found[symbol].tolist() == np.asarray(expected).tolist()
+    with pytest.raises(ValueError, match="mesh of 16 devices"):
+        KnownRates(cluster, "bf16").links(symbols, ({"context": np.array([3.0])}, {"context": np.array([1.0])}))
