@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from costmodel.candidates import factorisations
 from costmodel.compiled import Array, Value
 from costmodel.hardware.cluster import Cluster
-from costmodel.rates import Rates, axis_of, is_link_rate, kernels_of, of_any_axis
+from costmodel.rates import Rates, axis_of, is_link_rate, of_any_axis
 from costmodel.uncertainty import Uncertainty
 
 
@@ -76,25 +76,17 @@ class MovedRates:
         return column
 
     def _device(self, symbol: str) -> Array:
-        kernels = kernels_of(self._moved[0][1].cluster.profile.device, symbol)
-
-        def concerned(key: str, rates: Rates) -> bool:
-            if not key.startswith(("device.kernels", "device.single")):
-                return key.startswith("device")
-            moved = kernels_of(rates.cluster.profile.device, symbol)
-            return any(a is not b for a, b in zip(moved, kernels, strict=True))
-
-        return self._each(concerned, lambda rates: rates.device([symbol])[symbol])
+        return self._each("device", lambda rates: rates.device([symbol])[symbol])
 
     def _at_every_span(self, symbol: str) -> Array:
         """A link's rate for every span, [profiles, spans]."""
         spans = {"": self._spans.sizes}, {"": self._spans.strides}
-        return self._each(lambda key, _: key.startswith("links"), lambda rates: rates.links([symbol], *spans)[symbol])
+        return self._each("links", lambda rates: rates.links([symbol], *spans)[symbol])
 
-    def _each(self, concerned: Callable[[str, Rates], bool], rate: Callable[[Rates], Value]) -> Array:
-        """A rate with each profile; as it is where the number that was moved does not concern it."""
+    def _each(self, part: str, rate: Callable[[Rates], Value]) -> Array:
+        """A rate that only numbers of that part of a profile have to do with."""
         plain = rate(self._moved[0][1])
-        return np.array([rate(rates) if concerned(key, rates) else plain for key, rates in self._moved])
+        return np.array([rate(rates) if key.startswith(part) else plain for key, rates in self._moved])
 
 
 @lru_cache(maxsize=8)

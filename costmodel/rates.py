@@ -144,12 +144,6 @@ def _kernel(device: Device, where: str) -> Kernel:
     return device.kernel(family, name)
 
 
-def kernels_of(device: Device, symbol: str) -> tuple[Kernel, ...]:
-    """The kernels whose numbers a rate of the device may depend on."""
-    where = symbol.partition(":")[2]
-    return (_kernel(device, where), device.kernels.elementwise) if where else ()
-
-
 def _device_rate(device: Device, dtype: str, symbol: str) -> float:
     kind, _, where = symbol.partition(":")
     if kind in ("cache", "filled"):
