@@ -118,7 +118,7 @@ class Evaluator:
     def _layer(self, number: int, way: Way) -> Piece:
         """Read once for a forward pass and training."""
         both = self.workload.phase in ("forward", "train")
-        key = replace(self._read, phase="forward", whole_logits=False) if both else self._read, number, way
+        key = replace(self._read, phase="train", whole_logits=False) if both else self._read, number, way
         if key not in self._pieces:
             self._pieces[key] = self._reader(way).layer(self.subject.layers[number], way)
         return self._pieces[key].of(self.train)

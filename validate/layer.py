@@ -38,7 +38,7 @@ class DistributedLayer(Spreading, nn.Module):
     Raises:
         InputError: when the mesh does not have the axes of the strategy, the layer has routed experts, or its weights
             depend on a length that is not given.
-        ValueError: when the tensor axis does not divide the heads.
+        ValueError: when the ranks of an axis do not divide the heads, or what else of the weights it cuts.
     """
 
     def __init__(self, layer: Layer, task: Task, ops: Executor) -> None:

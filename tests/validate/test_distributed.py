@@ -144,10 +144,10 @@ def careless(draw: st.DrawFn, name: str) -> Case:
 
 
 def exists(case: Case) -> bool:
-    """Whether there is such a layer for so many tokens at all, however it is spread."""
+    """Whether there is such a layer for so many tokens at all, with whole parts of its weights for each rank."""
     try:
         case.on(0)
-    except InputError:
+    except ValueError:
         return False
     return True
 

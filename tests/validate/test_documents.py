@@ -149,9 +149,10 @@ def combs(draw: st.DrawFn) -> Comb:
     number, column, period = draw(st.integers(0, 2 * columns - 1)), draw(st.integers(0, parts - 1)), parts * part
     own = column if number < columns else parts - 1 - column
     begin, end = number * period + own * part, number * period + (own + 1) * part
-    queries, limit = draw(
-        st.sampled_from([((begin, end), end), ((number * period, begin), number * period), ((end, end + part), end)])
-    )
+    choices = [((begin, end), end), ((number * period, begin), number * period)]
+    if own < parts - 1:
+        choices.append(((end, end + part), end))
+    queries, limit = draw(st.sampled_from(choices))
     middle = columns * period
     causal = queries == (begin, end)
     return Comb(queries, period, part, column, parts - 1 - column, middle, limit, 2 * middle, causal)
