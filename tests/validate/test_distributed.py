@@ -194,13 +194,13 @@ def test_under_torchrun(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_readme_under_torchrun(tmp_path: Path) -> None:
+def test_the_example_shown_under_torchrun(tmp_path: Path) -> None:
     """Of 2048 tokens of a rank, 2 heads of 64 entries of 4 bytes, keys and values go on once forward and once back.
 
     Their gradients go two ranks on, to be home; half of 655360 weights' gradients goes on twice to be summed; and an
     output of 512 entries for each token goes on once, to be shown.
     """
-    (tmp_path / "example.py").write_text(python_block("import torch"))
+    (tmp_path / "example.py").write_text(python_block("running.md", r"import torch\n"))
     keys_and_values = 2 * 2048 * 2 * 64 * 4
     sent = (1 + 1 + 2) * keys_and_values + 655360 * 4 + 2048 * 512 * 4
     told = f"torch.Size([1, 4096, 512]) {{'context': Traffic(bytes={sent}, messages={2 * 4 + 2 + 1})}}"
