@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from validate.allocations import allocating
+from validate.allocations import allocating, give_back_memory
 from validate.communication import Traffic
 from validate.job import Job
 from validate.launch import Rank
@@ -172,6 +172,7 @@ def _timed(prepared: Prepared) -> Step:
 def peak(rank: Rank, job: Job) -> int:
     """Bytes that the allocator handed out at most while the job ran, its input among them."""
     prepared = _prepared(rank, job)
+    give_back_memory()
     with allocating(prepared.layer.ops.device) as found:
         prepared.renew()
         prepared.passed()
