@@ -204,4 +204,5 @@ def test_the_example_shown_under_torchrun(tmp_path: Path) -> None:
     keys_and_values = 2 * 2048 * 2 * 64 * 4
     sent = (1 + 1 + 2) * keys_and_values + 655360 * 4 + 2048 * 512 * 4
     told = f"torch.Size([1, 4096, 512]) {{'context': Traffic(bytes={sent}, messages={2 * 4 + 2 + 1})}}"
-    assert under_torchrun(str(tmp_path / "example.py")).splitlines() == [told] * 2
+    printed = under_torchrun(str(tmp_path / "example.py"))  # by two processes, whose lines may run into each other
+    assert printed.replace("\n", "") == told * 2
