@@ -50,9 +50,10 @@ def dynamic_depthwise(primitive: DynamicDepthwise, ops: Runner, x: Tensor, taps:
 
 def _summed(ops: Runner, factors: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """The sum of products, taken one after the other: all of them never exist, and the first factors' layout stays."""
-    (x, y), *others = factors
+    products = iter(factors)
+    x, y = next(products)
     total = x.to(ops.dtypes["accumulate"]) * y
-    for one, other in others:
+    for one, other in products:
         total.addcmul_(one, other)
     return total.to(x.dtype)
 
